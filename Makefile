@@ -1,0 +1,34 @@
+# `make run` and `make test` set themselves up: Python 3.11 is all they need.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint bench
+
+run: $(VENV)/installed
+	HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 $(BIN)/python examples/held_out.py
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/installed-bench
+	$(BIN)/python benchmarks/bench_nll.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-dev.txt
+	touch $@
+
+$(VENV)/installed-bench: requirements-bench.txt $(VENV)/installed-dev
+	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-bench.txt
+	touch $@

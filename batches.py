@@ -1,0 +1,202 @@
+"""What a user passes -> sums of nll and weight for each sequence.
+
+Here the kinds and shapes of input are told apart and checked; `nll.py` does the arithmetic.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .nll import (
+    ROW_SUM_TOLERANCE,
+    TargetOutOfRangeError,
+    as_tensor,
+    check_types,
+    is_scored,
+    token_nll,
+)
+from .options import Options
+
+# Stands in for every target that is not scored: no vocabulary has it, and no user means it.
+UNSCORED = torch.iinfo(torch.int64).min
+
+
+@dataclass(frozen=True)
+class SequenceSums:
+    """Per sequence d of a batch: S_d = sum_t w_t nll_t in nats and W_d = sum_t w_t, float64."""
+
+    nll_sums: np.ndarray  # (batch,)
+    weight_sums: np.ndarray  # (batch,)
+    num_tokens: int  # scored tokens of the batch
+    nan_place: tuple[int, int] | None  # the first (sequence, position) whose nll is NaN
+
+
+def reduce_batch(predictions, references, sample_weight, options: Options) -> SequenceSums:
+    """Reduce the logits of a batch to sums, on the device that they are on.
+
+    Args:
+        predictions: (B, T, V) tensor or array, or B sequences of shape (T_i, V).
+        references: (B, T) integer ids, or B sequences of shape (T_i,).
+        sample_weight: None, (B,) or (B, T), or B sequences of shape (T_i,); finite, >= 0. With
+            `options.shift` a weight belongs to the reference of the same place.
+        options: what is scored, and how.
+
+    Raises:
+        TypeError, ValueError: input of the wrong type, shape or range, named.
+    """
+    parts = [
+        _reduce(first_sequence, *tensors, options)
+        for first_sequence, *tensors in _parts(predictions, references, sample_weight, options)
+    ]
+    nan_places = [part.nan_place for part in parts if part.nan_place is not None]
+    return SequenceSums(
+        nll_sums=np.concatenate([part.nll_sums for part in parts] or [np.zeros(0)]),
+        weight_sums=np.concatenate([part.weight_sums for part in parts] or [np.zeros(0)]),
+        num_tokens=sum(part.num_tokens for part in parts),
+        nan_place=nan_places[0] if nan_places else None,
+    )
+
+
+def _parts(
+    predictions, references, sample_weight, options: Options
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(number of the first sequence, logits (B, T, V), targets (B, T), weights (B, T)) of each
+    part of the input that is one tensor: all of it, or each sequence of a list."""
+    for name, value in (("predictions", predictions), ("references", references)):
+        if value is None:
+            raise ValueError(f"{name} is missing: predictions and references go together.")
+        if isinstance(value, str):
+            raise TypeError(f"{name} must be tensors, arrays or lists of numbers, got a string.")
+
+    logits = _as_one_array(predictions)
+    if logits is not None:
+        logits, targets = as_tensor(logits, "predictions"), as_tensor(references, "references")
+        _check_shapes(logits, targets, "", "B, ", options)
+        weights = _weights(sample_weight, targets.shape, "sample_weight")
+        yield 0, logits, targets, weights
+        return
+
+    lists = {"predictions": list(predictions), "references": list(references)}
+    if sample_weight is not None:
+        lists["sample_weight"] = list(sample_weight)
+    if len({len(values) for values in lists.values()}) > 1:
+        lengths = ", ".join(f"{len(values)} {name}" for name, values in lists.items())
+        raise ValueError(f"Every sequence needs its own entry in each argument, got {lengths}.")
+    for i in range(len(lists["predictions"])):
+        place = f"[{i}]"
+        logits = as_tensor(lists["predictions"][i], f"predictions{place}")
+        targets = as_tensor(lists["references"][i], f"references{place}")
+        _check_shapes(logits, targets, place, "", options)
+        weight = None if sample_weight is None else [lists["sample_weight"][i]]
+        weights = _weights(weight, (1, *targets.shape), f"sample_weight{place}")
+        yield i, logits[None], targets[None], weights
+
+
+def _as_one_array(value) -> torch.Tensor | np.ndarray | None:
+    """The batch as one tensor or array; None for a collection of sequences."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if hasattr(value, "__array__"):  # NumPy, JAX, TensorFlow
+        array = np.asarray(value)
+        return array if array.dtype != object else None
+    return None
+
+
+def _check_shapes(
+    logits: torch.Tensor, targets: torch.Tensor, place: str, batch: str, options: Options
+) -> None:
+    predictions, references = f"predictions{place}", f"references{place}"
+    check_types(logits, targets, predictions, references)
+    if logits.dim() == (3 if batch else 2) and logits.shape[:-1] == targets.shape:
+        return
+    message = (
+        f"{predictions} must have the shape ({batch}T, V) and {references} ({batch}T), "
+        f"got {tuple(logits.shape)} and {tuple(targets.shape)}."
+    )
+    if logits.dim() == 2 and batch:
+        message += " A single sequence goes to add(prediction=, reference=)."
+    elif logits.dim() == targets.dim() + 1 and abs(logits.shape[-2] - targets.shape[-1]) == 1:
+        message += (
+            " With shift=True, pass the logits of all T positions and all T ids."
+            if options.shift
+            else " For the input ids of a causal model pass logits and ids of equal length and "
+            "shift=True: position t is then scored against id t+1."
+        )
+    raise ValueError(message)
+
+
+def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor:
+    """float64 weights of the shape of the targets, on the host; one per sequence is spread."""
+    if sample_weight is None:
+        return torch.ones(shape, dtype=torch.float64)
+    weights = as_tensor(sample_weight, name).to("cpu", torch.float64)
+    if weights.shape == shape[:-1]:
+        weights = weights[..., None].expand(shape)
+    if weights.shape != shape:
+        raise ValueError(
+            f"{name} must have the shape {tuple(shape)} of the references, or "
+            f"{tuple(shape[:-1])} with one weight per sequence, got {tuple(weights.shape)}."
+        )
+    if not (weights.isfinite() & (weights >= 0)).all():
+        raise ValueError(f"{name} must be finite and not negative.")
+    return weights
+
+
+def _reduce(
+    first_sequence: int,
+    logits: torch.Tensor,  # (B, T, V)
+    targets: torch.Tensor,  # (B, T)
+    weights: torch.Tensor,  # (B, T)
+    options: Options,
+) -> SequenceSums:
+    targets = targets.to("cpu", torch.int64)
+    if options.shift:
+        # The targets move, not the logits, whose rows then stay one block of memory. The last
+        # position has no next token, so what wraps around to it gets weight 0.
+        targets, weights = targets.roll(-1, 1), weights.roll(-1, 1)
+        weights[:, -1:] = 0
+    scored = is_scored(targets, options.unscored_ids) & (weights > 0)
+    try:
+        nll = token_nll(
+            logits,
+            targets.where(scored, UNSCORED),
+            ignore_index=UNSCORED,
+            from_logits=options.from_logits,
+            dtype=options.dtype,
+        )
+    except TargetOutOfRangeError as error:
+        sequence, position = error.place
+        place = (first_sequence + sequence, position + options.shift)
+        raise TargetOutOfRangeError(place, error.target, error.vocab_size, "references") from None
+    if options.from_logits and _look_like_probabilities(logits, scored):
+        warnings.warn(
+            "predictions look like probabilities: every value lies in [0, 1] and rows sum to 1. "
+            "They were taken for logits, as asked; for probabilities pass from_logits=False.",
+            stacklevel=2,
+        )
+    nll = nll.to("cpu", torch.float64)
+    nan_places = (nll.isnan() & scored).nonzero()
+    nan_place = None
+    if len(nan_places) > 0:
+        sequence, position = nan_places[0].tolist()
+        nan_place = (first_sequence + sequence, position)
+    weights = weights.where(scored, 0)
+    return SequenceSums(
+        # An unscored nll is 0 and never inf, so that the product with weight 0 is 0.
+        nll_sums=(nll * weights).sum(1).numpy(),
+        weight_sums=weights.sum(1).numpy(),
+        num_tokens=int(scored.sum()),
+        nan_place=nan_place,
+    )
+
+
+def _look_like_probabilities(logits: torch.Tensor, scored: torch.Tensor) -> bool:
+    """Judged by the first scored rows; for logits the first of them settles it."""
+    rows = (logits[b, t].double() for b, t in scored.nonzero()[:16].tolist())
+    return bool(scored.any()) and all(
+        row.min() >= 0 and row.max() <= 1 and abs(row.sum() - 1) <= ROW_SUM_TOLERANCE
+        for row in rows
+    )

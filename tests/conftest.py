@@ -1,0 +1,60 @@
+"""What all tests share: an offline environment, and the module loaded as users load it."""
+
+import importlib
+import os
+import tempfile
+from pathlib import Path
+
+# Before evaluate and transformers are imported, which read these once. The caches of the person
+# who runs the tests are neither read nor written.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_EVALUATE_OFFLINE"] = "1"
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
+_CACHE = tempfile.TemporaryDirectory(prefix="perplexity-tests-")
+os.environ["HF_HOME"] = _CACHE.name
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = str(ROOT / "perplexity.py")
+
+
+def load(**options):
+    """The metric as a user gets it."""
+    return evaluate.load(SCRIPT, **options)
+
+
+def sibling(name: str):
+    """A neighbour of perplexity.py, from the package into which evaluate copied it."""
+    package = evaluate.loading.evaluation_module_factory(SCRIPT).module_path.rpartition(".")[0]
+    return importlib.import_module(f"{package}.{name}")
+
+
+@pytest.fixture
+def ppl():
+    return load()
+
+
+def random_batch(batch=3, length=7, vocab_size=11, seed=0, dtype=torch.float32):
+    """Logits (B, T, V) and targets (B, T)."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(batch, length, vocab_size, generator=generator)
+    targets = torch.randint(vocab_size, (batch, length), generator=generator)
+    return logits.to(dtype), targets
+
+
+def reference_nll(logits, targets) -> torch.Tensor:
+    """Oracle: torch's cross entropy of float64 logits, nats, shape of the targets."""
+    flat = torch.nn.functional.cross_entropy(
+        logits.double().flatten(0, -2), targets.flatten(), reduction="none"
+    )
+    return flat.view(targets.shape)
+
+
+def reference_perplexity(logits, targets, weights=None) -> float:
+    nll = reference_nll(logits, targets).numpy()
+    weights = np.ones_like(nll) if weights is None else np.broadcast_to(weights, nll.shape)
+    return float(np.exp((nll * weights).sum() / weights.sum()))

@@ -1,0 +1,429 @@
+"""What a user calls: compute, add, add_batch, the call form, reset, merge, options, signature."""
+
+import itertools
+import json
+import math
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from conftest import load, random_batch, reference_nll, reference_perplexity
+from hypothesis import given
+from hypothesis import strategies as st
+
+# --- the seeds ----------------------------------------------------------------------------------
+
+
+def keras_example():
+    """keras_hub's documented example: ids (2, 5) and values (2, 5, 10) that do not sum to 1."""
+    rng = np.random.RandomState(42)
+    return rng.randint(10, size=[2, 5]), rng.uniform(size=(2, 5, 10))
+
+
+def torchmetrics_example():
+    """torchmetrics' documented example: scores (2, 8, 5), two targets ignored."""
+    scores = torch.rand(2, 8, 5, generator=torch.manual_seed(22))
+    targets = torch.randint(5, (2, 8), generator=torch.manual_seed(22))
+    targets[0, 6:] = -100
+    return targets, scores
+
+
+# Published to 8 digits from a float32 computation, whose last digit is rounding.
+KERAS_REL = 2e-7
+
+
+@pytest.mark.filterwarnings("ignore:With from_logits=False, some rows:UserWarning")
+def test_keras_hub_from_probabilities(ppl):
+    targets, values = keras_example()
+    result = ppl.compute(predictions=values, references=targets, from_logits=False)
+    assert result["perplexity"] == pytest.approx(14.352535, rel=KERAS_REL)
+
+
+def test_keras_hub_from_logits(ppl):
+    targets, values = keras_example()
+    result = ppl.compute(predictions=values, references=targets)
+    assert result["perplexity"] == pytest.approx(10.655224, rel=KERAS_REL)
+
+
+@pytest.mark.filterwarnings("ignore:With from_logits=False, some rows:UserWarning")
+def test_keras_hub_mask_equals_weights_and_merges():
+    """The document shows 14.352535 for all of them, because id 0 does not occur; 4 does."""
+    targets, values = keras_example()
+    masked = load(from_logits=False, mask_token_id=4)
+    masked.add_batch(predictions=values, references=targets)
+    weighted = load(from_logits=False)
+    weights = (targets != 4).astype("float32")
+    weighted.add_batch(predictions=values, references=targets, sample_weight=weights)
+    p = values / values.sum(-1, keepdims=True)
+    nll = -np.log(np.take_along_axis(p, targets[..., None], -1)[..., 0])
+    expected = np.exp(nll[targets != 4].mean())
+    assert 0 < (targets == 4).sum() < targets.size
+    assert masked.compute()["perplexity"] == pytest.approx(expected)
+    assert weighted.compute()["perplexity"] == pytest.approx(expected)
+    result = load(from_logits=False, mask_token_id=0).compute(
+        predictions=values, references=targets
+    )
+    assert result["perplexity"] == pytest.approx(14.352535, rel=KERAS_REL)
+
+
+@pytest.mark.parametrize("form", ["scores", "log-probabilities"])
+def test_torchmetrics_example(ppl, form):
+    targets, scores = torchmetrics_example()
+    if form == "log-probabilities":
+        scores = scores.log_softmax(-1)
+    assert round(ppl(predictions=scores, references=targets), 4) == 5.2545
+    result = ppl.compute()
+    assert round(result["perplexity"], 4) == 5.2545
+    assert result["num_tokens"] == 14
+
+
+def test_torchmetrics_example_in_batches_merged_and_reset():
+    targets, scores = torchmetrics_example()
+    first, second = load(), load()
+    first.add_batch(predictions=2 * scores, references=targets)
+    first.reset()
+    first.add_batch(predictions=scores[:1], references=targets[:1])
+    second.add_batch(predictions=scores[1:], references=targets[1:])
+    first.merge(second)
+    assert round(first.compute()["perplexity"], 4) == 5.2545
+    assert len(second) == 1  # merge leaves the other as it was
+
+
+# --- the result ---------------------------------------------------------------------------------
+
+
+def test_result_is_flat_and_plain(ppl):
+    logits, targets = random_batch()
+    result = ppl.compute(predictions=logits, references=targets)
+    assert {name: type(value) for name, value in result.items()} == {
+        "perplexity": float,
+        "mean_nll": float,
+        "bits_per_token": float,
+        "perplexity_ci_low": float,
+        "perplexity_ci_high": float,
+        "num_tokens": int,
+        "num_sequences": int,
+        "signature": str,
+    }
+    nll = reference_nll(logits, targets)
+    mean = nll.mean().item()
+    assert result["mean_nll"] == pytest.approx(mean, rel=1e-6)
+    assert result["perplexity"] == pytest.approx(math.exp(mean), rel=1e-6)
+    assert result["bits_per_token"] == pytest.approx(mean / math.log(2), rel=1e-6)
+    residuals = nll.sum(1) - mean * 7
+    se = math.sqrt(3 / 2 * (residuals**2).sum()) / 21
+    assert result["perplexity_ci_low"] == pytest.approx(math.exp(mean - 1.96 * se), rel=1e-6)
+    assert result["perplexity_ci_high"] == pytest.approx(math.exp(mean + 1.96 * se), rel=1e-6)
+    assert (result["num_tokens"], result["num_sequences"]) == (21, 3)
+
+
+def test_signature_names_every_setting():
+    ppl = load(ignore_index=[5, -100, 5], mask_token_id=0, shift=True, dtype="float64")
+    logits, targets = random_batch()
+    result = ppl.compute(predictions=logits, references=targets)
+    assert result["signature"] == (
+        "from_logits:yes|ignore_index:-100,5|mask_token_id:0|shift:yes|dtype:float64|version:0.1.0"
+    )
+
+
+def test_result_can_be_saved(ppl, tmp_path):
+    logits, targets = random_batch(batch=1)  # its interval is NaN
+    result = ppl.compute(predictions=logits, references=targets)
+    saved = json.loads(evaluate.save(tmp_path / "result.json", **result).read_text())
+    assert saved["perplexity"] == result["perplexity"]
+    assert math.isnan(saved["perplexity_ci_low"])
+
+
+# --- options ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["load", "compute"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ignore_index": 3},
+        {"ignore_index": (3, 4)},
+        {"ignore_index": None},
+        {"mask_token_id": 3},
+        {"mask_token_id": np.int64(3), "ignore_index": [4]},
+        {"shift": True},
+        {"shift": True, "mask_token_id": 3},
+        {"dtype": "float64"},
+    ],
+)
+def test_options_at_load_and_at_compute(options, way):
+    logits, targets = random_batch(batch=5)
+    if way == "load":
+        result = load(**options).compute(predictions=logits, references=targets)
+    else:
+        ppl = load()
+        result = ppl.compute(predictions=logits, references=targets, **options)
+        # They hold for this call alone.
+        after = ppl.compute(predictions=logits, references=targets)
+        assert after == load().compute(predictions=logits, references=targets)
+    if options.get("shift"):
+        logits, targets = logits[:, :-1], targets[:, 1:]
+    unscored = np.atleast_1d([] if options.get("ignore_index") is None else options["ignore_index"])
+    unscored = {*unscored.tolist(), options.get("mask_token_id")}
+    weights = np.array([[id_ not in unscored for id_ in row] for row in targets.tolist()], float)
+    assert result["perplexity"] == pytest.approx(
+        reference_perplexity(logits, targets, weights), rel=1e-6
+    )
+    assert result["num_tokens"] == weights.sum()
+
+
+def test_options_at_compute_must_match_pending_batches(ppl):
+    logits, targets = random_batch()
+    ppl.add_batch(predictions=logits, references=targets)
+    with pytest.raises(ValueError, match="other options .*dtype:float64.* than the batches added"):
+        ppl.compute(dtype="float64")
+    assert ppl.compute(dtype="float32", ignore_index=[-100])["num_tokens"] == targets.numel()
+
+
+@pytest.mark.parametrize("where", ["load", "compute"])
+def test_a_misspelt_option_is_named(where):
+    logits, targets = random_batch()
+    with pytest.raises(TypeError, match="unknown argument 'ignore_idx'. The options are from_log"):
+        if where == "load":
+            load(ignore_idx=0)
+        else:
+            load().compute(predictions=logits, references=targets, ignore_idx=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"shift": 1}, TypeError, "shift must be True or False, got 1"),
+        ({"from_logits": "no"}, TypeError, "from_logits must be True or False, got 'no'"),
+        ({"mask_token_id": 0.0}, TypeError, "mask_token_id must be one token id or None, got 0.0"),
+        ({"mask_token_id": [0, 1]}, TypeError, "Several ids go into ignore_index"),
+        ({"ignore_index": "pad"}, TypeError, "ignore_index must be an integer"),
+        ({"dtype": "float16"}, ValueError, 'dtype must be "float32" or "float64"'),
+    ],
+)
+def test_bad_options_are_named(options, error, match):
+    with pytest.raises(error, match=match):
+        load(**options)
+
+
+# --- accumulation -------------------------------------------------------------------------------
+
+
+def test_batches_examples_and_compute_add_up(ppl):
+    logits, targets = random_batch(batch=6)
+    weights = torch.rand(6, 7)
+    whole = ppl.compute(predictions=logits, references=targets, sample_weight=weights)
+    ppl.add_batch(predictions=logits[:2], references=targets[:2], sample_weight=weights[:2])
+    assert len(ppl) == 2
+    ppl.add(prediction=logits[2], reference=targets[2], sample_weight=weights[2])
+    assert len(ppl) == 3
+    ppl(predictions=logits[3:4], references=targets[3:4], sample_weight=weights[3:4])
+    parts = ppl.compute(predictions=logits[4:], references=targets[4:], sample_weight=weights[4:])
+    assert parts["num_tokens"] == whole["num_tokens"]
+    assert parts["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-12)
+    assert parts["perplexity_ci_low"] == pytest.approx(whole["perplexity_ci_low"], rel=1e-9)
+    assert len(ppl) == 0
+
+
+def test_call_returns_the_value_of_the_batch_alone(ppl):
+    first, second = random_batch(seed=1), random_batch(seed=2)
+    for logits, targets in (first, second):
+        value = ppl(predictions=logits, references=targets)
+        assert value == pytest.approx(reference_perplexity(logits, targets), rel=1e-6)
+    both = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+    assert ppl.compute()["perplexity"] == pytest.approx(reference_perplexity(*both), rel=1e-6)
+
+
+def test_compute_starts_afresh(ppl):
+    logits, targets = random_batch()
+    ppl.compute(predictions=2 * logits, references=targets)
+    again = ppl.compute(predictions=logits, references=targets)
+    assert again == load().compute(predictions=logits, references=targets)
+
+
+def test_merge_refuses_other_options_and_other_things(ppl):
+    with pytest.raises(ValueError, match="same options; these are .*shift:no.*shift:yes"):
+        ppl.merge(load(shift=True))
+    with pytest.raises(TypeError, match="another Perplexity, got dict"):
+        ppl.merge({})
+
+
+def test_repr_shows_the_number_of_examples(ppl):
+    ppl.add_batch(**dict(zip(("predictions", "references"), random_batch(), strict=True)))
+    assert 'name: "perplexity"' in repr(ppl)
+    assert "stored examples: 3" in repr(ppl)
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["tokens", "sequences", "lists", "integers"])
+def test_fractional_weights(ppl, shape):
+    logits, targets = random_batch()
+    weights = {
+        "tokens": np.random.default_rng(0).random((3, 7)),
+        "sequences": np.array([0.5, 2.0, 1.5]),
+        "lists": [[0.25 * t for t in range(7)]] * 3,
+        "integers": torch.arange(21).view(3, 7),
+    }[shape]
+    result = ppl.compute(predictions=logits, references=targets, sample_weight=weights)
+    full = np.asarray(weights, dtype=float)
+    full = full[:, None] if full.ndim == 1 else full
+    assert result["perplexity"] == pytest.approx(
+        reference_perplexity(logits, targets, full), rel=1e-6
+    )
+    assert result["num_tokens"] == (np.broadcast_to(full, (3, 7)) > 0).sum()
+
+
+def test_weights_move_with_the_references(ppl):
+    logits, targets = random_batch()
+    weights = torch.rand(3, 7)
+    result = ppl.compute(predictions=logits, references=targets, sample_weight=weights, shift=True)
+    expected = reference_perplexity(logits[:, :-1], targets[:, 1:], weights[:, 1:].numpy())
+    assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_weight_zero_hides_anything(ppl):
+    logits, targets = random_batch()
+    expected = ppl.compute(predictions=logits[:2], references=targets[:2])
+    logits[2], targets[2] = math.nan, 10**6
+    result = ppl.compute(predictions=logits, references=targets, sample_weight=[1.0, 1.0, 0.0])
+    assert result == expected
+
+
+# --- kinds of input -----------------------------------------------------------------------------
+
+
+def as_objects(arrays):
+    box = np.empty(len(arrays), dtype=object)
+    box[:] = arrays
+    return box
+
+
+KINDS = {
+    "tensor": lambda x: x,
+    "array": lambda x: x.numpy(),
+    "nested lists": lambda x: x.tolist(),
+    "tuple of tensors": lambda x: tuple(x),
+    "list of arrays": lambda x: [row.numpy() for row in x],
+    "object array": lambda x: as_objects([row.numpy() for row in x]),
+}
+
+
+@pytest.mark.parametrize(("left", "right"), list(itertools.product(KINDS, repeat=2)))
+def test_kinds_of_input_mix(ppl, left, right):
+    logits, targets = random_batch()
+    result = ppl.compute(predictions=KINDS[left](logits), references=KINDS[right](targets))
+    assert result["perplexity"] == pytest.approx(reference_perplexity(logits, targets), rel=1e-6)
+    assert result["num_sequences"] == 3
+
+
+@pytest.mark.parametrize("kind", ["tensors", "arrays", "nested lists"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shift", [False, True])
+def test_ragged_lists(ppl, kind, weighted, shift):
+    lengths = [4, 1, 9]
+    logits, targets = random_batch(batch=3, length=9)
+    weights = torch.rand(3, 9) if weighted else torch.ones(3, 9)
+    ragged = [[x[i, :n] for i, n in enumerate(lengths)] for x in (logits, targets, weights)]
+    convert = {"tensors": lambda x: x, "arrays": lambda x: x.numpy()}.get(
+        kind, lambda x: x.tolist()
+    )
+    predictions, references, sample_weight = ([convert(row) for row in x] for x in ragged)
+    result = ppl.compute(
+        predictions=predictions,
+        references=references,
+        sample_weight=sample_weight if weighted else None,
+        shift=shift,
+    )
+    for i, n in enumerate(lengths):
+        targets[i, n:] = -100
+    padded = load(shift=shift).compute(
+        predictions=logits, references=targets, sample_weight=weights
+    )
+    assert result["num_tokens"] == sum(lengths) - 3 * shift
+    assert result["perplexity"] == pytest.approx(padded["perplexity"], rel=1e-6)
+    assert result["perplexity_ci_high"] == pytest.approx(padded["perplexity_ci_high"], rel=1e-6)
+
+
+def test_ragged_with_one_weight_per_sequence(ppl):
+    a, b = random_batch(batch=1, length=3, seed=1), random_batch(batch=1, length=5, seed=2)
+    result = ppl.compute(
+        predictions=[a[0][0], b[0][0]], references=[a[1][0], b[1][0]], sample_weight=[1.0, 0.5]
+    )
+    nll_a, nll_b = reference_nll(*a).sum().item(), reference_nll(*b).sum().item()
+    assert result["mean_nll"] == pytest.approx((nll_a + 0.5 * nll_b) / (3 + 2.5), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_through_compute(ppl, dtype):
+    logits, targets = random_batch(batch=2, length=20, vocab_size=50257, dtype=dtype)
+    result = ppl.compute(predictions=logits, references=targets)
+    expected = reference_nll(logits, targets).mean().item()
+    assert result["mean_nll"] == pytest.approx(expected, abs=1e-5)
+
+
+# --- properties ---------------------------------------------------------------------------------
+
+seeds = st.integers(0, 2**32 - 1)
+METRIC = load()
+
+
+def perplexity(logits, targets, **kwargs):
+    return METRIC.compute(predictions=logits, references=targets, **kwargs)["perplexity"]
+
+
+@given(seeds, st.floats(-50, 50))
+def test_a_constant_added_to_the_logits_changes_nothing(seed, constant):
+    logits, targets = random_batch(seed=seed, dtype=torch.float64)
+    assert perplexity(logits + constant, targets) == pytest.approx(perplexity(logits, targets))
+
+
+@given(st.integers(1, 3000), st.floats(-30, 30))
+def test_uniform_logits_have_the_perplexity_of_the_vocabulary(vocab_size, value):
+    logits = torch.full((2, 3, vocab_size), value)
+    targets = torch.randint(vocab_size, (2, 3))
+    # One logit of 1.0 over a vocabulary of 1 is also a probability, which is warned of.
+    assert perplexity(logits - 40, targets) == pytest.approx(vocab_size, rel=1e-5)
+
+
+@given(seeds)
+def test_the_order_of_tokens_sequences_and_vocabulary_changes_nothing(seed):
+    logits, targets = random_batch(seed=seed)
+    expected = perplexity(logits, targets)
+    for dim, size in enumerate(targets.shape):
+        order = torch.randperm(size)
+        shuffled = perplexity(logits.index_select(dim, order), targets.index_select(dim, order))
+        assert shuffled == pytest.approx(expected, rel=1e-6)
+    order = torch.randperm(11)
+    assert perplexity(logits[..., order], order.argsort()[targets]) == pytest.approx(
+        expected, rel=1e-6
+    )
+
+
+@given(seeds, st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_any_split_into_batches_gives_the_same(seed, sizes):
+    logits, targets = random_batch(batch=sum(sizes), seed=seed)
+    for part in zip(logits.split(sizes), targets.split(sizes), strict=True):
+        METRIC.add_batch(predictions=part[0], references=part[1])
+    assert METRIC.compute()["perplexity"] == pytest.approx(perplexity(logits, targets), rel=1e-6)
+
+
+@given(seeds)
+def test_weights_of_zero_and_one_are_a_mask(seed):
+    logits, targets = random_batch(seed=seed)
+    weights = torch.rand(3, 7, generator=torch.Generator().manual_seed(seed)) < 0.5
+    weights[0, 0] = True
+    weighted = perplexity(logits, targets, sample_weight=weights)
+    assert weighted == pytest.approx(perplexity(logits, targets.where(weights, -100)), rel=1e-12)
+
+
+@given(seeds, st.floats(0.01, 100))
+def test_weights_count_only_relative_to_each_other(seed, factor):
+    logits, targets = random_batch(seed=seed)
+    weights = torch.rand(3, 7, generator=torch.Generator().manual_seed(seed)) + 0.1
+    one = METRIC.compute(predictions=logits, references=targets, sample_weight=weights)
+    other = METRIC.compute(predictions=logits, references=targets, sample_weight=weights * factor)
+    for name in ("perplexity", "perplexity_ci_low", "perplexity_ci_high"):
+        assert other[name] == pytest.approx(one[name], rel=1e-5)

@@ -1,0 +1,271 @@
+"""The table of decided edge cases, row by row, through the loaded metric."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import load, random_batch
+
+
+def compute(logits, targets, **kwargs):
+    return load().compute(predictions=logits, references=targets, **kwargs)
+
+
+@pytest.mark.parametrize("why", ["ignored", "weight", "one position and shift"])
+def test_nothing_scored_is_nan_with_a_warning(ppl, why):
+    logits, targets = random_batch(length=1 if "shift" in why else 7)
+    kwargs = {}
+    if why == "ignored":
+        targets[:] = -100
+    elif why == "weight":
+        kwargs["sample_weight"] = torch.zeros(3)
+    else:
+        kwargs["shift"] = True
+    with pytest.warns(UserWarning, match="No token was scored, so the perplexity is NaN"):
+        result = ppl.compute(predictions=logits, references=targets, **kwargs)
+    assert math.isnan(result["perplexity"])
+    assert (result["num_tokens"], result["num_sequences"]) == (0, 0)
+
+
+def test_an_empty_batch_counts_as_added(ppl):
+    ppl.add_batch(predictions=[], references=[])
+    ppl.add_batch(predictions=torch.zeros(0, 4, 5), references=torch.zeros(0, 4).long())
+    with pytest.warns(UserWarning, match="No token was scored"):
+        assert math.isnan(ppl.compute()["perplexity"])
+
+
+def test_nothing_added_raises(ppl):
+    with pytest.raises(ValueError, match="Nothing to compute: pass predictions and references"):
+        ppl.compute()
+
+
+@pytest.mark.parametrize("bad_id", [11, -1, 10**12])
+def test_a_target_outside_the_vocabulary_is_named(ppl, bad_id):
+    logits, targets = random_batch()
+    targets[2, 4] = bad_id
+    match = rf"references\[2, 4\] is {bad_id}, outside the vocabulary of 11 ids .*ignore_index="
+    with pytest.raises(ValueError, match=match):
+        ppl.compute(predictions=logits, references=targets)
+    with pytest.raises(ValueError, match=match):
+        ppl.compute(predictions=list(logits), references=list(targets))
+    # With shift the place is still that of the reference.
+    with pytest.raises(ValueError, match=match):
+        ppl.compute(predictions=logits, references=targets, shift=True)
+
+
+def test_the_first_reference_is_no_target_with_shift(ppl):
+    logits, targets = random_batch()
+    targets[:, 0] = 999
+    assert ppl.compute(predictions=logits, references=targets, shift=True)["num_tokens"] == 18
+
+
+def test_ignore_index_none_does_not_hide_minus_100():
+    logits, targets = random_batch()
+    targets[0, 0] = -100
+    with pytest.raises(ValueError, match=r"references\[0, 0\] is -100"):
+        compute(logits, targets, ignore_index=None)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_in_a_scored_row_is_kept_and_named_once(ppl, bad):
+    logits, targets = random_batch()
+    logits[1, 5, 3] = bad
+    with pytest.warns(UserWarning, match=r"predictions\[1, 5\] holds NaN or \+inf") as caught:
+        ppl.add_batch(predictions=logits, references=targets)
+        ppl.add_batch(predictions=logits[1:], references=targets[1:])
+    assert len(caught) == 1
+    result = ppl.compute()
+    assert math.isnan(result["perplexity"])
+    assert result["num_tokens"] == 35
+    with pytest.warns(UserWarning, match=r"predictions\[1, 5\]"):  # a new run warns anew
+        ppl.compute(predictions=list(logits), references=list(targets))
+
+
+def test_anything_in_an_ignored_row_has_no_effect():
+    logits, targets = random_batch()
+    targets[1] = -100
+    expected = compute(logits, targets)
+    for anything in (math.nan, math.inf, -math.inf, 1e38):
+        logits[1] = anything
+        assert compute(logits, targets) == expected
+
+
+@pytest.mark.filterwarnings("ignore:With from_logits=False, some rows:UserWarning")
+def test_anything_in_an_ignored_row_of_probabilities_has_no_effect():
+    values, targets = torch.rand(3, 7, 11), torch.randint(11, (3, 7))
+    targets[1] = -100
+    expected = compute(values, targets, from_logits=False)
+    for anything in (math.nan, math.inf, -5.0):
+        values[1] = anything
+        assert compute(values, targets, from_logits=False) == expected
+
+
+def test_a_leading_block_of_minus_infinity():
+    logits = torch.full((1, 2, 300), -math.inf)
+    logits[..., 200:] = 1.5
+    assert compute(logits, [[250, 200]])["perplexity"] == pytest.approx(100, rel=1e-6)
+
+
+def test_a_target_of_probability_zero_is_infinite():
+    logits = torch.tensor([[[0.0, -math.inf], [0.0, 0.0]]])
+    result = compute(logits, [[1, 1]])
+    assert result["perplexity"] == result["mean_nll"] == math.inf
+    probabilities = np.array([[[1.0, 0.0], [0.5, 0.5]]])
+    assert compute(probabilities, [[1, 1]], from_logits=False)["perplexity"] == math.inf
+
+
+def test_weight_zero_on_an_infinite_nll_leaves_the_rest():
+    logits = torch.tensor([[[0.0, -math.inf], [0.0, 0.0]]])
+    result = compute(logits, [[1, 1]], sample_weight=[[0.0, 1.0]])
+    assert result["perplexity"] == pytest.approx(2)
+
+
+def test_perplexity_overflows_to_infinity():
+    result = compute(torch.tensor([[[0.0, 2000.0]]]), [[0]])
+    assert result["mean_nll"] == 2000
+    assert result["perplexity"] == math.inf
+
+
+@pytest.mark.parametrize("bad", [-0.5, math.nan, math.inf])
+def test_from_logits_false_with_what_is_no_probability(ppl, bad):
+    values = torch.full((1, 2, 2), 0.5)
+    values[0, 1, 0] = bad
+    with pytest.raises(ValueError, match="negative or non-finite .* pass from_logits=True"):
+        ppl.compute(predictions=values, references=[[0, 0]], from_logits=False)
+
+
+def test_rows_that_do_not_sum_to_one_are_normalised_with_one_warning(ppl):
+    values = torch.tensor([[[1.0, 3.0], [2.0, 6.0]]])
+    with pytest.warns(UserWarning, match="do not sum to 1; each row is divided") as caught:
+        result = ppl.compute(predictions=values, references=[[0, 0]], from_logits=False)
+    assert len(caught) == 1
+    assert result["perplexity"] == pytest.approx(4)
+
+
+def test_probabilities_given_as_logits_are_computed_with_one_warning(ppl):
+    probabilities = random_batch()[0].softmax(-1)
+    targets = torch.zeros(3, 7).long()
+    with pytest.warns(UserWarning, match="look like probabilities.*from_logits=False") as caught:
+        result = ppl.compute(predictions=probabilities, references=targets)
+    assert len(caught) == 1
+    nll = torch.nn.functional.cross_entropy(probabilities.double().flatten(0, 1), targets.view(-1))
+    assert result["mean_nll"] == pytest.approx(nll.item(), rel=1e-6)
+
+
+def test_logits_between_zero_and_one_are_no_probabilities(ppl):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ppl.compute(predictions=torch.rand(2, 3, 50), references=torch.zeros(2, 3).long())
+
+
+SHAPE_ERRORS = {
+    "batch sizes": ((2, 3, 5), (3, 3), r"\(2, 3, 5\) and \(3, 3\)"),
+    "ids one shorter": ((2, 3, 5), (2, 2), r"\(2, 3, 5\) and \(2, 2\).*shift=True"),
+    "logits one shorter": ((2, 3, 5), (2, 4), "shift=True: position t is then"),
+    "no batch": ((3, 5), (3,), r"A single sequence goes to add\(prediction=, reference=\)"),
+    "ids of another rank": ((2, 3, 5), (2, 3, 5), r"references \(B, T\), got"),
+    "four dimensions": ((1, 2, 3, 5), (1, 2, 3), r"\(B, T, V\)"),
+}
+
+
+@pytest.mark.parametrize("case", SHAPE_ERRORS)
+def test_shapes_that_do_not_fit_are_both_named(ppl, case):
+    logits_shape, targets_shape, match = SHAPE_ERRORS[case]
+    with pytest.raises(ValueError, match=match):
+        ppl.compute(
+            predictions=torch.zeros(logits_shape), references=torch.zeros(targets_shape).long()
+        )
+
+
+def test_shapes_of_listed_sequences_name_the_sequence(ppl):
+    good, bad = torch.zeros(3, 5), torch.zeros(2, 5)
+    with pytest.raises(ValueError, match=r"predictions\[1\] must have the shape \(T, V\)"):
+        ppl.compute(predictions=[good, bad], references=[[0, 0, 0], [0, 0, 0]])
+    with pytest.raises(ValueError, match="got 2 predictions, 1 references"):
+        ppl.compute(predictions=[good, good], references=[[0, 0, 0]])
+    with pytest.raises(ValueError, match="got 1 predictions, 1 references, 2 sample_weight"):
+        ppl.compute(predictions=[good], references=[[0, 0, 0]], sample_weight=[1, 1])
+
+
+def test_one_shorter_with_shift_says_to_pass_all(ppl):
+    with pytest.raises(ValueError, match="pass the logits of all T positions and all T ids"):
+        ppl.compute(
+            predictions=torch.zeros(1, 3, 5), references=torch.zeros(1, 4).long(), shift=True
+        )
+
+
+TYPE_ERRORS = {
+    "float labels": (np.zeros((1, 2, 3)), np.zeros((1, 2)), "references must be integer token ids"),
+    "integer predictions": (np.zeros((1, 2, 3), int), [[0, 0]], "predictions must be floating"),
+    "ids as predictions": ([[1, 2]], [[1, 2]], r"predictions\[0\] must be floating-point"),
+    "text and ids": ("some text", [[0, 0]], "got a string"),
+    "texts and ids": (["some text", "more"], [[0, 0], [0, 0]], r"predictions\[0\] must hold num"),
+    "logits and texts": (np.zeros((1, 2, 3)), ["ab"], "references must hold numbers"),
+    "bool labels": (np.zeros((1, 2, 3)), np.zeros((1, 2), bool), "references must be integer"),
+    "nothing": ([[None]], [[0]], r"predictions\[0\] must hold numbers"),
+}
+
+
+@pytest.mark.parametrize("case", TYPE_ERRORS)
+def test_wrong_types_say_what_was_expected(ppl, case):
+    predictions, references, match = TYPE_ERRORS[case]
+    with pytest.raises(TypeError, match=match):
+        ppl.compute(predictions=predictions, references=references)
+
+
+def test_one_of_the_two_inputs_missing(ppl):
+    logits, targets = random_batch()
+    with pytest.raises(ValueError, match="references is missing"):
+        ppl.compute(predictions=logits)
+    with pytest.raises(ValueError, match="predictions is missing"):
+        ppl.add_batch(references=targets)
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        (torch.ones(2, 7), r"shape \(3, 7\) of the references, or \(3,\).*got \(2, 7\)"),
+        (torch.ones(7), r"got \(7,\)"),
+        (-torch.ones(3), "finite and not negative"),
+        (torch.full((3, 7), math.nan), "finite and not negative"),
+    ],
+)
+def test_bad_weights(ppl, weights, match):
+    logits, targets = random_batch()
+    with pytest.raises(ValueError, match=f"sample_weight must .*{match}"):
+        ppl.compute(predictions=logits, references=targets, sample_weight=weights)
+
+
+BAD_BATCHES = {
+    "target out of range": lambda x, y: (x, y + 11),
+    "shape": lambda x, y: (x[:, :-1], y),
+    "type": lambda x, y: (x.long(), y),
+    "not a number": lambda x, y: (["a"], ["b"]),
+    "the last of a list": lambda x, y: ([*x, x[0]], [*y, y[0] + 11]),
+}
+
+
+@pytest.mark.parametrize("how", ["add_batch", "call", "compute"])
+@pytest.mark.parametrize("case", BAD_BATCHES)
+def test_a_bad_batch_leaves_what_was_accumulated(ppl, case, how):
+    logits, targets = random_batch()
+    expected = ppl.compute(predictions=logits, references=targets)
+    ppl.add_batch(predictions=logits, references=targets)
+    predictions, references = BAD_BATCHES[case](logits, targets)
+    call = {"add_batch": ppl.add_batch, "call": ppl, "compute": ppl.compute}[how]
+    with pytest.raises((TypeError, ValueError)):
+        call(predictions=predictions, references=references)
+    assert len(ppl) == 3
+    assert ppl.compute() == expected
+
+
+def test_the_callers_tensors_are_not_changed(ppl):
+    logits, targets = random_batch()
+    weights = torch.rand(3, 7)
+    copies = [x.clone() for x in (logits, targets, weights)]
+    logits.requires_grad_()
+    ppl.compute(predictions=logits, references=targets, sample_weight=weights, shift=True)
+    for tensor, copy in zip((logits, targets, weights), copies, strict=True):
+        assert torch.equal(tensor.detach(), copy)

@@ -1,0 +1,128 @@
+"""evaluate's own protocols: several processes, memory, combine, pickling; and no stray files."""
+
+import multiprocessing
+import os
+import pickle
+
+import datasets
+import dill
+import evaluate
+import pytest
+import torch
+from conftest import SCRIPT, load, random_batch
+
+
+def work(process_id, batches, cache_dir, queue, options):
+    """One of several processes that share a file system."""
+    ppl = evaluate.load(
+        SCRIPT,
+        num_process=2,
+        process_id=process_id,
+        experiment_id="pair",
+        cache_dir=cache_dir,
+        timeout=60,
+        **options,
+    )
+    for logits, targets in batches:
+        ppl.add_batch(predictions=torch.tensor(logits), references=torch.tensor(targets))
+    try:
+        queue.put((process_id, ppl.compute(), len(ppl)))
+    except ValueError as error:
+        queue.put((process_id, str(error), len(ppl)))
+
+
+def run_pair(parts, cache_dir, options):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=work, args=(i, batches, str(cache_dir), queue, options))
+        for i, batches in enumerate(parts)
+    ]
+    for process in processes:
+        process.start()
+    results = {}
+    for _ in processes:
+        i, result, left = queue.get(timeout=120)
+        results[i] = (result, left)
+    for process in processes:
+        process.join(timeout=60)
+    return results
+
+
+@pytest.mark.parametrize("split", [3, 6], ids=["uneven", "one process has nothing"])
+def test_two_processes_on_one_file_system(tmp_path, split):
+    logits, targets = random_batch(batch=6)
+    halves = [(logits[:split], targets[:split]), (logits[split:], targets[split:])]
+    parts = [[(x.tolist(), y.tolist())] if len(x) else [] for x, y in halves]
+    results = run_pair(parts, tmp_path, {"mask_token_id": 2})
+    expected = load(mask_token_id=2).compute(predictions=logits, references=targets)
+    merged, _ = results[0]
+    assert merged.keys() == expected.keys()
+    for name, value in expected.items():
+        assert merged[name] == pytest.approx(value, rel=1e-9)
+    assert type(merged["num_tokens"]) is int
+    assert results[1] == (None, 0)
+    assert not list(tmp_path.rglob("*.arrow"))
+
+
+def test_two_processes_that_add_nothing(tmp_path):
+    results = run_pair([[], []], tmp_path, {})
+    assert results[0][0].startswith("Nothing to compute")
+
+
+def test_keep_in_memory():
+    logits, targets = random_batch()
+    result = load(keep_in_memory=True).compute(predictions=logits, references=targets)
+    assert result == load().compute(predictions=logits, references=targets)
+
+
+def test_a_single_process_writes_no_file(tmp_path):
+    ppl = load(cache_dir=str(tmp_path))
+    logits, targets = random_batch()
+    ppl.add_batch(predictions=logits, references=targets)
+    ppl.compute()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_combine():
+    logits, targets = random_batch()
+    combined = evaluate.combine({"raw": load(), "shifted": load(shift=True)}, force_prefix=True)
+    combined.add_batch(predictions=logits, references=targets)
+    result = combined.compute()
+    for name, options in (("raw", {}), ("shifted", {"shift": True})):
+        alone = load(**options).compute(predictions=logits, references=targets)
+        assert result[f"{name}_perplexity"] == alone["perplexity"]
+    assert combined.compute(predictions=logits, references=targets) == result
+
+
+@pytest.mark.parametrize("pickler", [pickle, dill], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("moment", ["fresh", "pending", "after compute"])
+def test_pickling_at_any_moment_keeps_what_was_accumulated(pickler, moment):
+    logits, targets = random_batch()
+    ppl = load(shift=True)
+    if moment == "after compute":
+        ppl.compute(predictions=logits, references=targets)
+    if moment == "pending":
+        ppl.add_batch(predictions=logits, references=targets)
+    copy = pickler.loads(pickler.dumps(ppl))
+    assert len(copy) == len(ppl)
+    for metric in (ppl, copy):
+        metric.add_batch(predictions=2 * logits, references=targets)
+    assert copy.compute() == ppl.compute()
+    assert copy.compute.__doc__ == ppl.compute.__doc__
+
+
+def test_inside_datasets_map_with_two_processes():
+    logits, targets = random_batch(batch=4)
+    data = datasets.Dataset.from_dict({"logits": logits.tolist(), "labels": targets.tolist()})
+    ppl = load()
+
+    def score(row):
+        result = ppl.compute(predictions=[row["logits"]], references=[row["labels"]])
+        return {"perplexity": result["perplexity"], "process": os.getpid()}
+
+    scored = data.map(score, num_proc=2)
+    assert len(set(scored["process"])) == 2
+    for i, value in enumerate(scored["perplexity"]):
+        alone = ppl.compute(predictions=logits[i : i + 1], references=targets[i : i + 1])
+        assert value == pytest.approx(alone["perplexity"], rel=1e-6)

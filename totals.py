@@ -1,0 +1,101 @@
+"""The sums from which a corpus perplexity and its error bar follow; nothing of torch or evaluate.
+
+A run of any length is seven numbers. They merge by addition, so batches, processes and machines
+may be added up in any order and the exponential is taken once, at the end.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+# Two-sided 95% quantile of the normal distribution.
+Z_95 = 1.96
+
+
+@dataclass(frozen=True)
+class NllTotals:
+    """Sums over sequences d, with S_d = sum_t w_t nll_t (nats) and W_d = sum_t w_t.
+
+    Only sequences with W_d > 0 count. The empty object, `NllTotals()`, is the zero of `+`.
+    """
+
+    nll_sum: float = 0.0  # sum S_d, nats
+    weight_sum: float = 0.0  # sum W_d
+    nll_sum_sq: float = 0.0  # sum S_d^2
+    weight_sum_sq: float = 0.0  # sum W_d^2
+    nll_weight_sum: float = 0.0  # sum S_d W_d
+    num_tokens: int = 0  # tokens with a positive weight
+    num_sequences: int = 0  # sequences with W_d > 0
+
+    @classmethod
+    def from_sequences(
+        cls, nll_sums: Sequence[float], weight_sums: Sequence[float], num_tokens: int
+    ) -> "NllTotals":
+        """Totals of a batch, from S_d and W_d of its sequences, both of shape (batch,)."""
+        nll_sums = np.asarray(nll_sums, dtype=np.float64)
+        weight_sums = np.asarray(weight_sums, dtype=np.float64)
+        counted = weight_sums > 0
+        nll_sums, weight_sums = nll_sums[counted], weight_sums[counted]
+        return cls(
+            nll_sum=float(nll_sums.sum()),
+            weight_sum=float(weight_sums.sum()),
+            nll_sum_sq=float(nll_sums @ nll_sums),
+            weight_sum_sq=float(weight_sums @ weight_sums),
+            nll_weight_sum=float(nll_sums @ weight_sums),
+            num_tokens=int(num_tokens),
+            num_sequences=int(counted.sum()),
+        )
+
+    def __add__(self, other: "NllTotals") -> "NllTotals":
+        if not isinstance(other, NllTotals):
+            return NotImplemented
+        return NllTotals(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def mean_nll(self) -> float:
+        """sum w_t nll_t / sum w_t, nats per token; NaN when nothing was scored."""
+        return self.nll_sum / self.weight_sum if self.weight_sum > 0 else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean_nll); NaN when nothing was scored, inf beyond the range of a float."""
+        return _exp(self.mean_nll)
+
+    @property
+    def bits_per_token(self) -> float:
+        """mean_nll / ln 2."""
+        return self.mean_nll / math.log(2)
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of mean_nll, nats; NaN for fewer than two sequences.
+
+        se = sqrt(D/(D-1) sum_d (S_d - mu W_d)^2) / sum_d W_d: the linearised standard error of a
+        ratio, with the sequence as the sampling unit, because the tokens of one text are not
+        independent (Cochran, Sampling Techniques, 3rd ed. 1977, section 6.3).
+        """
+        if self.num_sequences < 2 or not math.isfinite(self.nll_sum):
+            return math.nan
+        mean = self.mean_nll
+        residual_sq = (
+            self.nll_sum_sq - 2 * mean * self.nll_weight_sum + mean * mean * self.weight_sum_sq
+        )
+        # Sequences that all agree leave rounding errors of either sign.
+        residual_sq = max(residual_sq, 0.0)
+        correction = self.num_sequences / (self.num_sequences - 1)
+        return math.sqrt(correction * residual_sq) / self.weight_sum
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float]:
+        """95% confidence interval of the perplexity, exp(mean_nll -+ 1.96 se)."""
+        margin = Z_95 * self.standard_error
+        return _exp(self.mean_nll - margin), _exp(self.mean_nll + margin)
+
+
+def _exp(exponent: float) -> float:
+    try:
+        return math.exp(exponent)
+    except OverflowError:
+        return math.inf
