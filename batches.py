@@ -17,6 +17,7 @@ from .nll import (
     check_types,
     is_scored,
     token_nll,
+    use_one_thread_after_fork,
 )
 from .options import Options
 
@@ -47,6 +48,7 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
     Raises:
         TypeError, ValueError: input of the wrong type, shape or range, named.
     """
+    use_one_thread_after_fork()
     parts = [
         _reduce(first_sequence, *tensors, options)
         for first_sequence, *tensors in _parts(predictions, references, sample_weight, options)

@@ -3,6 +3,7 @@
 Nothing here knows of evaluate, datasets or transformers.
 """
 
+import os
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,6 +19,8 @@ BACKENDS = ("auto", "torch")
 # Probabilities whose rows are further than this from 1 in sum are normalised with a warning.
 # bfloat16 keeps 8 bits: each probability is off by up to 2^-9, and so is their sum.
 ROW_SUM_TOLERANCE = 0.01
+
+_IMPORTED_IN = os.getpid()
 
 
 class TargetOutOfRangeError(ValueError):
@@ -68,6 +71,7 @@ def token_nll(
         ValueError: shapes that do not fit, a scored target outside [0, vocab_size), and with
             `from_logits=False` a negative or non-finite value in a scored row.
     """
+    use_one_thread_after_fork()
     logits, targets = as_tensor(logits, "logits"), as_tensor(targets, "targets")
     check_types(logits, targets, "logits", "targets")
     if logits.dim() == 0 or logits.shape[:-1] != targets.shape:
@@ -104,6 +108,16 @@ def token_nll(
                 nll[where] = reduce_block(buffers.read(rows, block), flat_targets[where], buffers)
             start = stop
     return nll.view(targets.shape)
+
+
+def use_one_thread_after_fork() -> None:
+    """Keep a forked process, such as one of `datasets.map(num_proc=2)`, from hanging.
+
+    The threads of torch's OpenMP pool do not survive a fork, so a parallel region would wait for
+    them forever. Several processes have the cores busy anyway. torch's DataLoader does the same.
+    """
+    if os.getpid() != _IMPORTED_IN:
+        torch.set_num_threads(1)
 
 
 def is_scored(targets: torch.Tensor, ignore_index: int | Sequence[int] | None) -> torch.Tensor:
