@@ -172,7 +172,7 @@ def _reduce(
     except TargetOutOfRangeError as error:
         sequence, position = error.place
         place = (first_sequence + sequence, position + options.shift)
-        raise TargetOutOfRangeError(place, error.target, error.vocab_size, "references") from None
+        raise ValueError(error.message("references", place)) from None
     if options.from_logits and _look_like_probabilities(logits, scored):
         warnings.warn(
             "predictions look like probabilities: every value lies in [0, 1] and rows sum to 1. "

@@ -5,7 +5,7 @@ Nothing here knows of evaluate, datasets or transformers.
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -26,13 +26,17 @@ _IMPORTED_IN = os.getpid()
 class TargetOutOfRangeError(ValueError):
     """A scored target that is no id of the vocabulary; `place` is its index in the targets."""
 
-    def __init__(self, place: tuple[int, ...], target: int, vocab_size: int, name: str = "targets"):
-        super().__init__(
-            f"{name}{list(place)} is {target}, outside the vocabulary of {vocab_size} ids "
-            f"[0, {vocab_size}). If it marks a position that is not to be scored, "
-            f"pass ignore_index={target}."
-        )
+    def __init__(self, place: tuple[int, ...], target: int, vocab_size: int):
         self.place, self.target, self.vocab_size = place, target, vocab_size
+        super().__init__(self.message("targets", place))
+
+    def message(self, name: str, place: tuple[int, ...]) -> str:
+        """The error in the words of a caller who has another name and place for the target."""
+        return (
+            f"{name}{list(place)} is {self.target}, outside the vocabulary of {self.vocab_size} "
+            f"ids [0, {self.vocab_size}). If it marks a position that is not to be scored, pass "
+            f"ignore_index={self.target}."
+        )
 
 
 def token_nll(
@@ -94,19 +98,22 @@ def token_nll(
 
     # Under autocast torch would choose the dtypes, and record a graph with gradients enabled.
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        nll = torch.zeros(targets.numel(), dtype=dtype, device=logits.device)
-        buffers = _Buffers(_block_rows(logits, int(scored.sum())), logits, dtype)
+        scored_nll = torch.empty(int(scored.sum()), dtype=dtype, device=logits.device)
+        everywhere = scored.view(-1).nonzero().squeeze(1).to(logits.device)
+        scored_targets = targets.to(logits.device, torch.int64).reshape(-1)[everywhere]
+        buffers = _Buffers(_block_rows(logits, len(scored_nll)), logits, dtype)
         reduce_block = _nll_of_logits if from_logits else _nll_of_probabilities
-        flat_targets = targets.to(logits.device, torch.int64).reshape(-1)
-        start = 0
-        for rows in _row_views(logits):
-            stop = start + len(rows)
-            positions = scored.view(-1)[start:stop].nonzero().squeeze(1)
-            blocks = positions.split(buffers.num_rows) if len(positions) > 0 else ()
-            for block in blocks:
-                where = (start + block).to(logits.device)
-                nll[where] = reduce_block(buffers.read(rows, block), flat_targets[where], buffers)
-            start = stop
+        done = 0
+        for rows, row_is_scored in _row_views(logits, scored):
+            positions = row_is_scored.nonzero().squeeze(1)
+            for block in positions.split(buffers.num_rows) if len(positions) > 0 else ():
+                here = slice(done, done + len(block))
+                reduce_block(
+                    buffers.read(rows, block), scored_targets[here], buffers, out=scored_nll[here]
+                )
+                done += len(block)
+        nll = torch.zeros(targets.numel(), dtype=dtype, device=logits.device)
+        nll[everywhere] = scored_nll
     return nll.view(targets.shape)
 
 
@@ -198,14 +205,20 @@ def check_types(
         raise TypeError(f"{targets_name} must be integer token ids, got {targets.dtype}.")
 
 
-def _row_views(logits: torch.Tensor) -> list[torch.Tensor]:
-    """(..., V) as 2-D views, in order. One, unless the strides (of a slice, say) forbid it."""
-    if logits.dim() == 2:
-        return [logits]
+def _row_views(
+    logits: torch.Tensor, scored: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """logits (..., V) and scored (...) as views (N, V) and (N,), in order.
+
+    One pair, unless the strides of the logits (those of a slice, say) forbid it.
+    """
     try:
-        return [logits.view(logits.shape[:-1].numel(), logits.shape[-1])]
+        rows = logits.view(scored.numel(), logits.shape[-1])
     except RuntimeError:
-        return [view for part in logits for view in _row_views(part)]
+        for logits_part, scored_part in zip(logits, scored, strict=True):
+            yield from _row_views(logits_part, scored_part)
+    else:
+        yield rows, scored.view(-1)
 
 
 def _block_rows(logits: torch.Tensor, num_scored: int) -> int:
@@ -259,14 +272,17 @@ class _Buffers:
         return rows if rows.dtype == self._dtype else self._upcast[:n].copy_(rows)
 
 
-def _nll_of_logits(logits: torch.Tensor, targets: torch.Tensor, buffers: _Buffers) -> torch.Tensor:
+def _nll_of_logits(
+    logits: torch.Tensor, targets: torch.Tensor, buffers: _Buffers, out: torch.Tensor
+) -> None:
     log_probs = torch.log_softmax(logits, -1, out=buffers.log_probs[: len(logits)])
-    return 0 - log_probs.gather(1, targets[:, None]).squeeze(1)  # not neg(), which gives -0.0
+    torch.gather(log_probs, 1, targets[:, None], out=out[:, None])
+    torch.sub(0, out, out=out)  # not neg(), which gives -0.0
 
 
 def _nll_of_probabilities(
-    probabilities: torch.Tensor, targets: torch.Tensor, buffers: _Buffers
-) -> torch.Tensor:
+    probabilities: torch.Tensor, targets: torch.Tensor, buffers: _Buffers, out: torch.Tensor
+) -> None:
     row_sums = probabilities.sum(-1)
     # A sum that is not finite has a value that is not.
     if not (row_sums.isfinite() & (probabilities.amin(-1) >= 0)).all():
@@ -278,6 +294,7 @@ def _nll_of_probabilities(
         warnings.warn(
             "With from_logits=False, some rows of probabilities do not sum to 1; "
             "each row is divided by its sum.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return row_sums.log() - probabilities.gather(1, targets[:, None]).squeeze(1).log()
+    target_probabilities = probabilities.gather(1, targets[:, None]).squeeze(1)
+    torch.sub(row_sums.log(), target_probabilities.log(), out=out)

@@ -1,0 +1,55 @@
+"""What the benchmarks share: where and with what they ran, tables, and sections of RESULTS.md."""
+
+import datetime
+import importlib.metadata
+import platform
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+
+
+def environment(packages: list[str]) -> str:
+    """Machine, versions, date and command, as lines of Markdown."""
+    import torch
+
+    versions = [f"Python {platform.python_version()}"]
+    versions += [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix()
+    command = " ".join(["python", script, *sys.argv[1:]])
+    return (
+        f"- machine: {_cpu_name()}, {torch.get_num_threads()} threads\n"
+        f"- versions: {', '.join(versions)}\n"
+        f"- date: {datetime.date.today()}\n"
+        f"- command: `{command}`\n"
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1)
+    except (OSError, AttributeError):
+        return platform.processor() or platform.machine()
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column is text, the others are figures."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_section(title: str, body: str) -> None:
+    """Print the section and put it into RESULTS.md, in the place of the one of the same title."""
+    section = f"## {title}\n\n{body.strip()}\n"
+    print(section)
+    text = RESULTS.read_text() if RESULTS.exists() else "# Measured figures\n"
+    sections = re.split(r"(?m)^(?=## )", text)
+    for i, old in enumerate(sections):
+        if old.startswith(f"## {title}\n"):
+            sections[i] = section
+            break
+    else:
+        sections.append(section)
+    RESULTS.write_text("\n".join(s.rstrip() + "\n" for s in sections))

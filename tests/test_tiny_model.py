@@ -1,0 +1,84 @@
+"""The bundled model: loads offline, is small, as good as its card says, and can be rebuilt."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+MODEL = ROOT / "tiny_model"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(MODEL)
+
+
+def test_it_is_small_and_loads_as_float32(model, tokenizer):
+    assert (MODEL / "model.safetensors").stat().st_size <= 5_000_000
+    assert 2000 <= len(tokenizer) <= 4000
+    assert model.dtype == torch.float32
+    assert model.config.vocab_size == len(tokenizer)
+
+
+def test_the_tokenizer_keeps_every_text(tokenizer):
+    for text in (
+        "A plain sentence.",
+        "  spaces\n\tand tabs ",
+        "naïve 漢字 🎉 \u202eabc",
+        "\x00\x7f",
+    ):
+        ids = tokenizer(text).input_ids
+        assert ids[0] == tokenizer.bos_token_id
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_make_run_prints_the_bits_per_byte_of_the_cards():
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "held_out.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    bits = float(re.search(r"bits per byte +([\d.]+)", done.stdout).group(1))
+    assert bits < 1.9
+    card = (MODEL / "README.md").read_text(encoding="utf-8")
+    assert float(re.search(r"\*\*([\d.]+)\*\* \(perplexity", card).group(1)) == bits
+    shown = re.search(r"\$ make run\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown.group(1) == done.stdout
+
+
+def test_it_predicts_english_better_than_noise(model, tokenizer):
+    def nll(text):
+        ids = torch.tensor([tokenizer(text).input_ids])
+        with torch.no_grad():
+            return model(ids, labels=ids).loss.item()
+
+    assert nll("Return the number of items in the list.") < nll("list the in items of number the.")
+
+
+def test_the_training_script_runs(tmp_path):
+    """Two steps: not a good model, but all its files, and the same held-out documents."""
+    subprocess.run(
+        [sys.executable, MODEL / "train.py", "--steps", "2", "--out", tmp_path],
+        check=True,
+        timeout=300,
+    )
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "held_out.jsonl"} <= names
+    lines = (tmp_path / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = (MODEL / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    # Names depend on a hash alone; the texts on the release of Python.
+    shared = {json.loads(line)["name"] for line in lines} & {json.loads(k)["name"] for k in kept}
+    assert len(shared) > 0.8 * len(kept)
+    AutoModelForCausalLM.from_pretrained(tmp_path)
