@@ -50,16 +50,7 @@ class Options:
     @property
     def signature(self) -> str:
         """All settings in one line, such as "from_logits:yes|ignore_index:-100|..."."""
-
-        def text(value) -> str:
-            if isinstance(value, bool):
-                return "yes" if value else "no"
-            if isinstance(value, tuple):
-                return ",".join(map(str, value)) or "none"
-            return "none" if value is None else str(value)
-
-        settings = [f"{f.name}:{text(getattr(self, f.name))}" for f in fields(self)]
-        return "|".join([*settings, f"version:{VERSION}"])
+        return signature({f.name: getattr(self, f.name) for f in fields(self)})
 
     def replace(self, **changes) -> "Options":
         """These options with some changed.
@@ -67,8 +58,75 @@ class Options:
         Raises:
             TypeError: a name that is no option.
         """
-        known = [f.name for f in fields(self)]
-        unknown = [name for name in changes if name not in known]
-        if unknown:
-            raise TypeError(f"unknown argument {unknown[0]!r}. The options are {', '.join(known)}.")
+        check_names(self, changes)
         return replace(self, **changes)
+
+
+def check_names(options, given: dict) -> None:
+    """Raises TypeError for a name in `given` that is no field of the dataclass `options`."""
+    known = [f.name for f in fields(options)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise TypeError(f"unknown argument {unknown[0]!r}. The options are {', '.join(known)}.")
+
+
+# Other people's numbers, see `TextOptions.preset`.
+PRESETS = ("evaluate", "lm-eval", "hf-docs", "llama.cpp")
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """The settings of texts and a model that change the number.
+
+    preset: whose conventions are followed, one of PRESETS; None for this module's own.
+    add_start_token: True puts the tokenizer's BOS in front of each text, an id that one, False none.
+    max_length: texts are cut to that many tokens, start token and context included; None never cuts.
+    window: how many tokens the model reads at once; None for the model's context length.
+    stride: how many tokens each further window scores; None for half of the window.
+
+    Raises:
+        TypeError, ValueError: a value of the wrong type or out of range, named.
+    """
+
+    preset: str | None = None
+    add_start_token: bool | int = True
+    max_length: int | None = None
+    window: int | None = None
+    stride: int | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"preset must be one of {PRESETS} or None, got {self.preset!r}.")
+        if not isinstance(self.add_start_token, int) or self.add_start_token < 0:
+            raise TypeError(
+                f"add_start_token must be True, False or a token id, got {self.add_start_token!r}."
+            )
+        for name in ("max_length", "window", "stride"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be a positive number of tokens, got {value!r}.")
+        reduction_dtype(self.dtype)
+        disregarded = {
+            "evaluate": ("window", "stride"),
+            "lm-eval": ("stride", "max_length"),
+            "hf-docs": ("max_length",),
+            "llama.cpp": ("stride", "max_length"),
+        }
+        for name in disregarded.get(self.preset, ()):
+            if getattr(self, name) is not None:
+                raise ValueError(f'{name} has no meaning with preset="{self.preset}".')
+
+
+def signature(settings: dict) -> str:
+    """Names and values of settings in one line, with the version."""
+
+    def text(value) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, tuple):
+            return ",".join(map(str, value)) or "none"
+        return "none" if value is None else str(value)
+
+    named = [f"{name}:{text(value)}" for name, value in settings.items()]
+    return "|".join([*named, f"version:{VERSION}"])

@@ -6,6 +6,7 @@ and no comment may stand behind such an import.
 """
 
 import inspect
+import itertools
 import warnings
 from dataclasses import asdict, fields
 
@@ -13,9 +14,13 @@ import datasets
 import evaluate
 
 from .batches import reduce_batch
+from .encoding import TextEncoder
+from .language_model import LanguageModel, load_language_model
 from .nll import token_nll
-from .options import Options
-from .totals import NllTotals
+from .options import Options, TextOptions, check_names
+from .scoring import TextScore, TextScorer
+from .totals import NllTotals, text_result
+from .windows import Window
 
 _DESCRIPTION = """\
 Perplexity: exp of the mean negative log-likelihood that a language model gives to the tokens of a \
@@ -93,6 +98,9 @@ _CITATION = """\
 """
 
 
+_BARE_STRING = "{} must be a list of texts, got one string. Wrap it in a list: [text]."
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Perplexity(evaluate.Metric):
     """Corpus perplexity from logits or probabilities; see `compute`.
@@ -110,7 +118,12 @@ class Perplexity(evaluate.Metric):
         own = inspect.signature(evaluate.Metric.__init__).parameters
         self._options = Options().replace(**{k: v for k, v in kwargs.items() if k not in own})
         super().__init__(*args, **{k: v for k, v in kwargs.items() if k in own})
+        self._loaded: tuple[tuple, LanguageModel] | None = None
         self.reset()
+
+    def __getstate__(self) -> dict:
+        # A model is loaded anew where it is needed, rather than sent along.
+        return {**self.__dict__, "_loaded": None}
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -130,21 +143,25 @@ class Perplexity(evaluate.Metric):
 
     def reset(self) -> None:
         """Forget what was accumulated."""
+        self._texts: list[str] = []  # added, and scored when compute names the model
         self._totals = NllTotals()
         self._num_batches = 0  # tells an empty run from one in which nothing was scored
         self._num_examples = 0
         self._warned_of_nan = False
 
     def __len__(self) -> int:
-        """Number of sequences accumulated since the last `compute` or `reset`."""
-        return self._num_examples
+        """Number of sequences and texts accumulated since the last `compute` or `reset`."""
+        return self._num_examples + len(self._texts)
 
     def add_batch(self, *, predictions=None, references=None, sample_weight=None) -> None:
-        """Accumulate a batch of sequences.
+        """Accumulate a batch of sequences, or of texts, which wait for the model of `compute`.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
+        if references is None and _are_texts(predictions):
+            self._texts += predictions
+            return
         self._accumulate(*self._reduce(predictions, references, sample_weight, self._options))
 
     def add(self, *, prediction=None, reference=None, sample_weight=None) -> None:
@@ -181,10 +198,24 @@ class Perplexity(evaluate.Metric):
                 f"{self._options.signature}, those of the other {other._options.signature}."
             )
         self._accumulate(other._totals, other._num_examples, other._num_batches)
+        self._texts += other._texts
 
     def compute(
-        self, *, predictions=None, references=None, sample_weight=None, **options
-    ) -> dict[str, float | int | str] | None:
+        self,
+        *,
+        predictions=None,
+        references=None,
+        sample_weight=None,
+        model_id: str | None = None,
+        model=None,
+        tokenizer=None,
+        contexts=None,
+        batch_size: int | None = None,
+        device=None,
+        model_kwargs: dict | None = None,
+        trust_remote_code: bool = False,
+        **options,
+    ) -> dict[str, float | int | str | list[float]] | None:
         """Perplexity of what was accumulated and of the batch given here; then start afresh.
 
         Raises:
@@ -192,7 +223,134 @@ class Perplexity(evaluate.Metric):
                 from, or options that differ from those of the batches accumulated; what was
                 accumulated stays as it was.
         """
-        options = self._options.replace(**options)
+        if model_id is not None or model is not None:
+            if references is not None or sample_weight is not None:
+                raise ValueError("Texts and a model go without references and sample_weight.")
+            scorer = self.text_scorer(
+                model_id=model_id,
+                model=model,
+                tokenizer=tokenizer,
+                device=device,
+                model_kwargs=model_kwargs,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
+            result = self._compute_texts(scorer, predictions, contexts, batch_size)
+        else:
+            if self._texts or (references is None and _are_texts(predictions)):
+                raise ValueError(
+                    "Texts need a model: pass model_id=, or model= and tokenizer=. Logits go with "
+                    "references=."
+                )
+            options = self._options.replace(**options)
+            result = self._compute_logits(predictions, references, sample_weight, options)
+        self.reset()
+        return result
+
+    def score(
+        self,
+        texts,
+        *,
+        model_id: str | None = None,
+        model=None,
+        tokenizer=None,
+        contexts=None,
+        batch_size: int | None = None,
+        top_k: int = 0,
+        device=None,
+        model_kwargs: dict | None = None,
+        trust_remote_code: bool = False,
+        **options,
+    ) -> list[TextScore]:
+        """Token by token: for each text its tokens, their places, and the nll of each in nats.
+
+        Args:
+            texts, contexts, model_id, ...: as for `compute`.
+            top_k: also give the so many tokens that the model expected most in each place.
+
+        Raises:
+            TypeError, ValueError: as `compute`.
+        """
+        if isinstance(texts, str):
+            raise TypeError(_BARE_STRING.format("texts"))
+        scorer = self.text_scorer(
+            model_id=model_id,
+            model=model,
+            tokenizer=tokenizer,
+            device=device,
+            model_kwargs=model_kwargs,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+        scored = scorer.score(
+            texts, contexts, batch_size=batch_size, top_k=top_k, progress=_progress_is_shown()
+        )
+        return [scorer.describe(text, with_expected=top_k > 0) for text in scored]
+
+    def text_scorer(
+        self,
+        *,
+        model_id: str | None = None,
+        model=None,
+        tokenizer=None,
+        device=None,
+        model_kwargs: dict | None = None,
+        trust_remote_code: bool = False,
+        **options,
+    ) -> TextScorer:
+        """What `compute` and `score` use for texts, for programs that handle them one by one.
+
+        The model is loaded, and probed, once, and kept until another is asked for.
+
+        Raises:
+            TypeError, ValueError: a model, tokenizer or option that does not fit, named.
+        """
+        check_names(TextOptions, options)
+        options = TextOptions(**{"dtype": self._options.dtype} | options)
+        model_kwargs = model_kwargs or {}
+        if (model_id is None) == (model is None):
+            raise ValueError("Pass either model_id=, or model= and tokenizer=.")
+        if model is not None:
+            key = (id(model), id(tokenizer))
+        else:
+            key = (model_id, str(device), repr(sorted(model_kwargs.items())), trust_remote_code)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # makes room before the next one is loaded
+            if model is not None:
+                loaded = LanguageModel(model, tokenizer)
+            else:
+                loaded = load_language_model(model_id, device, model_kwargs, trust_remote_code)
+            self._loaded = key, loaded
+        return TextScorer(self._loaded[1], options)
+
+    def _compute_texts(
+        self, scorer: TextScorer, texts, contexts, batch_size: int | None
+    ) -> dict[str, float | int | str | list[float]]:
+        for name, value in (("predictions", texts), ("contexts", contexts)):
+            if isinstance(value, str):
+                raise TypeError(_BARE_STRING.format(name))
+        if self._num_batches:
+            raise ValueError("Batches of logits are pending; call compute() or reset() first.")
+        if self.num_process > 1:
+            raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
+        texts = itertools.chain(self._texts, () if texts is None else texts)
+        scored = scorer.score(texts, contexts, batch_size=batch_size, progress=_progress_is_shown())
+        sums = [text.sums for text in scored]
+        empty = [i for i, text in enumerate(sums) if text.num_tokens == 0]
+        if empty:
+            warnings.warn(
+                f"{len(empty)} of {len(sums)} texts have no token to score, the first of them "
+                f"predictions[{empty[0]}]; they have perplexity NaN and are left out of the sums.",
+                stacklevel=3,
+            )
+        result = text_result(sums)
+        if scorer.options.max_length is None:
+            del result["num_truncated"]
+        return {**result, "signature": scorer.signature(contexts is not None)}
+
+    def _compute_logits(
+        self, predictions, references, sample_weight, options: Options
+    ) -> dict[str, float | int | str] | None:
         if self._num_batches and options != self._options:
             raise ValueError(
                 f"compute was given other options ({options.signature}) than the batches added "
@@ -206,35 +364,22 @@ class Perplexity(evaluate.Metric):
         if self.num_process > 1:
             gathered = self._gather(totals, num_batches)
             if gathered is None:
-                self.reset()
                 return None
             totals, num_batches = gathered
         if num_batches == 0:
             raise ValueError(
                 "Nothing to compute: pass predictions and references, or call add_batch first."
             )
-        result = self._compute(totals=totals, options=options)
-        self.reset()
-        return result
+        return self._compute(totals=totals, options=options)
 
     def _compute(self, *, totals: NllTotals, options: Options) -> dict[str, float | int | str]:
         if totals.num_tokens == 0:
             warnings.warn(
                 "No token was scored, so the perplexity is NaN: every reference is ignored or has "
                 "weight 0.",
-                stacklevel=3,
+                stacklevel=4,
             )
-        ci_low, ci_high = totals.perplexity_interval
-        return {
-            "perplexity": totals.perplexity,
-            "mean_nll": totals.mean_nll,
-            "bits_per_token": totals.bits_per_token,
-            "perplexity_ci_low": ci_low,
-            "perplexity_ci_high": ci_high,
-            "num_tokens": totals.num_tokens,
-            "num_sequences": totals.num_sequences,
-            "signature": options.signature,
-        }
+        return {**totals.result(), "signature": options.signature}
 
     def _reduce(
         self, predictions, references, sample_weight, options: Options
@@ -272,6 +417,16 @@ class Perplexity(evaluate.Metric):
             return None
         num_batches = sums.pop("num_batches")
         return NllTotals(**sums), num_batches
+
+
+def _are_texts(predictions) -> bool:
+    return isinstance(predictions, (list, tuple)) and any(isinstance(p, str) for p in predictions)
+
+
+def _progress_is_shown() -> bool:
+    """Both libraries have a switch for progress bars."""
+    enabled = evaluate.utils.logging.is_progress_bar_enabled()
+    return enabled and not datasets.utils.are_progress_bars_disabled()
 
 
 class _Exchange(evaluate.Metric):

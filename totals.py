@@ -5,7 +5,7 @@ may be added up in any order and the exponential is taken once, at the end.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -92,6 +92,68 @@ class NllTotals:
         """95% confidence interval of the perplexity, exp(mean_nll -+ 1.96 se)."""
         margin = Z_95 * self.standard_error
         return _exp(self.mean_nll - margin), _exp(self.mean_nll + margin)
+
+    def result(self) -> dict[str, float | int]:
+        """What a user gets of it, as plain numbers."""
+        ci_low, ci_high = self.perplexity_interval
+        return {
+            "perplexity": self.perplexity,
+            "mean_nll": self.mean_nll,
+            "bits_per_token": self.bits_per_token,
+            "perplexity_ci_low": ci_low,
+            "perplexity_ci_high": ci_high,
+            "num_tokens": self.num_tokens,
+            "num_sequences": self.num_sequences,
+        }
+
+
+@dataclass(frozen=True)
+class TextSums:
+    """The sums of one text; those of any number of texts give the result of all of them."""
+
+    nll_sum: float  # nats
+    weight_sum: float  # the number of scored tokens, except under weights
+    num_tokens: int
+    num_bytes: int  # UTF-8, of the scored text
+    num_words: int  # of the scored text
+    truncated: bool  # whether tokens were cut off
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll_sum / weight_sum); NaN when nothing was scored."""
+        return _exp(self.nll_sum / self.weight_sum) if self.weight_sum > 0 else math.nan
+
+
+def text_result(texts: Iterable[TextSums]) -> dict[str, float | int | list[float]]:
+    """The result of a corpus of texts, from the sums of each.
+
+    bits_per_byte = nll_sum / ln 2 / bytes, byte_perplexity = exp(nll_sum / bytes) and
+    word_perplexity = exp(nll_sum / words) are over all texts; perplexities holds one of each text,
+    and mean_perplexity is their mean, without those of texts in which nothing was scored.
+    """
+    texts = list(texts)
+    totals = NllTotals.from_sequences(
+        [text.nll_sum for text in texts],
+        [text.weight_sum for text in texts],
+        sum(text.num_tokens for text in texts),
+    )
+    num_bytes = sum(text.num_bytes for text in texts)
+    num_words = sum(text.num_words for text in texts)
+    perplexities = [text.perplexity for text in texts]
+    scored = [p for p, text in zip(perplexities, texts, strict=True) if text.weight_sum > 0]
+    nll_per_byte = totals.nll_sum / num_bytes if num_bytes > 0 else math.nan
+    nll_per_word = totals.nll_sum / num_words if num_words > 0 else math.nan
+    return {
+        **totals.result(),
+        "perplexities": perplexities,
+        "mean_perplexity": sum(scored) / len(scored) if scored else math.nan,
+        "bits_per_byte": nll_per_byte / math.log(2),
+        "byte_perplexity": _exp(nll_per_byte),
+        "word_perplexity": _exp(nll_per_word),
+        "num_bytes": num_bytes,
+        "num_words": num_words,
+        "num_truncated": sum(text.truncated for text in texts),
+    }
 
 
 def _exp(exponent: float) -> float:

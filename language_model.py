@@ -1,0 +1,317 @@
+"""A causal language model -> the nll of the next tokens, without logits for a whole batch.
+
+The decoder runs on padded batches. The output layer then runs on the positions that are scored
+only, a few at a time, so that logits exist for those few. Models that change their logits behind
+the output layer (soft-capping, scaling), and models whose output layer is not found, are noticed by
+a probe and use the logits that they return.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from .nll import token_nll
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What bounds the memory of a batch."""
+
+    tokens_per_batch: int  # padded, read by the decoder at once
+    logits_at_once: int  # elements of one product of the output layer
+
+
+ON_CPU = _Limits(tokens_per_batch=2048, logits_at_once=2**22)  # 16 MB of float32 logits
+ON_ACCELERATOR = _Limits(tokens_per_batch=16384, logits_at_once=2**26)  # 256 MB
+LOGITS_PER_BATCH = 2**26  # elements, where a model's own logits are used: 256 MB in float32
+# model_max_length of a tokenizer that knows no limit is 1e30.
+NO_LIMIT = 10**6
+# For a model that states no context length: one that needs little memory.
+DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Span:
+    """The input of one window: the model reads ids[:-1], and ids[first:] are scored."""
+
+    ids: Sequence[int]
+    first: int
+
+
+@dataclass(frozen=True)
+class ScoredSpan:
+    """nll of ids[first:] of a span, in nats, with what else was asked for."""
+
+    nll: torch.Tensor  # (scored,) on the CPU
+    expected_ids: torch.Tensor | None = None  # (scored, top_k)
+    expected_nll: torch.Tensor | None = None  # (scored, top_k)
+
+
+def load_language_model(
+    model_id: str,
+    device: str | torch.device | int | None,
+    model_kwargs: dict,
+    trust_remote_code: bool,
+) -> "LanguageModel":
+    """Load a model and its tokenizer from the Hub, its cache, or a directory.
+
+    Args:
+        device: whatever torch takes; "gpu" for "cuda". None for CUDA where there is one, else the
+            CPU. Not used where `model_kwargs` place the model (device_map, quantization_config).
+        model_kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        ValueError: the model or its tokenizer cannot be loaded, or is no causal language model.
+    """
+    shared = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+    tokenizer_kwargs = {name: model_kwargs[name] for name in shared if name in model_kwargs}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_id, trust_remote_code=trust_remote_code, **tokenizer_kwargs
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            model_id, trust_remote_code=trust_remote_code, **model_kwargs
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model_id={model_id!r} could not be loaded as a causal language model: {reason}"
+        ) from error
+    if not {"device_map", "quantization_config"} & set(model_kwargs):
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model.to("cuda" if device == "gpu" else device)
+    return LanguageModel(model, tokenizer, model_id)
+
+
+class LanguageModel:
+    """A model and its tokenizer, checked and probed once.
+
+    Raises:
+        TypeError: things that are no model or no tokenizer.
+        ValueError: a model that is no causal one, or that returns no logits.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str | None = None
+    ):
+        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+            raise TypeError(
+                f"model must be a transformers model, got {type(model).__name__}. "
+                "A name or path goes to model_id=."
+            )
+        if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+            raise TypeError(
+                f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}."
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"{self.name} is an encoder-decoder; a causal language model is needed."
+            )
+        self.embeddings = model.get_input_embeddings()
+        self._probe()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's input goes."""
+        return self.embeddings.weight.device
+
+    @property
+    def dtype(self) -> str:
+        """Of the parameters, as in "bfloat16"."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens the model reads at once, as its config or else its tokenizer says."""
+        config = self.model.config
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+            length = getattr(config, name, None)
+            if isinstance(length, int) and 0 < length < NO_LIMIT:
+                return length
+        length = getattr(self.tokenizer, "model_max_length", NO_LIMIT)
+        return int(length) if length < NO_LIMIT else DEFAULT_CONTEXT
+
+    @property
+    def _limits(self) -> _Limits:
+        return ON_CPU if self.device.type == "cpu" else ON_ACCELERATOR
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """The padded tokens that one batch may hold."""
+        budget = self._limits.tokens_per_batch
+        if self._head is None:
+            budget = min(budget, LOGITS_PER_BATCH // self._vocab_size)
+        return max(budget, 1)
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, self._limits.logits_at_once // self._vocab_size)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model without dropout; a model that was training trains on afterwards."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises ValueError for an id that the model has no embedding for."""
+        if ids and max(ids) >= self.embeddings.weight.shape[0]:
+            raise ValueError(
+                f"The tokenizer gives id {max(ids)}, but the model {self.name} has "
+                f"{self.embeddings.weight.shape[0]} embeddings: this tokenizer is not the model's."
+            )
+
+    @torch.inference_mode()
+    def score(
+        self, spans: Sequence[Span], dtype: str = "float32", top_k: int = 0
+    ) -> list[ScoredSpan]:
+        """Score a batch of spans; with `top_k`, also the likeliest next tokens at each position."""
+        # Padded on the right, whatever the tokenizer says: a causal model does not see what stands
+        # behind a token, and the positions 0, 1, 2... that it counts by itself are right. The
+        # padding id is any valid one.
+        length = max(len(span.ids) for span in spans) - 1
+        inputs = torch.zeros(len(spans), length, dtype=torch.int64)
+        mask = torch.zeros_like(inputs)
+        for row, span in enumerate(spans):
+            inputs[row, : len(span.ids) - 1] = torch.tensor(span.ids[:-1])
+            mask[row, : len(span.ids) - 1] = 1
+        counts = [len(span.ids) - span.first for span in spans]
+        rows = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor(counts))
+        columns = torch.cat([torch.arange(s.first - 1, len(s.ids) - 1) for s in spans])
+        targets = torch.cat([torch.tensor(span.ids[span.first :]) for span in spans])
+
+        hidden, logits = self._forward(inputs.to(self.device), mask.to(self.device))
+        source = logits if self._head is None else hidden
+        selected = source[rows.to(source.device), columns.to(source.device)]  # (scored, H or V)
+        parts = []
+        for at in range(0, len(targets), self._rows_at_once):
+            part = selected[at : at + self._rows_at_once]
+            part = part if self._head is None else self._project(part)
+            nll = token_nll(part, targets[at : at + self._rows_at_once], dtype=dtype)
+            top = _likeliest(part, top_k) if top_k > 0 else (None, None)
+            parts.append((nll, *top))
+        nll, ids, ids_nll = (
+            torch.cat(column).cpu().split(counts) if column[0] is not None else [None] * len(spans)
+            for column in zip(*parts, strict=True)
+        )
+        return [ScoredSpan(*fields) for fields in zip(nll, ids, ids_nll, strict=True)]
+
+    def _project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (n, V) of hidden states (n, H)."""
+        if type(self._head) is not nn.Linear or self._head.weight.dtype != hidden.dtype:
+            return self._head(hidden)
+        # Into one buffer: allocating 16 MB for each product costs about as much as the product.
+        if self._buffer is None or self._buffer.device != hidden.device:
+            shape = (self._rows_at_once, self._vocab_size)
+            self._buffer = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
+        logits = torch.mm(hidden, self._head.weight.t(), out=self._buffer[: len(hidden)])
+        return logits if self._head.bias is None else logits.add_(self._head.bias)
+
+    def _forward(
+        self, inputs: torch.Tensor, mask: torch.Tensor, head_input: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """(hidden states that reach the output layer, logits) of input ids (B, T).
+
+        Where there is an output layer it is given `head_input`, or else one position only, so that
+        the logits are those of that, not of the batch.
+        """
+        seen = []
+
+        def replace_input(module, args):
+            seen.append(args[0])
+            return (args[0][:1, :1] if head_input is None else head_input, *args[1:])
+
+        handle = None if self._head is None else self._head.register_forward_pre_hook(replace_input)
+        # Keys and values are not needed again; not every kind of model has a cache.
+        use_cache = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
+        try:
+            output = self.model(input_ids=inputs, attention_mask=mask, **use_cache)
+        finally:
+            if handle is not None:
+                handle.remove()
+        logits = getattr(output, "logits", None)
+        if logits is None:
+            raise ValueError(f"The model {self.name} returned no logits.")
+        return (seen[-1] if seen else None), logits
+
+    @torch.inference_mode()
+    def _probe(self) -> None:
+        """Find out whether the model is causal, and whether its logits are its output layer's."""
+        self._buffer, self._head = None, None
+        with self.evaluating():
+            self._check_causal()
+            head = getattr(self.model, "get_output_embeddings", lambda: None)()
+            if isinstance(head, nn.Module) and self._is_the_output(head):
+                self._head = head
+                return
+        logger.warning(
+            "The logits of %s are not those of its output layer; they are used as the model "
+            "returns them, which takes more memory.",
+            self.name,
+        )
+
+    def _check_causal(self) -> None:
+        """The logits of a token must not depend on the tokens behind it."""
+        length = min(8, self.context_length)
+        vocab_size = self.embeddings.weight.shape[0]
+        inputs = torch.arange(length).remainder(vocab_size).repeat(2, 1)
+        inputs[1, -1] = (inputs[1, -1] + vocab_size // 2) % vocab_size
+        mask = torch.ones_like(inputs)
+        _, logits = self._forward(inputs.to(self.device), mask.to(self.device))
+        if logits.dim() != 3 or logits.shape[:2] != inputs.shape:
+            raise ValueError(
+                f"The model {self.name} returned logits of shape {tuple(logits.shape)} for input "
+                f"ids of shape {tuple(inputs.shape)}; a causal language model is needed."
+            )
+        self._vocab_size = logits.shape[-1]
+        before, after = logits[0, :-1].float(), logits[1, :-1].float()
+        if (before - after).abs().max() > 1e-3 * before.abs().max():
+            raise ValueError(
+                f"The model {self.name} looks at the tokens behind the one that it predicts, as "
+                "masked language models and encoders do; a causal language model is needed."
+            )
+
+    def _is_the_output(self, head: nn.Module) -> bool:
+        """Whether the model's logits are head(hidden states), also where those are large.
+
+        Soft-capping changes small logits by less than a rounding error, so a large input is put
+        into the output layer.
+        """
+        inputs = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+        self._head = head
+        try:
+            hidden, _ = self._forward(inputs, torch.ones_like(inputs))
+            if hidden is None or hidden.dim() != 3:
+                return False
+            noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+            noise = noise.to(hidden.device, hidden.dtype)
+            scale = 300 / head(noise).abs().max().clamp(min=1e-6)
+            expected = head(noise * scale)
+            _, logits = self._forward(inputs, torch.ones_like(inputs), head_input=noise * scale)
+        finally:
+            self._head = None
+        return logits.shape == expected.shape and torch.allclose(
+            logits.float(), expected.float(), rtol=1e-3, atol=0.05
+        )
+
+
+def _likeliest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, nll in nats) of the k likeliest tokens, each (n, k), likeliest first."""
+    log_probs = logits.float().log_softmax(-1)
+    values, ids = log_probs.topk(min(k, logits.shape[-1]), -1)
+    return ids, -values

@@ -1,0 +1,294 @@
+"""A model and texts -> the nll of each token, in the order of the texts.
+
+The windows of many texts are sorted by length and packed into batches of few padded tokens. What
+that must not change, the result, is put back in order here.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .encoding import EncodedText, TextEncoder, count_bytes, count_words
+from .language_model import LanguageModel, Span
+from .options import TextOptions, signature
+from .totals import TextSums
+from .windows import Window, half_windows, recipe_windows, sliding_windows
+
+# How many texts are sorted together. Enough for batches of equal length, few enough to stream.
+TEXTS_AT_ONCE = 2048
+# The texts of these presets are one: the recipe joins them so, and llama.cpp reads a file.
+JOINTS = {"hf-docs": "\n\n", "llama.cpp": "\n"}
+
+
+@dataclass
+class ScoredText:
+    """A text's ids with the nll of each, and the bytes and words that were scored."""
+
+    encoded: EncodedText
+    nll: np.ndarray  # (ids,) nats, NaN where not scored
+    weights: np.ndarray  # (ids,) 0 where not scored
+    num_bytes: int = 0
+    num_words: int = 0
+    expected: dict[int, tuple[list[int], list[float]]] = field(default_factory=dict)
+
+    @property
+    def sums(self) -> TextSums:
+        """What the result of a corpus needs of it."""
+        scored = self.weights > 0
+        return TextSums(
+            nll_sum=float(self.nll[scored] @ self.weights[scored]),
+            weight_sum=float(self.weights.sum()),
+            num_tokens=int(scored.sum()),
+            num_bytes=self.num_bytes,
+            num_words=self.num_words,
+            truncated=self.encoded.truncated,
+        )
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """A text token by token, for people: the tokens, where they stand, and how surprising each is.
+
+    The offsets cover the text without gaps; a space belongs to the token behind it. Without a fast
+    tokenizer they are None. `expected` is None unless asked for.
+    """
+
+    text: str
+    tokens: list[str]
+    offsets: list[tuple[int, int]] | None  # characters [start, end)
+    nll: list[float]  # nats; NaN where not scored
+    expected: list[list[tuple[str, float]]] | None = None  # likeliest tokens, each with its nll
+
+
+class TextScorer:
+    """Scores texts with one model under one set of options."""
+
+    def __init__(self, model: LanguageModel, options: TextOptions):
+        self.model, self.options = model, options
+        self.encoder = TextEncoder(model.tokenizer, options)
+        self.window = model.context_length if options.window is None else options.window
+        if self.window > model.context_length:
+            raise ValueError(
+                f"window is {self.window} tokens, but the model {model.name} reads at most "
+                f"{model.context_length}."
+            )
+        self.stride = max(1, self.window // 2) if options.stride is None else options.stride
+        if options.preset == "lm-eval":
+            self.stride = self.window
+        if options.preset == "llama.cpp":
+            next(half_windows(self.window, self.window))  # raises where the window is too short
+        next(sliding_windows(2, self.window, self.stride))  # raises where the stride does not fit
+
+    def signature(self, with_contexts: bool) -> str:
+        """Every setting that changes the number, in one line."""
+        options = self.options
+        settings = {
+            "model": self.model.name,
+            "model_dtype": self.model.dtype,
+            "preset": options.preset,
+            "start": self.encoder.start_name,
+            "max_length": options.max_length,
+            "window": self.window,
+            "stride": None if options.preset in ("evaluate", "llama.cpp") else self.stride,
+            "contexts": with_contexts,
+            "dtype": options.dtype,
+        }
+        return signature(settings)
+
+    def score(
+        self,
+        texts: Iterable[str],
+        contexts: Iterable[str] | None = None,
+        *,
+        batch_size: int | None = None,
+        top_k: int = 0,
+        progress: bool = False,
+    ) -> Iterator[ScoredText]:
+        """Score texts in their order; a generator is read and answered in portions.
+
+        Args:
+            texts: the texts. For the presets "hf-docs" and "llama.cpp" they are joined into one.
+            contexts: one prompt for each text, which conditions it and is not scored.
+            batch_size: at most so many windows at once, besides the bound on their tokens.
+            top_k: keep the likeliest tokens at each scored position.
+            progress: show a progress bar with tokens per second and the perplexity so far.
+
+        Raises:
+            TypeError: texts or contexts that are not strings.
+            ValueError: no texts, contexts that are not as many as the texts or not possible with
+                the preset, ids that the model does not have.
+        """
+        pairs = _pairs(texts, contexts)
+        if self.options.preset in JOINTS:
+            joined = JOINTS[self.options.preset].join(text for text, _ in pairs)
+            pairs = iter([(joined, None)])
+        with (
+            tqdm(unit="tok", desc="perplexity", disable=not progress) as bar,
+            self.model.evaluating(),
+        ):
+            totals = np.zeros(2)  # nll and weight so far
+            while portion := list(itertools.islice(pairs, TEXTS_AT_ONCE)):
+                portion_texts = [text for text, _ in portion]
+                prompts = None if portion[0][1] is None else [context for _, context in portion]
+                yield from self._score_portion(
+                    self.encoder.encode(portion_texts, prompts), batch_size, top_k, bar, totals
+                )
+
+    def _score_portion(
+        self, texts: list[EncodedText], batch_size, top_k: int, bar: tqdm, totals: np.ndarray
+    ) -> list[ScoredText]:
+        results = [
+            ScoredText(text, np.full(len(text.ids), np.nan), np.zeros(len(text.ids)))
+            for text in texts
+        ]
+        jobs: list[tuple[ScoredText, Window]] = []
+        for result in results:
+            self.model.check_ids(result.encoded.ids)
+            windows = list(self._windows(result.encoded))
+            jobs += [(result, window) for window in windows]
+            self._count(result, windows)
+        bar.total = (bar.total or 0) + sum(w.stop - w.first for _, w in jobs)
+        jobs.sort(key=lambda job: -job[1].num_inputs)  # the longest first: memory runs out early
+        for batch in _packed(jobs, self.model.tokens_per_batch, batch_size):
+            spans = [self._span(result.encoded, window) for result, window in batch]
+            scored_spans = self.model.score(spans, self.options.dtype, top_k)
+            num_tokens = 0
+            for (result, window), scored in zip(batch, scored_spans, strict=True):
+                here = slice(window.first, window.stop)
+                result.nll[here] = scored.nll.numpy()
+                result.weights[here] = window.weight
+                if top_k > 0:
+                    pairs = zip(
+                        scored.expected_ids.tolist(), scored.expected_nll.tolist(), strict=True
+                    )
+                    result.expected.update(
+                        zip(range(window.first, window.stop), pairs, strict=True)
+                    )
+                num_tokens += window.stop - window.first
+                totals += (
+                    result.nll[here].sum() * window.weight,
+                    window.weight * scored.nll.numel(),
+                )
+            with np.errstate(all="ignore"):
+                bar.set_postfix(perplexity=f"{np.exp(totals[0] / totals[1]):.4g}", refresh=False)
+            bar.update(num_tokens)
+        return results
+
+    def _windows(self, text: EncodedText) -> Iterator[Window]:
+        num_ids = len(text.ids)
+        match self.options.preset:
+            case "hf-docs":
+                return recipe_windows(num_ids, self.window, self.stride)
+            case "llama.cpp":
+                return half_windows(num_ids, self.window)
+            case "evaluate" if num_ids > self.window:
+                raise ValueError(
+                    f"A text has {num_ids} tokens, more than the model's context of {self.window}: "
+                    'preset="evaluate" scores each text at once. Pass max_length to cut the texts, '
+                    "or no preset to score them whole."
+                )
+        first = max(1, text.num_prefix)
+        return sliding_windows(num_ids, self.window, self.stride, first)
+
+    def _span(self, text: EncodedText, window: Window) -> Span:
+        ids = text.ids[window.start : window.stop]
+        if self.options.preset == "llama.cpp" and self.encoder.start_id is not None:
+            ids = [self.encoder.start_id, *ids[1:]]
+        return Span(ids, window.first - window.start)
+
+    def _count(self, result: ScoredText, windows: list[Window]) -> None:
+        """Bytes and words of the text that is scored; lm-eval's are those of the whole text."""
+        text, preset = result.encoded, self.options.preset
+        if not windows:
+            return
+        ranges: list[list[int]] = []
+        for window in windows:
+            if ranges and ranges[-1][1] == window.first:
+                ranges[-1][1] = window.stop
+            else:
+                ranges.append([window.first, window.stop])
+        whole = preset == "lm-eval" or text.ends is None
+        parts = [text.text] if whole else [text.span(*scored) for scored in ranges]
+        result.num_bytes = sum(map(count_bytes, parts))
+        result.num_words = sum(count_words(part, preset) for part in parts)
+
+    def describe(self, result: ScoredText, with_expected: bool) -> TextScore:
+        """The result for people: without start token and prompt, ids as text."""
+        text, begin = result.encoded, result.encoded.num_prefix
+        decode = _cached_decoder(self.model.tokenizer)
+        offsets = None
+        if text.ends is not None:
+            ends = [0, *text.ends[begin:].tolist()]
+            if len(ends) > 1 and not text.truncated:
+                ends[-1] = len(text.text)
+            offsets = list(itertools.pairwise(ends))
+        expected = None
+        if with_expected:
+            expected = [
+                [
+                    (decode(i), nll)
+                    for i, nll in zip(*result.expected.get(at, ((), ())), strict=True)
+                ]
+                for at in range(begin, len(text.ids))
+            ]
+        return TextScore(
+            text=text.text,
+            tokens=[decode(i) for i in text.ids[begin:]],
+            offsets=offsets,
+            nll=result.nll[begin:].tolist(),
+            expected=expected,
+        )
+
+
+def _pairs(
+    texts: Iterable[str], contexts: Iterable[str] | None
+) -> Iterator[tuple[str, str | None]]:
+    """Each text with its context, checked as they come."""
+    missing = object()
+    if contexts is None:
+        pairs = ((text, None) for text in texts)
+    else:
+        pairs = itertools.zip_longest(texts, contexts, fillvalue=missing)
+    number = -1
+    for number, (text, context) in enumerate(pairs):
+        if missing in (text, context):
+            raise ValueError(
+                "contexts must hold one prompt for each text; there are more "
+                f"{'contexts' if text is missing else 'texts'}, beyond {number}."
+            )
+        if not isinstance(text, str):
+            raise TypeError(f"predictions[{number}] must be a string, got {type(text).__name__}.")
+        if contexts is not None and not isinstance(context, str):
+            raise TypeError(f"contexts[{number}] must be a string, got {type(context).__name__}.")
+        yield text, context
+    if number < 0:
+        raise ValueError("predictions holds no texts.")
+
+
+def _packed(
+    jobs: Sequence[tuple[ScoredText, Window]], tokens_per_batch: int, batch_size: int | None
+) -> Iterator[list[tuple[ScoredText, Window]]]:
+    """Consecutive jobs, in batches of at most so many padded tokens; at least one job in each."""
+    batch: list[tuple[ScoredText, Window]] = []
+    for job in jobs:  # sorted: the first of a batch is its longest
+        full = batch and (len(batch) + 1) * batch[0][1].num_inputs > tokens_per_batch
+        if full or len(batch) == batch_size:
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+def _cached_decoder(tokenizer):
+    cache: dict[int, str] = {}
+
+    def decode(token_id: int) -> str:
+        if token_id not in cache:
+            cache[token_id] = tokenizer.decode([token_id])
+        return cache[token_id]
+
+    return decode

@@ -1,0 +1,86 @@
+"""Token ids -> windows of a model's context, and the ids that each window scores.
+
+Counting only: no model, no torch. A window is a span of a text's ids. The model reads all of it but
+the last id, and predicts each next id; scored are the ids from `first` on, each given what stands
+before it in the window.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Window:
+    """ids[start:stop] of a text, of which ids[first:stop] are scored; start < first < stop."""
+
+    start: int
+    stop: int
+    first: int
+    weight: float = 1.0  # of each scored id
+
+    @property
+    def num_inputs(self) -> int:
+        """How many ids the model reads."""
+        return self.stop - self.start - 1
+
+
+def sliding_windows(num_ids: int, context: int, stride: int, first: int = 1) -> Iterator[Window]:
+    """Every id from `first` on, scored exactly once, with as much context as the model can read.
+
+    The first window scores what fits; each later one moves on by `stride` ids, and the last ends
+    with the text, so that all but the first have a full context. With stride == context the windows
+    have one id of context in common, as in lm-eval's loglikelihood_rolling.
+
+    Args:
+        num_ids: ids of the text, start token and prompt included.
+        context: most ids that the model reads at once.
+        stride: how many ids a window scores beyond the last, 1 to `context`.
+        first: the first id that is scored; ids before it only condition. At least 1.
+    """
+    check_window(context, stride)
+    size = context + 1
+    stop = min(num_ids, size if first < size else first + stride)
+    while first < num_ids:
+        yield Window(max(0, stop - size), stop, first)
+        first, stop = stop, min(num_ids, stop + stride)
+
+
+def recipe_windows(num_ids: int, context: int, stride: int) -> Iterator[Window]:
+    """The sliding-window recipe of the transformers documentation, its weights included.
+
+    Windows begin at multiples of `stride` and hold `context` ids. Each window's mean nll is counted
+    with one token fewer than the ids that are new in it. The first window's own first id is not
+    predicted, so there this is right; in later windows that overlap it is one too few, which a
+    weight below 1 reproduces (https://huggingface.co/docs/transformers/perplexity).
+    """
+    check_window(context, stride)
+    previous = 0
+    for start in range(0, num_ids, stride):
+        stop = min(start + context, num_ids)
+        first = max(previous, start + 1)
+        if first < stop:
+            yield Window(start, stop, first, weight=(stop - previous - 1) / (stop - first))
+        if stop == num_ids:
+            return
+        previous = stop
+
+
+def half_windows(num_ids: int, context: int) -> Iterator[Window]:
+    """Disjoint chunks of `context` ids whose second half is scored, as llama.cpp's perplexity does.
+
+    An incomplete last chunk is left out.
+    """
+    if context < 3:
+        raise ValueError(f"half of a window of {context} tokens holds nothing to score.")
+    for start in range(0, num_ids - context + 1, context):
+        yield Window(start, start + context, start + context // 2 + 1)
+
+
+def check_window(context: int, stride: int) -> None:
+    """Raises ValueError unless 1 <= stride <= context and there is room for context at all."""
+    if context < 1:
+        raise ValueError(f"window must be at least 1 token, got {context}.")
+    if not 1 <= stride <= context:
+        raise ValueError(
+            f"stride must be between 1 and the window of {context} tokens, got {stride}."
+        )
