@@ -79,8 +79,8 @@ class TextOptions:
     """The settings of texts and a model that change the number.
 
     preset: whose conventions are followed, one of PRESETS; None for this module's own.
-    add_start_token: True puts the tokenizer's BOS in front of each text, an id that one, False none.
-    max_length: texts are cut to that many tokens, start token and context included; None never cuts.
+    add_start_token: True puts the tokenizer's BOS in front of each text, an id that id, False none.
+    max_length: most tokens of a text, start token and context included; None never cuts.
     window: how many tokens the model reads at once; None for the model's context length.
     stride: how many tokens each further window scores; None for half of the window.
 

@@ -1,0 +1,694 @@
+"""Texts and a model, against plain float64 loops that score one window at a time.
+
+The models are small and random; some are trained by no one, which is no matter: the loops see the
+same ones. GPT-2 (no BOS in front by itself), Llama (RoPE), Qwen (no BOS at all) and a soft-capped
+Gemma, whose logits are not those of its output layer.
+"""
+
+import itertools
+import json
+import logging
+import math
+import pickle
+import re
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import ROOT, load, sibling
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+TINY = str(ROOT / "tiny_model")
+CONTEXT = 24
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, and then it sleeps.",
+    "Hello!",
+    "Return the number of items in the list; raise ValueError if there are none. " * 4,
+    "naïve façade — 漢字かな 🎉🎉",
+    "a",
+    "Two lines\n\n  and indentation\twith a tab  ",
+    "Return a list. " * 20,
+]
+
+
+def config_of(name, vocab_size):
+    small = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+    }
+    if name == "gpt2":
+        return transformers.GPT2Config(
+            vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=2, n_positions=CONTEXT
+        )
+    if name == "gemma":
+        return transformers.Gemma2Config(
+            **small, head_dim=16, final_logit_softcapping=2.0, initializer_range=0.5
+        )
+    classes = {"llama": transformers.LlamaConfig, "qwen": transformers.Qwen2Config}
+    return classes[name](**small)
+
+
+NAMES = ["gpt2", "llama", "qwen", "gemma"]
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Name -> (model, tokenizer), with weights large enough for logits that differ."""
+    made = {}
+    for seed, name in enumerate(NAMES):
+        tokenizer = AutoTokenizer.from_pretrained(TINY)
+        if name == "qwen":
+            tokenizer.bos_token = None
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config_of(name, len(tokenizer))).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(4)
+        made[name] = model, tokenizer
+    return made
+
+
+def plain_nll(model, ids, first, stop, start=0):
+    """Oracle: nll of ids[first:stop] given ids[start:], float64, one window."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids[start : stop - 1]])).logits[0].double()
+    log_probs = logits.log_softmax(-1)
+    return [-log_probs[i - 1 - start, ids[i]].item() for i in range(first, stop)]
+
+
+def sliding_nll(model, ids, first=1, context=CONTEXT, stride=CONTEXT // 2):
+    """Oracle: each id with the context that the sliding window gives it, found one id at a time."""
+    found = []
+    stop = min(len(ids), max(context + 1, first + 1) if first <= context else first + stride)
+    for i in range(first, len(ids)):
+        while i >= stop:
+            stop = min(len(ids), stop + stride)
+        start = max(0, stop - context - 1)
+        found += plain_nll(model, ids, i, i + 1, start)
+    return found
+
+
+def flat(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
+def ids_of(tokenizer, text, start=True):
+    bos = [] if tokenizer.bos_token_id is None or not start else [tokenizer.bos_token_id]
+    return bos + tokenizer(text, add_special_tokens=False).input_ids
+
+
+def expected_result(model, tokenizer, texts, start=True):
+    per_text = [sliding_nll(model, ids_of(tokenizer, text, start)) for text in texts]
+    nll = flat(per_text)
+    return {
+        "mean_nll": np.mean(nll),
+        "perplexities": [np.exp(np.mean(text)) if text else math.nan for text in per_text],
+        "num_tokens": len(nll),
+    }
+
+
+def assert_equals(result, expected, rel=2e-5):
+    assert result["num_tokens"] == expected["num_tokens"]
+    assert result["perplexity"] == pytest.approx(np.exp(expected["mean_nll"]), rel=rel)
+    assert result["perplexities"] == pytest.approx(expected["perplexities"], rel=rel, nan_ok=True)
+
+
+# "a" is one token, which a tokenizer without BOS cannot score.
+ignore_empty = pytest.mark.filterwarnings("ignore:.*no token to score:UserWarning")
+
+
+@ignore_empty
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 16])
+def test_equals_a_loop_over_the_texts(ppl, models, name, batch_size):
+    model, tokenizer = models[name]
+    expected = expected_result(model, tokenizer, TEXTS)
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        result = ppl.compute(
+            predictions=TEXTS, model=model, tokenizer=tokenizer, batch_size=batch_size
+        )
+        assert_equals(result, expected)
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    shuffled = ppl.compute(
+        predictions=[TEXTS[i] for i in order],
+        model=model,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+    )
+    expected["perplexities"] = [expected["perplexities"][i] for i in order]
+    assert_equals(shuffled, expected)
+
+
+def test_batches_change_nothing_to_1e_6(ppl):
+    results = [
+        ppl.compute(predictions=TEXTS, model_id=TINY, batch_size=size) for size in (1, 3, None)
+    ]
+    results.append(ppl.compute(predictions=TEXTS[::-1], model_id=TINY))
+    for result in results[1:]:
+        for name in ("perplexity", "bits_per_byte", "perplexity_ci_low", "mean_perplexity"):
+            assert result[name] == pytest.approx(results[0][name], rel=1e-6)
+
+
+def test_result_of_texts(ppl):
+    result = ppl.compute(predictions=TEXTS, model_id=TINY)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = AutoModelForCausalLM.from_pretrained(TINY)
+    nll = [
+        sum(sliding_nll(model, ids_of(tokenizer, text), context=512, stride=256)) for text in TEXTS
+    ]
+    num_bytes = sum(len(text.encode()) for text in TEXTS)
+    num_words = sum(len(text.split()) for text in TEXTS)
+    assert result["num_bytes"] == num_bytes
+    assert result["num_words"] == num_words
+    assert result["num_sequences"] == len(TEXTS)
+    assert result["bits_per_byte"] == pytest.approx(sum(nll) / math.log(2) / num_bytes, rel=2e-5)
+    assert result["byte_perplexity"] == pytest.approx(math.exp(sum(nll) / num_bytes), rel=2e-5)
+    assert result["word_perplexity"] == pytest.approx(math.exp(sum(nll) / num_words), rel=2e-4)
+    assert result["mean_perplexity"] == pytest.approx(np.mean(result["perplexities"]))
+    assert result["perplexity_ci_low"] < result["perplexity"] < result["perplexity_ci_high"]
+    assert "num_truncated" not in result
+    assert result["signature"] == (
+        f"model:{TINY}|model_dtype:float32|preset:none|start:<|bos|>|max_length:none|window:512|"
+        "stride:256|contexts:no|dtype:float32|version:0.1.0"
+    )
+
+
+def test_the_held_out_text_at_the_figure_of_its_card(ppl):
+    lines = (ROOT / "tiny_model" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    result = ppl.compute(predictions=texts, model_id=TINY)
+    # The card's 1.620 is of disjoint blocks; sliding windows have more context.
+    assert 1.55 < result["bits_per_byte"] < 1.62
+
+
+# --- start token --------------------------------------------------------------------------------
+
+
+@ignore_empty
+@pytest.mark.parametrize("name", ["llama", "qwen"])
+def test_without_start_token_the_second_token_is_the_first_scored(ppl, models, name):
+    model, tokenizer = models[name]
+    result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer, add_start_token=False)
+    assert_equals(result, expected_result(model, tokenizer, TEXTS, start=False))
+    assert "|start:none|" in result["signature"]
+
+
+@ignore_empty
+def test_a_tokenizer_without_bos_says_so(ppl, models):
+    model, tokenizer = models["qwen"]
+    result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+    assert "|start:none(no-bos)|" in result["signature"]
+    # Bytes are those of what was scored: the first token of each text was not.
+    unscored = sum(
+        len(tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids[:1]).encode())
+        for text in TEXTS
+    )
+    assert result["num_bytes"] == sum(len(text.encode()) for text in TEXTS) - unscored
+
+
+def test_a_start_token_by_id(ppl, models):
+    model, tokenizer = models["qwen"]
+    result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer, add_start_token=1)
+    ids = [[1, *ids_of(tokenizer, text)] for text in TEXTS]
+    nll = flat(sliding_nll(model, row) for row in ids)
+    assert result["mean_nll"] == pytest.approx(np.mean(nll), rel=2e-5)
+    assert "|start:<|eos|>|" in result["signature"]
+
+
+def test_there_is_never_a_second_bos(ppl, models):
+    model, tokenizer = models["llama"]
+    assert tokenizer("x").input_ids[0] == tokenizer.bos_token_id  # it adds one by itself
+    (score,) = ppl.score(["x y"], model=model, tokenizer=tokenizer)
+    assert "<|bos|>" not in score.tokens
+    expected = sliding_nll(model, ids_of(tokenizer, "x y"))
+    assert score.nll == pytest.approx(expected, rel=1e-4)
+
+
+# --- truncation and windows ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_max_length_cuts_and_says_how_many(ppl, models, start):
+    model, tokenizer = models["llama"]
+    texts = [text for text in TEXTS if text != "a"]
+    result = ppl.compute(
+        predictions=texts,
+        model=model,
+        tokenizer=tokenizer,
+        max_length=10,
+        add_start_token=start,
+    )
+    ids = [ids_of(tokenizer, text, start) for text in texts]
+    assert result["num_truncated"] == sum(len(row) > 10 for row in ids)
+    nll = [plain_nll(model, row[:10], 1, len(row[:10])) for row in ids]
+    assert result["mean_nll"] == pytest.approx(np.mean(flat(nll)), rel=2e-5)
+    assert "|max_length:10|" in result["signature"]
+    kept = sum(
+        len(tokenizer.decode(row[(0 if start else 1) : 10], skip_special_tokens=True).encode())
+        for row in ids
+    )
+    assert abs(result["num_bytes"] - kept) <= 3  # a cut inside a character of several bytes
+
+
+@pytest.mark.parametrize(("window", "stride"), [(24, 1), (24, 24), (7, 3), (1, 1)])
+def test_window_and_stride(ppl, models, window, stride):
+    model, tokenizer = models["gpt2"]
+    result = ppl.compute(
+        predictions=TEXTS[2:4], model=model, tokenizer=tokenizer, window=window, stride=stride
+    )
+    nll = [
+        sliding_nll(model, ids_of(tokenizer, text), context=window, stride=stride)
+        for text in TEXTS[2:4]
+    ]
+    assert result["mean_nll"] == pytest.approx(np.mean(flat(nll)), rel=2e-5)
+    assert f"|window:{window}|stride:{stride}|" in result["signature"]
+
+
+# --- presets ------------------------------------------------------------------------------------
+
+
+def test_preset_evaluate(ppl, models):
+    """The classic module: each text at once, padded; mean of exp(mean)."""
+    model, tokenizer = models["gpt2"]
+    for max_length in (12, None):
+        texts = TEXTS[1:2] + TEXTS[4:5] if max_length is None else TEXTS
+        expected = []
+        for text in texts:
+            ids = ids_of(tokenizer, text)[:max_length]
+            expected.append(np.exp(np.mean(plain_nll(model, ids, 1, len(ids)))))
+        result = ppl.compute(
+            predictions=texts,
+            model=model,
+            tokenizer=tokenizer,
+            preset="evaluate",
+            max_length=max_length,
+        )
+        assert result["perplexities"] == pytest.approx(expected, rel=2e-5)
+        assert result["mean_perplexity"] == pytest.approx(np.mean(expected), rel=2e-5)
+    with pytest.raises(ValueError, match="more than the model's context of 24.*Pass max_length"):
+        ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer, preset="evaluate")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen"])
+def test_preset_lm_eval(ppl, models, name):
+    """loglikelihood_rolling: a prefix token, then disjoint windows with one token of context."""
+    model, tokenizer = models[name]
+    texts = [*TEXTS, "<|bos|>spelt out"]
+    prefix = tokenizer.bos_token_id if name == "llama" else tokenizer.eos_token_id
+    nll_sum, num_words, num_tokens = 0.0, 0, 0
+    for text in texts:
+        spelt = text.startswith(tokenizer.decode([prefix]))
+        tokens = tokenizer(text, add_special_tokens=not spelt).input_ids
+        whole = [prefix, *tokens]
+        done = 0
+        while done < len(tokens):
+            size = min(CONTEXT, len(tokens) - done)
+            stop = done + size + 1
+            start = done if size == CONTEXT or done == 0 else stop - CONTEXT - 1
+            nll_sum += sum(plain_nll(model, whole, done + 1, stop, start))
+            done += size
+        num_words += len(re.split(r"\s+", text))
+        num_tokens += len(tokens)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    result = ppl.compute(predictions=texts, model=model, tokenizer=tokenizer, preset="lm-eval")
+    assert result["num_tokens"] == num_tokens
+    assert result["mean_nll"] * num_tokens == pytest.approx(nll_sum, rel=2e-5)
+    assert (result["num_bytes"], result["num_words"]) == (num_bytes, num_words)
+    assert result["bits_per_byte"] == pytest.approx(nll_sum / num_bytes / math.log(2), rel=2e-5)
+    assert "|preset:lm-eval|" in result["signature"]
+
+
+@pytest.mark.parametrize("stride", [5, 12, 24])
+def test_preset_hf_docs(ppl, models, stride):
+    """The recipe of the transformers documentation, with its way of counting."""
+    model, tokenizer = models["llama"]
+    ids = torch.tensor([tokenizer("\n\n".join(TEXTS)).input_ids])
+    nll_sum, num_tokens, previous = 0.0, 0, 0
+    for begin in range(0, ids.shape[1], stride):
+        end = min(begin + CONTEXT, ids.shape[1])
+        new = end - previous
+        labels = ids[:, begin:end].clone()
+        labels[:, :-new] = -100
+        with torch.no_grad():
+            loss = model(ids[:, begin:end], labels=labels).loss.item()
+        if new > 1:  # the recipe multiplies the mean by new - 1
+            nll_sum += loss * (new - 1)
+            num_tokens += new - 1
+        previous = end
+        if end == ids.shape[1]:
+            break
+    result = ppl.compute(
+        predictions=TEXTS, model=model, tokenizer=tokenizer, preset="hf-docs", stride=stride
+    )
+    assert result["perplexity"] == pytest.approx(math.exp(nll_sum / num_tokens), rel=2e-5)
+    assert "|start:tokenizer|" in result["signature"]
+
+
+def test_preset_llama_cpp(ppl, models):
+    """Chunks of the context, the first id of each replaced by BOS, the second half scored."""
+    model, tokenizer = models["llama"]
+    ids = ids_of(tokenizer, "\n".join(TEXTS))
+    nll = []
+    for begin in range(0, len(ids) - CONTEXT + 1, CONTEXT):
+        chunk = [tokenizer.bos_token_id, *ids[begin + 1 : begin + CONTEXT]]
+        nll += plain_nll(model, chunk, CONTEXT // 2 + 1, CONTEXT)
+    result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer, preset="llama.cpp")
+    assert result["num_tokens"] == len(nll) == len(ids) // CONTEXT * (CONTEXT // 2 - 1)
+    assert result["mean_nll"] == pytest.approx(np.mean(nll), rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"preset": "gpt"}, "preset must be one of .*'lm-eval'.* got 'gpt'"),
+        ({"preset": "lm-eval", "stride": 3}, 'stride has no meaning with preset="lm-eval"'),
+        ({"window": 1000}, "window is 1000 tokens, but the model .* reads at most 512"),
+        ({"stride": 600}, "stride must be between 1 and the window of 512"),
+        ({"max_length": 0}, "max_length must be a positive number of tokens, got 0"),
+        ({"preset": "llama.cpp", "window": 2}, "half of a window of 2 tokens"),
+    ],
+)
+def test_bad_text_options_are_named(ppl, options, match):
+    with pytest.raises(ValueError, match=match):
+        ppl.compute(predictions=TEXTS, model_id=TINY, **options)
+
+
+# --- contexts and score -------------------------------------------------------------------------
+
+
+@ignore_empty
+@pytest.mark.parametrize("name", ["gpt2", "qwen"])
+def test_contexts_condition_and_are_not_scored(ppl, models, name):
+    model, tokenizer = models[name]
+    contexts = ["", "A prompt: ", "word " * 40, "x", "", "y", "z"]
+    nll = []
+    for text, context in zip(TEXTS, contexts, strict=True):
+        prefix = ids_of(tokenizer, context)
+        ids = prefix + ids_of(tokenizer, text, start=False)
+        nll += sliding_nll(model, ids, first=max(1, len(prefix)))
+    result = ppl.compute(predictions=TEXTS, contexts=contexts, model=model, tokenizer=tokenizer)
+    assert result["num_tokens"] == len(nll)
+    assert result["mean_nll"] == pytest.approx(np.mean(nll), rel=2e-5)
+    assert "|contexts:yes|" in result["signature"]
+    if name == "gpt2":
+        assert result["num_bytes"] == sum(len(text.encode()) for text in TEXTS)
+
+
+@pytest.mark.parametrize("contexts", [["one"], ["one"] * 8])
+def test_contexts_are_as_many_as_texts(ppl, contexts):
+    with pytest.raises(ValueError, match="contexts must hold one prompt for each text"):
+        ppl.compute(predictions=TEXTS, contexts=contexts, model_id=TINY)
+
+
+def test_score_gives_every_token_its_place(ppl):
+    scores = ppl.score(TEXTS, model_id=TINY, top_k=5)
+    result = ppl.compute(predictions=TEXTS, model_id=TINY)
+    for text, score, perplexity in zip(TEXTS, scores, result["perplexities"], strict=True):
+        assert score.text == text
+        assert len(score.tokens) == len(score.offsets) == len(score.nll) == len(score.expected)
+        assert "".join(text[a:b] for a, b in score.offsets) == text
+        assert math.exp(np.mean(score.nll)) == pytest.approx(perplexity, rel=1e-6)
+        for token, nll, expected in zip(score.tokens, score.nll, score.expected, strict=True):
+            assert len(expected) == 5
+            values = [value for _, value in expected]
+            assert values == sorted(values)
+            assert nll >= values[0] - 1e-4
+            if nll < values[-1] - 1e-4:
+                assert token in [name for name, _ in expected]
+
+
+def test_score_marks_what_is_not_scored(ppl, models):
+    model, tokenizer = models["qwen"]
+    (score,) = ppl.score(["Hello there"], model=model, tokenizer=tokenizer, top_k=2)
+    assert [math.isnan(nll) for nll in score.nll] == [True] + [False] * (len(score.nll) - 1)
+    assert score.expected[0] == []
+    (plain,) = ppl.score(["Hello there"], model=model, tokenizer=tokenizer)
+    assert plain.expected is None
+    assert plain.nll[1:] == pytest.approx(score.nll[1:])
+
+
+# --- kinds of input -----------------------------------------------------------------------------
+
+
+def test_texts_come_as_anything_that_is_iterated(ppl):
+    expected = ppl.compute(predictions=TEXTS, model_id=TINY)
+    column = datasets.Dataset.from_dict({"text": TEXTS})["text"]
+    for texts in (tuple(TEXTS), column, (text for text in TEXTS), np.array(TEXTS)):
+        result = ppl.compute(predictions=texts, model_id=TINY)
+        assert result["perplexities"] == pytest.approx(expected["perplexities"])
+
+
+def test_a_generator_is_read_in_portions(ppl, monkeypatch):
+    scoring = sibling("scoring")
+    monkeypatch.setattr(scoring, "TEXTS_AT_ONCE", 3)
+    scorer = ppl.text_scorer(model_id=TINY)
+    read = []
+    scored = scorer.score(read.append(i) or text for i, text in enumerate(TEXTS))
+    next(scored)
+    assert read == [0, 1, 2]
+    assert len(list(scored)) == len(TEXTS) - 1
+
+
+def test_texts_added_before_compute_names_the_model(ppl):
+    expected = ppl.compute(predictions=TEXTS, model_id=TINY)
+    ppl.add_batch(predictions=TEXTS[:2])
+    ppl.add_batch(predictions=TEXTS[2:5])
+    assert len(ppl) == 5
+    copy = pickle.loads(pickle.dumps(ppl))
+    for metric in (ppl, copy):
+        result = metric.compute(predictions=TEXTS[5:], model_id=TINY)
+        assert result["perplexities"] == pytest.approx(expected["perplexities"])
+        assert len(metric) == 0
+
+
+@ignore_empty
+def test_an_empty_text_is_nan_and_named(ppl):
+    with pytest.warns(UserWarning, match=r"2 of 4 texts have no token .*first of them predictions"):
+        result = ppl.compute(predictions=["One.", "", "Two.", ""], model_id=TINY)
+    expected = ppl.compute(predictions=["One.", "Two."], model_id=TINY)
+    assert [math.isnan(p) for p in result["perplexities"]] == [False, True, False, True]
+    for name in ("perplexity", "mean_perplexity", "num_sequences", "num_bytes"):
+        assert result[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+ERRORS = {
+    "bare string": (TypeError, {"predictions": "text"}, r"one string\. Wrap it in a list"),
+    "bare context": (TypeError, {"contexts": "text"}, "contexts must be a list of texts"),
+    "empty list": (ValueError, {"predictions": []}, "predictions holds no texts"),
+    "not a string": (TypeError, {"predictions": ["a", 3]}, r"predictions\[1\] must be a string"),
+    "none": (TypeError, {"predictions": [None]}, "must be a string, got NoneType"),
+    "references": (ValueError, {"references": ["a"]}, "without references"),
+    "both": (ValueError, {"model": 1}, "Pass either model_id=, or model= and tokenizer="),
+    "misspelt": (
+        TypeError,
+        {"strid": 3},
+        "unknown argument 'strid'.*options are preset",
+    ),
+    "token option": (TypeError, {"shift": True}, "unknown argument 'shift'"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_bad_input_of_texts(ppl, case):
+    error, change, match = ERRORS[case]
+    with pytest.raises(error, match=match):
+        ppl.compute(**({"predictions": TEXTS, "model_id": TINY} | change))
+
+
+def test_texts_without_a_model(ppl):
+    with pytest.raises(ValueError, match="Texts need a model: pass model_id="):
+        ppl.compute(predictions=["some text"])
+    ppl.add_batch(predictions=["some text"])
+    with pytest.raises(ValueError, match="Texts need a model"):
+        ppl.compute()
+
+
+def test_texts_and_logits_do_not_mix(ppl):
+    ppl.add_batch(predictions=torch.zeros(1, 2, 3), references=[[0, 0]])
+    with pytest.raises(ValueError, match="Batches of logits are pending"):
+        ppl.compute(predictions=TEXTS, model_id=TINY)
+    assert len(ppl) == 1
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def test_a_model_is_loaded_once_and_not_pickled(ppl, monkeypatch):
+    calls = []
+    original = AutoModelForCausalLM.from_pretrained
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    first = ppl.compute(predictions=TEXTS, model_id=TINY)
+    second = ppl.compute(predictions=TEXTS, model_id=TINY, stride=100)
+    ppl.score(TEXTS, model_id=TINY)
+    assert len(calls) == 1
+    assert first["num_tokens"] == second["num_tokens"]
+    assert len(pickle.dumps(ppl)) < 100_000
+    ppl.compute(predictions=TEXTS, model_id=TINY, model_kwargs={"dtype": torch.bfloat16})
+    assert len(calls) == 2
+
+
+def test_model_kwargs_and_device_pass_through(ppl):
+    result = ppl.compute(
+        predictions=TEXTS,
+        model_id=TINY,
+        device="cpu",
+        model_kwargs={"dtype": torch.bfloat16, "attn_implementation": "eager"},
+    )
+    assert "|model_dtype:bfloat16|" in result["signature"]
+    exact = ppl.compute(predictions=TEXTS, model_id=TINY, device=torch.device("cpu"))
+    assert result["perplexity"] == pytest.approx(exact["perplexity"], rel=0.05)
+    assert result["perplexity"] != exact["perplexity"]
+
+
+def test_dtype_of_the_reduction_is_that_of_the_options():
+    ppl = load(dtype="float64")
+    assert "|dtype:float64|" in ppl.compute(predictions=TEXTS, model_id=TINY)["signature"]
+
+
+def test_dropout_is_off_and_training_goes_on(ppl, models):
+    tokenizer = models["gpt2"][1]
+    config = config_of("gpt2", len(tokenizer))
+    config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = 0.5
+    model = AutoModelForCausalLM.from_config(config).train()
+    first, second = (
+        ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer) for _ in range(2)
+    )
+    assert first == second
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "falls_back"), [("llama", False), ("gemma", True)])
+def test_models_that_change_their_logits_are_noticed(ppl, models, name, falls_back, caplog):
+    # With the usual small initial weights soft-capping is below any rounding error; still noticed.
+    tokenizer = models[name][1]
+    config = config_of(name, len(tokenizer))
+    config.initializer_range = 0.02
+    if falls_back:
+        config.final_logit_softcapping = 30.0
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with caplog.at_level(logging.WARNING):
+        ppl.compute(predictions=["Hello there"], model=model, tokenizer=tokenizer)
+    assert ("are not those of its output layer" in caplog.text) == falls_back
+
+
+def test_logits_never_exist_for_a_whole_batch(ppl, models, monkeypatch):
+    """The output layer sees a handful of rows at a time, and only those that are scored."""
+    language_model = sibling("language_model")
+    limits = language_model.ON_CPU
+    small = type(limits)(limits.tokens_per_batch, logits_at_once=3072 * 5)
+    monkeypatch.setattr(language_model, "ON_CPU", small)
+    model, tokenizer = models["llama"]
+    rows = []
+    original = torch.mm
+
+    def counted(a, b, **kwargs):
+        rows.append(len(a))
+        return original(a, b, **kwargs)
+
+    monkeypatch.setattr(torch, "mm", counted)
+    result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+    assert max(rows) == 5
+    assert sum(rows) == result["num_tokens"]
+
+
+def test_an_output_layer_that_is_not_plain(ppl, models):
+    """Such as one of PEFT or of a quantised model: it is called, not multiplied with."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden):
+            return self.inner(hidden) * 1.5
+
+    model, tokenizer = models["llama"]
+    plain = model.get_output_embeddings()
+    model.set_output_embeddings(Wrapped(plain))
+    try:
+        result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+        assert_equals(result, expected_result(model, tokenizer, TEXTS))
+    finally:
+        model.set_output_embeddings(plain)
+
+
+def test_an_unknown_model_is_named(ppl, tmp_path):
+    with pytest.raises(ValueError, match="model_id='nobody/nothing' could not be loaded"):
+        ppl.compute(predictions=TEXTS, model_id="nobody/nothing")
+    with pytest.raises(ValueError, match="could not be loaded as a causal language model"):
+        ppl.compute(predictions=TEXTS, model_id=str(tmp_path))
+
+
+def bert(tokenizer):
+    return transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+
+
+def test_other_kinds_of_models_are_refused(ppl, models):
+    tokenizer = models["llama"][1]
+    masked = transformers.BertForMaskedLM(bert(tokenizer)).eval()
+    with pytest.raises(ValueError, match="looks at the tokens behind the one that it predicts"):
+        ppl.compute(predictions=TEXTS, model=masked, tokenizer=tokenizer)
+    headless = transformers.LlamaModel(config_of("llama", len(tokenizer))).eval()
+    with pytest.raises(ValueError, match="returned no logits"):
+        ppl.compute(predictions=TEXTS, model=headless, tokenizer=tokenizer)
+    classifier = transformers.BertForSequenceClassification(bert(tokenizer)).eval()
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 2\)"):
+        ppl.compute(predictions=TEXTS, model=classifier, tokenizer=tokenizer)
+    t5 = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=64, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
+    )
+    with pytest.raises(ValueError, match="is an encoder-decoder"):
+        ppl.compute(predictions=TEXTS, model=t5, tokenizer=tokenizer)
+
+
+def test_what_is_no_model_and_no_tokenizer(ppl, models):
+    model, tokenizer = models["llama"]
+    with pytest.raises(TypeError, match="model must be a transformers model, got str"):
+        ppl.compute(predictions=TEXTS, model="gpt2", tokenizer=tokenizer)
+    with pytest.raises(TypeError, match="tokenizer must be a transformers tokenizer, got NoneType"):
+        ppl.compute(predictions=TEXTS, model=model)
+
+
+def test_a_tokenizer_that_is_not_the_models(ppl, models):
+    tokenizer = models["llama"][1]
+    model = AutoModelForCausalLM.from_config(config_of("llama", 100)).eval()
+    with pytest.raises(ValueError, match="has 100 embeddings: this tokenizer is not the model's"):
+        ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+
+
+def test_progress_follows_the_switches_of_both_libraries(ppl, capsys):
+    def shown():
+        ppl.compute(predictions=TEXTS, model_id=TINY)
+        return capsys.readouterr().err
+
+    ppl.compute(predictions=TEXTS, model_id=TINY)
+    capsys.readouterr()
+    bar = shown()
+    assert "tok/s" in bar
+    assert "perplexity=" in bar
+    datasets.disable_progress_bars()
+    try:
+        assert shown() == ""
+    finally:
+        datasets.enable_progress_bars()

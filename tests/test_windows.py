@@ -1,0 +1,91 @@
+"""Windows: by hand, and as counts that hold for every length, context and stride."""
+
+import pytest
+from conftest import sibling
+from hypothesis import given
+from hypothesis import strategies as st
+
+windows = sibling("windows")
+
+
+def spans(found):
+    return [(w.start, w.stop, w.first) for w in found]
+
+
+def test_sliding_by_hand():
+    # 11 ids, a context of 4, steps of 2: the model reads 4 ids and so predicts up to the fifth.
+    found = windows.sliding_windows(11, context=4, stride=2)
+    assert spans(found) == [(0, 5, 1), (2, 7, 5), (4, 9, 7), (6, 11, 9)]
+
+
+def test_the_last_window_has_its_full_context():
+    found = windows.sliding_windows(8, context=4, stride=4)
+    assert spans(found) == [(0, 5, 1), (3, 8, 5)]
+
+
+def test_what_comes_before_first_only_conditions():
+    assert spans(windows.sliding_windows(4, 4, 2, first=3)) == [(0, 4, 3)]
+    assert spans(windows.sliding_windows(10, 4, 2, first=7)) == [(4, 9, 7), (5, 10, 9)]
+
+
+def test_recipe_by_hand():
+    # Steps of 2 with a context of 4 over 7 ids: the second window has two new ids and is counted
+    # as one, the third is cut to three ids, of which one is new: it is counted as none.
+    found = list(windows.recipe_windows(7, context=4, stride=2))
+    assert spans(found) == [(0, 4, 1), (2, 6, 4), (4, 7, 6)]
+    assert [w.weight for w in found] == [1.0, 0.5, 0.0]
+
+
+def test_recipe_without_overlap_loses_the_first_id_of_each_window():
+    found = list(windows.recipe_windows(8, context=4, stride=4))
+    assert spans(found) == [(0, 4, 1), (4, 8, 5)]
+    assert [w.weight for w in found] == [1.0, 1.0]
+
+
+def test_half_windows_by_hand():
+    assert spans(windows.half_windows(19, context=8)) == [(0, 8, 5), (8, 16, 13)]
+
+
+@given(st.integers(0, 300), st.integers(1, 40), st.data())
+def test_sliding_scores_every_id_once_within_the_context(num_ids, context, data):
+    stride = data.draw(st.integers(1, context))
+    first = data.draw(st.integers(1, 60))
+    found = list(windows.sliding_windows(num_ids, context, stride, first))
+    scored = [i for w in found for i in range(w.first, w.stop)]
+    assert scored == list(range(first, num_ids))
+    for w in found:
+        assert 0 <= w.start < w.first < w.stop <= num_ids
+        assert w.num_inputs <= context
+        # Never less context than a stride of this kind can give.
+        assert w.first - w.start >= min(w.first, context + 1 - stride)
+
+
+@given(st.integers(0, 300), st.integers(2, 40), st.data())
+def test_recipe_scores_no_id_twice(num_ids, context, data):
+    stride = data.draw(st.integers(1, context))
+    found = list(windows.recipe_windows(num_ids, context, stride))
+    scored = [i for w in found for i in range(w.first, w.stop)]
+    assert len(set(scored)) == len(scored)
+    if stride < context:
+        assert scored == list(range(1, num_ids))
+    assert all(w.stop - w.start <= context for w in found)
+
+
+@pytest.mark.parametrize(
+    ("context", "stride", "match"),
+    [
+        (4, 5, "stride must be between 1 and the window of 4 tokens, got 5"),
+        (4, 0, "stride must be between 1"),
+        (0, 1, "window must be at least 1 token, got 0"),
+    ],
+)
+def test_impossible_windows_are_named(context, stride, match):
+    with pytest.raises(ValueError, match=match):
+        list(windows.sliding_windows(10, context, stride))
+    with pytest.raises(ValueError, match=match):
+        list(windows.recipe_windows(10, context, stride))
+
+
+def test_half_of_a_tiny_window_is_nothing():
+    with pytest.raises(ValueError, match="half of a window of 2 tokens"):
+        list(windows.half_windows(10, 2))
