@@ -17,8 +17,10 @@ from .options import TextOptions, signature
 from .totals import TextSums
 from .windows import Window, half_windows, recipe_windows, sliding_windows
 
-# How many texts are sorted together. Enough for batches of equal length, few enough to stream.
+# What is sorted together, and answered together: enough for batches of equal length, little enough
+# to stream, and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens.
 TEXTS_AT_ONCE = 2048
+CHARACTERS_AT_ONCE = 2**18
 # The texts of these presets are one: the recipe joins them so, and llama.cpp reads a file.
 JOINTS = {"hf-docs": "\n\n", "llama.cpp": "\n"}
 
@@ -82,6 +84,11 @@ class TextScorer:
             next(half_windows(self.window, self.window))  # raises where the window is too short
         next(sliding_windows(2, self.window, self.stride))  # raises where the stride does not fit
 
+    @property
+    def joins_texts(self) -> bool:
+        """Whether the preset makes one text of all."""
+        return self.options.preset in JOINTS
+
     def signature(self, with_contexts: bool) -> str:
         """Every setting that changes the number, in one line."""
         options = self.options
@@ -121,8 +128,10 @@ class TextScorer:
             ValueError: no texts, contexts that are not as many as the texts or not possible with
                 the preset, ids that the model does not have.
         """
+        if contexts is not None and self.options.preset not in (None, "evaluate"):
+            raise ValueError(f'preset="{self.options.preset}" has no contexts.')
         pairs = _pairs(texts, contexts)
-        if self.options.preset in JOINTS:
+        if self.joins_texts:
             joined = JOINTS[self.options.preset].join(text for text, _ in pairs)
             pairs = iter([(joined, None)])
         with (
@@ -130,7 +139,7 @@ class TextScorer:
             self.model.evaluating(),
         ):
             totals = np.zeros(2)  # nll and weight so far
-            while portion := list(itertools.islice(pairs, TEXTS_AT_ONCE)):
+            for portion in _portions(pairs):
                 portion_texts = [text for text, _ in portion]
                 prompts = None if portion[0][1] is None else [context for _, context in portion]
                 yield from self._score_portion(
@@ -266,6 +275,22 @@ def _pairs(
         yield text, context
     if number < 0:
         raise ValueError("predictions holds no texts.")
+
+
+def _portions(
+    pairs: Iterator[tuple[str, str | None]],
+) -> Iterator[list[tuple[str, str | None]]]:
+    """Lists of consecutive pairs, bounded by TEXTS_AT_ONCE and CHARACTERS_AT_ONCE."""
+    portion: list[tuple[str, str | None]] = []
+    characters = 0
+    for text, context in pairs:
+        portion.append((text, context))
+        characters += len(text)
+        if len(portion) == TEXTS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield portion
+            portion, characters = [], 0
+    if portion:
+        yield portion
 
 
 def _packed(

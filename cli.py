@@ -1,0 +1,270 @@
+"""Perplexity of files under a model, from the command line.
+
+    python cli.py --model tiny_model book.txt
+    python cli.py --model tiny_model --column text data.jsonl --per-text scores.jsonl
+
+Each .txt file is one text, or one text a line with --lines; .jsonl, .csv and .parquet hold one in
+--column of each row; without files, the standard input is read as .txt. Exit status: 0 done,
+1 failed (one line says why), 2 wrong usage, 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from totals import TextSums, text_result
+
+TABULAR = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options, in the order of --help."""
+    parser = argparse.ArgumentParser(
+        prog="cli.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE", help="standard input if there is none")
+    parser.add_argument("--model", required=True, help="a directory, or a name on the Hub")
+
+    texts = parser.add_argument_group("texts")
+    texts.add_argument("--lines", action="store_true", help="each line of a .txt file is a text")
+    texts.add_argument("--column", default="text", help="of .jsonl, .csv and .parquet [text]")
+
+    scoring = parser.add_argument_group("scoring")
+    scoring.add_argument("--preset", help="evaluate, lm-eval, hf-docs or llama.cpp")
+    scoring.add_argument("--window", type=int, help="tokens read at once [the model's context]")
+    scoring.add_argument("--stride", type=int, help="tokens scored by each window [half of it]")
+    scoring.add_argument("--max-length", type=int, help="cut texts to so many tokens [never]")
+    scoring.add_argument("--no-start-token", action="store_true", help="no BOS before a text")
+    scoring.add_argument("--batch-size", type=int, help="at most so many windows at once")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--device", help="whatever torch takes [cuda if there is one, else cpu]")
+    model.add_argument("--dtype", help="of the weights, such as bfloat16 [as stored]")
+    model.add_argument("--revision", help="branch, tag or commit on the Hub")
+    model.add_argument("--trust-remote-code", action="store_true")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="the result as one JSON object")
+    output.add_argument("--per-text", type=Path, metavar="OUT", help="one JSON line for each text")
+    output.add_argument(
+        "--resume", action="store_true", help="continue the interrupted run that wrote --per-text"
+    )
+    return parser
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+
+def read_texts(files: list[str], lines: bool, column: str) -> Iterator[str]:
+    """The texts of the files, one after another; nothing is read before it is needed."""
+    if not files:
+        yield from _split(sys.stdin, lines)
+    for name in files:
+        kind = TABULAR.get(Path(name).suffix.lower())
+        if kind is not None:
+            yield from _read_table(name, kind, column)
+        elif name == "-":
+            yield from _split(sys.stdin, lines)
+        else:
+            with open(name, encoding="utf-8") as file:
+                try:
+                    yield from _split(file, lines)
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{name} is not UTF-8 text: {error}.") from error
+
+
+def _split(file, lines: bool) -> Iterator[str]:
+    if not lines:
+        yield file.read()
+        return
+    for line in file:
+        yield line.rstrip("\r\n")
+
+
+def _read_table(name: str, kind: str, column: str) -> Iterator[str]:
+    import datasets
+
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"No such file: {name}")
+    rows = datasets.load_dataset(kind, data_files=name, split="train", streaming=True)
+    for row in rows:
+        if column not in row:
+            raise ValueError(f"{name} has no column {column!r}; it has {', '.join(row)}.")
+        yield row[column]
+
+
+# --- per-text file ------------------------------------------------------------------------------
+
+
+class PerTextFile:
+    """JSON lines: the settings, then the sums of each text as soon as it is scored.
+
+    Args:
+        path: the file; overwritten, or with `resume` continued if it is there.
+        signature: the settings of this run.
+
+    Raises:
+        ValueError: with `resume`, a file of other settings or of something else.
+    """
+
+    def __init__(self, path: Path, signature: str, resume: bool):
+        self.path = path
+        self.finished: list[TextSums] = []
+        self._fingerprints: list[str] = []
+        length = 0
+        if resume and path.exists():
+            data = path.read_bytes()
+            # A line that was being written when the run was killed has no end, and does not count.
+            length = data.rfind(b"\n") + 1
+            self._read(data[:length].decode("utf-8").splitlines(), signature)
+        self._file = open(path, "r+b" if length > 0 else "wb")  # noqa: SIM115
+        self._file.truncate(length)
+        self._file.seek(length)
+        if length == 0:
+            self._write_line({"signature": signature})
+
+    def __enter__(self) -> "PerTextFile":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+
+    def _read(self, lines: list[str], signature: str) -> None:
+        names = [field.name for field in dataclasses.fields(TextSums)]
+        try:
+            header, *rows = map(json.loads, lines or [json.dumps({"signature": signature})])
+            written = header["signature"]
+            self.finished = [TextSums(**{name: row[name] for name in names}) for row in rows]
+            self._fingerprints = [row["fingerprint"] for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} was not written by --per-text.") from error
+        if written != signature:
+            raise ValueError(
+                f"{self.path} is of a run with other settings, {written}; now they are {signature}."
+            )
+
+    def without_finished(self, texts: Iterator[str]) -> Iterator[str]:
+        """The texts behind those that are finished, which have to be the same as then."""
+        for number, known in enumerate(self._fingerprints):
+            text = next(texts, None)
+            if text is None or fingerprint(text) != known:
+                raise ValueError(
+                    f"{self.path} is of other texts: number {number} is not the one scored then."
+                )
+        return texts
+
+    def write(self, number: int, text: str, sums: TextSums) -> None:
+        """Add the sums of a text."""
+        row = {"text": number, "fingerprint": fingerprint(text), "perplexity": sums.perplexity}
+        self._write_line(row | dataclasses.asdict(sums))
+
+    def _write_line(self, row: dict) -> None:
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+
+
+def fingerprint(text: str) -> str:
+    """Of a text, to notice that a run is resumed on other texts."""
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+
+
+# --- the run ------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Score what the arguments name; the result, as `compute` gives it."""
+    import evaluate  # here, so that --help and wrong usage answer at once
+
+    model_kwargs = {"dtype": args.dtype, "revision": args.revision}
+    ppl = evaluate.load(str(Path(__file__).resolve().with_name("perplexity.py")))
+    scorer = ppl.text_scorer(
+        model_id=args.model,
+        device=args.device,
+        model_kwargs={name: value for name, value in model_kwargs.items() if value is not None},
+        trust_remote_code=args.trust_remote_code,
+        preset=args.preset,
+        window=args.window,
+        stride=args.stride,
+        max_length=args.max_length,
+        add_start_token=not args.no_start_token,
+    )
+    signature = scorer.signature(with_contexts=False)
+    if args.resume and scorer.joins_texts:
+        raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
+    texts = read_texts(args.files, args.lines, args.column)
+    with contextlib.ExitStack() as stack:
+        log, sums = None, []
+        if args.per_text is not None:
+            log = stack.enter_context(PerTextFile(args.per_text, signature, args.resume))
+            texts, sums = log.without_finished(texts), log.finished
+        next_text = next(texts, None)
+        # All may be finished already; but a run without any text is an error, which score raises.
+        if next_text is not None or not sums:
+            remaining = () if next_text is None else itertools.chain([next_text], texts)
+            for scored in scorer.score(
+                remaining, batch_size=args.batch_size, progress=sys.stderr.isatty()
+            ):
+                if log is not None:
+                    log.write(len(sums), scored.encoded.text, scored.sums)
+                sums.append(scored.sums)
+    empty = sum(text.num_tokens == 0 for text in sums)
+    if empty > 0:
+        print(f"warning: {empty} of {len(sums)} texts have no token to score", file=sys.stderr)
+    return {**text_result(sums), "signature": signature}
+
+
+def as_table(result: dict, model: str) -> str:
+    """The result for people."""
+    low, high = result["perplexity_ci_low"], result["perplexity_ci_high"]
+    interval = "" if math.isnan(low) else f"95% interval {low:.2f} to {high:.2f}"
+    rows = [
+        ("perplexity", f"{result['perplexity']:.2f}", interval),
+        ("mean perplexity", f"{result['mean_perplexity']:.2f}", "mean of one for each text"),
+        ("bits per token", f"{result['bits_per_token']:.3f}", ""),
+        ("bits per byte", f"{result['bits_per_byte']:.3f}", ""),
+        ("word perplexity", f"{result['word_perplexity']:.2f}", ""),
+        ("texts", f"{result['num_sequences']:,}", ""),
+        ("tokens", f"{result['num_tokens']:,}", ""),
+        ("bytes", f"{result['num_bytes']:,}", ""),
+    ]
+    if result["num_truncated"] > 0:
+        rows.append(("texts cut", f"{result['num_truncated']:,}", "by --max-length"))
+    lines = [f"  {name:<16}{value:>12}   {note}".rstrip() for name, value, note in rows]
+    return "\n".join([model, *lines, f"  {result['signature']}"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.resume and args.per_text is None:
+        parser.error("--resume needs --per-text, the file of the run to continue")
+    if not args.files and sys.stdin.isatty():
+        parser.error("no files, and nothing on the standard input")
+    try:
+        result = run(args)
+    except KeyboardInterrupt:
+        hint = "; --resume continues it" if args.per_text is not None else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps({k: v for k, v in result.items() if k != "perplexities"}))
+    else:
+        print(as_table(result, args.model))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""The command line as a user runs it: files of each kind, outputs, errors, and a killed run."""
+
+import contextlib
+import importlib
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import datasets
+import pytest
+from conftest import ROOT, load
+
+TINY = str(ROOT / "tiny_model")
+COMMAND = [sys.executable, str(ROOT / "cli.py"), "--model", TINY]
+
+sys.path.insert(0, str(ROOT))  # where a script's own directory is when it is run
+cli = importlib.import_module("cli")
+
+TEXTS = ["Return the number of items.", "naïve 漢字 🎉", "Raises ValueError\nif there is none."]
+
+
+def run(*arguments, stdin=""):
+    """The command line within this process: (exit status, standard output, standard error)."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            status = cli.main(["--model", TINY, *map(str, arguments)])
+        except SystemExit as stop:
+            status = stop.code
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def result(*arguments, stdin=""):
+    done = run("--json", *arguments, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def assert_same(found, texts):
+    expected = load().compute(predictions=texts, model_id=TINY)
+    for name in ("perplexity", "mean_perplexity", "bits_per_byte", "perplexity_ci_high"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-6, nan_ok=True)
+    assert found["num_tokens"] == expected["num_tokens"]
+    assert found["signature"] == expected["signature"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+def test_files_of_each_kind(tmp_path, kind):
+    data = datasets.Dataset.from_dict({"id": [1, 2, 3], "body": TEXTS})
+    path = tmp_path / f"data.{kind}"
+    if kind == "txt":
+        paths = []
+        for i, text in enumerate(TEXTS):
+            paths.append(tmp_path / f"{i}.txt")
+            paths[-1].write_text(text, encoding="utf-8")
+    else:
+        {"jsonl": data.to_json, "csv": data.to_csv, "parquet": data.to_parquet}[kind](path)
+        paths = [path, "--column", "body"]
+    assert_same(result(*paths), TEXTS)
+
+
+def test_as_a_command():
+    arguments = [*COMMAND, "--json", "--lines"]
+    done = subprocess.run(
+        arguments, input="\n".join(TEXTS), capture_output=True, text=True, check=True, timeout=120
+    )
+    assert_same(json.loads(done.stdout), "\n".join(TEXTS).split("\n"))
+
+
+def test_lines_and_standard_input():
+    text = "first line\nsecond line\n"
+    assert_same(result("--lines", stdin=text), ["first line", "second line"])
+    assert_same(result(stdin=text), [text])
+
+
+def test_the_table(tmp_path):
+    done = run("--lines", "--max-length", 6, stdin="\n".join(TEXTS))
+    assert done.returncode == 0
+    first, *lines = done.stdout.splitlines()
+    assert first == TINY
+    table = {line[2:18].strip(): line[18:30].strip() for line in lines[:-1]}
+    expected = load().compute(predictions="\n".join(TEXTS).split("\n"), model_id=TINY, max_length=6)
+    assert table["perplexity"] == f"{expected['perplexity']:.2f}"
+    assert table["bits per byte"] == f"{expected['bits_per_byte']:.3f}"
+    assert table["texts cut"] == str(expected["num_truncated"]) == "2"
+    assert lines[-1].strip() == expected["signature"]
+
+
+def test_per_text_file(tmp_path):
+    out = tmp_path / "scores.jsonl"
+    found = result("--lines", "--per-text", out, stdin="one two\n\nthree\n")
+    header, *rows = map(json.loads, out.read_text().splitlines())
+    assert header == {"signature": found["signature"]}
+    expected = load()
+    with pytest.warns(UserWarning, match="no token to score"):
+        expected = expected.compute(predictions=["one two", "", "three"], model_id=TINY)
+    assert [row["text"] for row in rows] == [0, 1, 2]
+    assert [row["perplexity"] for row in rows] == pytest.approx(
+        expected["perplexities"], rel=1e-6, nan_ok=True
+    )
+    assert math.isnan(rows[1]["perplexity"])
+
+
+def test_resume_after_the_end_gives_the_same(tmp_path):
+    out = tmp_path / "scores.jsonl"
+    arguments = ["--lines", "--per-text", out]
+    first = result(*arguments, stdin="one\ntwo\n")
+    assert result(*arguments, "--resume", stdin="one\ntwo\n") == first
+    more = result(*arguments, "--resume", stdin="one\ntwo\nthree\n")
+    assert_same(more, ["one", "two", "three"])
+
+
+def test_a_half_written_line_does_not_count(tmp_path):
+    out = tmp_path / "scores.jsonl"
+    arguments = ["--lines", "--per-text", out]
+    first = result(*arguments, stdin="one\ntwo\n")
+    whole = out.read_bytes()
+    for cut in (len(whole) - 5, 10, 0):
+        out.write_bytes(whole[:cut])
+        again = result(*arguments, "--resume", stdin="one\ntwo\n")
+        assert again["perplexity"] == pytest.approx(first["perplexity"], rel=1e-6)
+        assert len(out.read_text().splitlines()) == 3
+
+
+def test_resume_refuses_another_run(tmp_path):
+    out = tmp_path / "scores.jsonl"
+    arguments = ["--lines", "--per-text", out]
+    result(*arguments, stdin="one\ntwo\n")
+    before = out.read_bytes()
+    for changed, stdin, message in (
+        (["--stride", 7], "one\ntwo\n", "is of a run with other settings"),
+        ([], "one\nother\n", "is of other texts: number 1 is not the one"),
+        ([], "one\n", "is of other texts: number 1"),
+        (["--preset", "hf-docs"], "one\ntwo\n", "joins all texts"),
+    ):
+        done = run(*arguments, "--resume", *changed, stdin=stdin)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert out.read_bytes() == before
+    out.write_text("something else\n")
+    done = run(*arguments, "--resume", stdin="one\ntwo\n")
+    assert (done.returncode, "was not written by --per-text" in done.stderr) == (1, True)
+    assert out.read_text() == "something else\n"
+
+
+def test_killed_in_the_middle_and_resumed(tmp_path):
+    """The same result as a run that was not killed, without scoring again what was scored."""
+    source = (ROOT / "tiny_model" / "held_out.jsonl").read_text(encoding="utf-8")
+    texts = [json.loads(line)["text"] for line in source.splitlines()]
+    data = tmp_path / "data.jsonl"
+    pieces = [text[i : i + 900] for text in texts for i in range(0, len(text), 900)] * 8
+    data.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
+    whole = result(data, "--per-text", tmp_path / "whole.jsonl")
+
+    out = tmp_path / "killed.jsonl"
+    arguments = [*COMMAND, "--json", str(data), "--per-text", str(out)]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    try:
+        while not out.exists() or len(out.read_bytes().splitlines()) < 100:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    kept = len(out.read_bytes().splitlines()) - 1
+    assert 0 < kept < len(pieces)
+    resumed = result(data, "--per-text", out, "--resume")
+    assert resumed.pop("signature") == whole.pop("signature")
+    assert resumed == pytest.approx(whole, rel=1e-6)
+    assert len(out.read_text().splitlines()) == len(pieces) + 1
+
+
+ERRORS = {
+    "no such file": (["nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
+    "no such table": (["nowhere.csv"], "No such file: nowhere.csv"),
+    "no such model": (["--model", "nobody/nothing"], "model_id='nobody/nothing' could not be load"),
+    "no such preset": (["--preset", "gpt"], "preset must be one of"),
+    "no texts": (["--lines"], "predictions holds no texts"),
+    "binary": ([str(ROOT / "tiny_model" / "model.safetensors")], "is not UTF-8 text"),
+    "no such column": ([str(ROOT / "tiny_model" / "held_out.jsonl"), "--column", "x"],
+                       "has no column 'x'; it has name, text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_one_line(case):
+    arguments, message = ERRORS[case]
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--resume"], ["--window", "many"]])
+def test_wrong_usage_is_status_2(arguments):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "usage: cli.py" in done.stderr
