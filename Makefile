@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 .PHONY: run test lint bench
 
 run: $(VENV)/installed
-	HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 $(BIN)/python examples/held_out.py
+	@HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 $(BIN)/python cli.py --model tiny_model \
+	    tiny_model/held_out.jsonl
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
@@ -17,6 +18,7 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/bench_nll.py
+	$(BIN)/python benchmarks/bench_text.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

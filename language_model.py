@@ -28,7 +28,7 @@ class _Limits:
     logits_at_once: int  # elements of one product of the output layer
 
 
-ON_CPU = _Limits(tokens_per_batch=2048, logits_at_once=2**22)  # 16 MB of float32 logits
+ON_CPU = _Limits(tokens_per_batch=2048, logits_at_once=2**23)  # 32 MB of float32 logits
 ON_ACCELERATOR = _Limits(tokens_per_batch=16384, logits_at_once=2**26)  # 256 MB
 LOGITS_PER_BATCH = 2**26  # elements, where a model's own logits are used: 256 MB in float32
 # model_max_length of a tokenizer that knows no limit is 1e30.
@@ -215,7 +215,7 @@ class LanguageModel:
         """Logits (n, V) of hidden states (n, H)."""
         if type(self._head) is not nn.Linear or self._head.weight.dtype != hidden.dtype:
             return self._head(hidden)
-        # Into one buffer: allocating 16 MB for each product costs about as much as the product.
+        # Into one buffer: allocating 32 MB for each product costs about as much as the product.
         if self._buffer is None or self._buffer.device != hidden.device:
             shape = (self._rows_at_once, self._vocab_size)
             self._buffer = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)

@@ -24,8 +24,9 @@ from .windows import Window
 
 _DESCRIPTION = """\
 Perplexity: exp of the mean negative log-likelihood that a language model gives to the tokens of a \
-corpus. It takes logits or probabilities, with masks, weights and the causal shift, and gives the \
-corpus value with a 95% confidence interval. The range is [1, inf); lower is better.
+corpus. It takes logits or probabilities, with masks, weights and the causal shift, or texts and a \
+model, and gives the corpus value with a 95% confidence interval. The range is [1, inf); lower is \
+better.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -44,6 +45,20 @@ Options, here and at `evaluate.load`:
         is then scored against id t+1. Default False.
     dtype (str): precision of the reduction, "float32" or "float64". Default "float32".
 
+Texts and a causal language model, in place of logits and references:
+    predictions: texts: a list, a column of a dataset, any iterable. A generator streams.
+    model_id (str): a name on the Hub or a directory; or model= and tokenizer=, objects of
+        transformers, which are used as and where they are.
+    contexts: one prompt for each text, which conditions it and is not scored.
+    add_start_token (bool or int): put the tokenizer's BOS, or this id, before a text. Default True.
+    max_length (int): cut texts to so many tokens, start token and context included. Default: never.
+    window, stride (int): tokens that the model reads at once, by default its context length, and
+        tokens that each further window of a long text scores, by default half of that.
+    preset (str): "evaluate", "lm-eval", "hf-docs" or "llama.cpp", to get the numbers of those.
+    batch_size (int): at most so many windows at once, besides the bound on their tokens.
+    device, model_kwargs (dict), trust_remote_code (bool, default False): how the model is loaded.
+    dtype (str): as above.
+
 Returns:
     perplexity: exp(mean_nll), over all scored tokens of the corpus.
     mean_nll: nats per token.
@@ -52,6 +67,9 @@ Returns:
         independent sample; NaN for fewer than two sequences.
     num_tokens, num_sequences: how many were scored.
     signature: every setting that changes the number.
+    For texts also: perplexities, one for each text; mean_perplexity, their mean; bits_per_byte,
+    byte_perplexity and word_perplexity; num_bytes (UTF-8) and num_words of the scored text; and
+    num_truncated, the number of texts that lost tokens, where max_length was given.
 
 Examples:
 
@@ -83,6 +101,13 @@ Examples:
     >>> result = ppl.compute(predictions=probabilities, references=target, from_logits=False)
     >>> round(result["perplexity"], 4)
     14.3525
+
+    Texts and a model:
+
+    >>> texts = ["Return the number of items.", "Return items number the of."]
+    >>> result = ppl.compute(predictions=texts, model_id="tiny_model")
+    >>> [round(perplexity) for perplexity in result["perplexities"]]
+    [32, 706]
 """
 
 _CITATION = """\
@@ -103,7 +128,7 @@ _BARE_STRING = "{} must be a list of texts, got one string. Wrap it in a list: [
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Perplexity(evaluate.Metric):
-    """Corpus perplexity from logits or probabilities; see `compute`.
+    """Corpus perplexity from logits, from probabilities, or from texts and a model; see `compute`.
 
     Every batch is reduced to a few sums in the call that brings it, so logits are never stored and
     never pass through Arrow, and a single process writes no file. A call that raises changes
@@ -218,10 +243,13 @@ class Perplexity(evaluate.Metric):
     ) -> dict[str, float | int | str | list[float]] | None:
         """Perplexity of what was accumulated and of the batch given here; then start afresh.
 
+        With `model_id`, or `model` and `tokenizer`, the predictions are texts. The model is kept
+        for the next call.
+
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range, or nothing to compute
-                from, or options that differ from those of the batches accumulated; what was
-                accumulated stays as it was.
+                from, or a model that cannot be used, or options that differ from those of the
+                batches accumulated; what was accumulated stays as it was.
         """
         if model_id is not None or model is not None:
             if references is not None or sample_weight is not None:
