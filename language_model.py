@@ -7,7 +7,7 @@ a probe and use the logits that they return.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -177,10 +177,14 @@ class LanguageModel:
             )
 
     @torch.inference_mode()
-    def score(
+    def launch(
         self, spans: Sequence[Span], dtype: str = "float32", top_k: int = 0
-    ) -> list[ScoredSpan]:
-        """Score a batch of spans; with `top_k`, also the likeliest next tokens at each position."""
+    ) -> Callable[[], list[ScoredSpan]]:
+        """Start to score a batch of spans; calling what is returned gives the results.
+
+        An accelerator works on while the next batch is made ready, until the results are called
+        for. With `top_k`, they hold the likeliest next tokens at each position.
+        """
         # Padded on the right, whatever the tokenizer says: a causal model does not see what stands
         # behind a token, and the positions 0, 1, 2... that it counts by itself are right. The
         # padding id is any valid one.
@@ -192,12 +196,12 @@ class LanguageModel:
             mask[row, : len(span.ids) - 1] = 1
         counts = [len(span.ids) - span.first for span in spans]
         rows = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor(counts))
-        columns = torch.cat([torch.arange(s.first - 1, len(s.ids) - 1) for s in spans])
+        places = torch.cat([torch.arange(s.first - 1, len(s.ids) - 1) for s in spans])
         targets = torch.cat([torch.tensor(span.ids[span.first :]) for span in spans])
 
         hidden, logits = self._forward(inputs.to(self.device), mask.to(self.device))
         source = logits if self._head is None else hidden
-        selected = source[rows.to(source.device), columns.to(source.device)]  # (scored, H or V)
+        selected = source[rows.to(source.device), places.to(source.device)]  # (scored, H or V)
         parts = []
         for at in range(0, len(targets), self._rows_at_once):
             part = selected[at : at + self._rows_at_once]
@@ -205,15 +209,22 @@ class LanguageModel:
             nll = token_nll(part, targets[at : at + self._rows_at_once], dtype=dtype)
             top = _likeliest(part, top_k) if top_k > 0 else (None, None)
             parts.append((nll, *top))
-        nll, ids, ids_nll = (
-            torch.cat(column).cpu().split(counts) if column[0] is not None else [None] * len(spans)
+        columns = [
+            torch.cat(column) if column[0] is not None else None
             for column in zip(*parts, strict=True)
-        )
-        return [ScoredSpan(*fields) for fields in zip(nll, ids, ids_nll, strict=True)]
+        ]
+
+        def results() -> list[ScoredSpan]:
+            split = [[None] * len(counts) if c is None else c.cpu().split(counts) for c in columns]
+            return [ScoredSpan(*values) for values in zip(*split, strict=True)]
+
+        return results
 
     def _project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (n, V) of hidden states (n, H)."""
-        if type(self._head) is not nn.Linear or self._head.weight.dtype != hidden.dtype:
+        # Called, not multiplied with, where it is adapted, quantised, or moved about by accelerate.
+        plain = type(self._head) is nn.Linear and not hasattr(self._head, "_hf_hook")
+        if not plain or self._head.weight.dtype != hidden.dtype:
             return self._head(hidden)
         # Into one buffer: allocating 32 MB for each product costs about as much as the product.
         if self._buffer is None or self._buffer.device != hidden.device:

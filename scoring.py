@@ -5,7 +5,7 @@ that must not change, the result, is put back in order here.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -161,29 +161,14 @@ class TextScorer:
             self._count(result, windows)
         bar.total = (bar.total or 0) + sum(w.stop - w.first for _, w in jobs)
         jobs.sort(key=lambda job: -job[1].num_inputs)  # the longest first: memory runs out early
+        launched: list[tuple[list[tuple[ScoredText, Window]], Callable]] = []
         for batch in _packed(jobs, self.model.tokens_per_batch, batch_size):
             spans = [self._span(result.encoded, window) for result, window in batch]
-            scored_spans = self.model.score(spans, self.options.dtype, top_k)
-            num_tokens = 0
-            for (result, window), scored in zip(batch, scored_spans, strict=True):
-                here = slice(window.first, window.stop)
-                result.nll[here] = scored.nll.numpy()
-                result.weights[here] = window.weight
-                if top_k > 0:
-                    pairs = zip(
-                        scored.expected_ids.tolist(), scored.expected_nll.tolist(), strict=True
-                    )
-                    result.expected.update(
-                        zip(range(window.first, window.stop), pairs, strict=True)
-                    )
-                num_tokens += window.stop - window.first
-                totals += (
-                    result.nll[here].sum() * window.weight,
-                    window.weight * scored.nll.numel(),
-                )
-            with np.errstate(all="ignore"):
-                bar.set_postfix(perplexity=f"{np.exp(totals[0] / totals[1]):.4g}", refresh=False)
-            bar.update(num_tokens)
+            launched.append((batch, self.model.launch(spans, self.options.dtype, top_k)))
+            if len(launched) == 2:  # an accelerator has the next batch before this one is read
+                _collect(*launched.pop(0), bar, totals)
+        for batch, span_results in launched:
+            _collect(batch, span_results, bar, totals)
         return results
 
     def _windows(self, text: EncodedText) -> Iterator[Window]:
@@ -275,6 +260,27 @@ def _pairs(
         yield text, context
     if number < 0:
         raise ValueError("predictions holds no texts.")
+
+
+def _collect(
+    batch: list[tuple[ScoredText, Window]], span_results: Callable, bar: tqdm, totals: np.ndarray
+) -> None:
+    """Put the nll of a batch into its texts, and tell of the progress."""
+    num_tokens = 0
+    for (result, window), scored in zip(batch, span_results(), strict=True):
+        here = slice(window.first, window.stop)
+        count = window.stop - window.first
+        result.nll[here] = scored.nll.numpy()
+        result.weights[here] = window.weight
+        if scored.expected_ids is not None:
+            ids, nll = scored.expected_ids.tolist(), scored.expected_nll.tolist()
+            for i in range(count):
+                result.expected[window.first + i] = ids[i], nll[i]
+        num_tokens += count
+        totals += result.nll[here].sum() * window.weight, count * window.weight
+    with np.errstate(all="ignore"):
+        bar.set_postfix(perplexity=f"{np.exp(totals[0] / totals[1]):.4g}", refresh=False)
+    bar.update(num_tokens)
 
 
 def _portions(
