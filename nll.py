@@ -96,8 +96,7 @@ def token_nll(
         place = tuple(outside.nonzero()[0].tolist())
         raise TargetOutOfRangeError(place, int(host_targets[place]), vocab_size)
 
-    # Under autocast torch would choose the dtypes, and record a graph with gradients enabled.
-    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+    with torch.no_grad():
         scored_nll = torch.empty(int(scored.sum()), dtype=dtype, device=logits.device)
         everywhere = scored.view(-1).nonzero().squeeze(1).to(logits.device)
         scored_targets = targets.to(logits.device, torch.int64).reshape(-1)[everywhere]

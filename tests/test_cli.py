@@ -126,8 +126,8 @@ def test_a_half_written_line_does_not_count(tmp_path):
     arguments = ["--lines", "--per-text", out]
     first = result(*arguments, stdin="one\ntwo\n")
     whole = out.read_bytes()
-    for cut in (len(whole) - 5, 10, 0):
-        out.write_bytes(whole[:cut])
+    for left in (whole[:-5], whole[:10], b"", whole + b'{"text": 2, "finger'):
+        out.write_bytes(left)
         again = result(*arguments, "--resume", stdin="one\ntwo\n")
         assert again["perplexity"] == pytest.approx(first["perplexity"], rel=1e-6)
         assert len(out.read_text().splitlines()) == 3

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, load, sibling
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TINY = str(ROOT / "tiny_model")
@@ -436,6 +437,19 @@ def test_score_marks_what_is_not_scored(ppl, models):
     assert plain.nll[1:] == pytest.approx(score.nll[1:])
 
 
+def test_offsets_with_a_special_token_at_the_end(ppl, models):
+    """A tokenizer puts special tokens at (0, 0), also those behind the text."""
+    model, _ = models["llama"]
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|bos|> $A <|eos|>", special_tokens=[("<|bos|>", 0), ("<|eos|>", 1)]
+    )
+    (score,) = ppl.score(["Hello there"], model=model, tokenizer=tokenizer, preset="lm-eval")
+    assert score.tokens[-1] == "<|eos|>"
+    assert all(0 <= a <= b <= len(score.text) for a, b in score.offsets)
+    assert "".join(score.text[a:b] for a, b in score.offsets) == score.text
+
+
 # --- kinds of input -----------------------------------------------------------------------------
 
 
@@ -604,6 +618,28 @@ def test_logits_never_exist_for_a_whole_batch(ppl, models, monkeypatch):
     result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
     assert max(rows) == 5
     assert sum(rows) == result["num_tokens"]
+
+
+def test_batches_are_packed_under_a_budget_of_tokens(ppl, models):
+    model, tokenizer = models["llama"]
+    texts = ["word " * (i % 20 + 1) for i in range(400)]
+    scorer = ppl.text_scorer(model=model, tokenizer=tokenizer)
+    shapes = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    try:
+        list(scorer.score(texts))
+    finally:
+        handle.remove()
+    budget = scorer.model.tokens_per_batch
+    assert all(rows * length <= budget for rows, length in shapes)
+    assert sum(rows for rows, _ in shapes) >= len(texts)
+    # Sorted by length and full: hardly more padded tokens, and batches, than there have to be.
+    padded = sum(rows * length for rows, length in shapes)
+    assert padded < 1.1 * sum(len(ids_of(tokenizer, text)) for text in texts)
+    assert len(shapes) <= padded / budget + 2
 
 
 def test_an_output_layer_that_is_not_plain(ppl, models):
