@@ -622,7 +622,7 @@ def test_logits_never_exist_for_a_whole_batch(ppl, models, monkeypatch):
 
 def test_batches_are_packed_under_a_budget_of_tokens(ppl, models):
     model, tokenizer = models["llama"]
-    texts = ["word " * (i % 10 + 1) for i in range(400)]  # none longer than the context
+    texts = ["word " * (i % 10 + 1) for i in range(4000)]  # none longer than the context
     scorer = ppl.text_scorer(model=model, tokenizer=tokenizer)
     shapes = []
     handle = model.register_forward_pre_hook(
