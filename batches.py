@@ -4,7 +4,7 @@ Here the kinds and shapes of input are told apart and checked; `nll.py` does the
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,8 +70,11 @@ def _parts(
     for name, value in (("predictions", predictions), ("references", references)):
         if value is None:
             raise ValueError(f"{name} is missing: predictions and references go together.")
-        if isinstance(value, str):
-            raise TypeError(f"{name} must be tensors, arrays or lists of numbers, got a string.")
+        if isinstance(value, (str, Mapping)):
+            raise TypeError(
+                f"{name} must be tensors, arrays or lists of numbers, got {type(value).__name__}."
+                + (" Pass its .logits." if hasattr(value, "logits") else "")
+            )
 
     logits = _as_one_array(predictions)
     if logits is not None:
@@ -133,7 +136,7 @@ def _check_shapes(
 def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor:
     """float64 weights of the shape of the targets, on the host; one per sequence is spread."""
     if sample_weight is None:
-        return torch.ones(shape, dtype=torch.float64)
+        return torch.ones(shape, dtype=torch.float64, device="cpu")
     weights = as_tensor(sample_weight, name).to("cpu", torch.float64)
     if weights.shape == shape[:-1]:
         weights = weights[..., None].expand(shape)
@@ -162,6 +165,9 @@ def _reduce(
         weights[:, -1:] = 0
     scored = is_scored(targets, options.unscored_ids) & (weights > 0)
     try:
+        taken = (scored & (targets == UNSCORED)).nonzero()
+        if len(taken) > 0:  # NaN that was cast to an integer, say
+            raise TargetOutOfRangeError(tuple(taken[0].tolist()), UNSCORED, logits.shape[-1])
         nll = token_nll(
             logits,
             targets.where(scored, UNSCORED),

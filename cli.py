@@ -11,6 +11,7 @@ Each .txt file is one text, or one text a line with --lines; .jsonl, .csv and .p
 import argparse
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import itertools
 import json
@@ -75,7 +76,7 @@ def read_texts(files: list[str], lines: bool, column: str) -> Iterator[str]:
         elif name == "-":
             yield from _split(sys.stdin, lines)
         else:
-            with open(name, encoding="utf-8") as file:
+            with open(name, encoding="utf-8-sig") as file:
                 try:
                     yield from _split(file, lines)
                 except UnicodeDecodeError as error:
@@ -95,10 +96,19 @@ def _read_table(name: str, kind: str, column: str) -> Iterator[str]:
 
     if not Path(name).is_file():
         raise FileNotFoundError(f"No such file: {name}")
-    rows = datasets.load_dataset(kind, data_files=name, split="train", streaming=True)
-    for row in rows:
+    if Path(name).stat().st_size == 0:
+        return
+    # An empty field of a .csv is an empty text, and "NA" a text like any other.
+    options = {"keep_default_na": False} if kind == "csv" else {}
+    rows = datasets.load_dataset(
+        kind, data_files=glob.escape(name), split="train", streaming=True, **options
+    )
+    for number, row in enumerate(rows):
         if column not in row:
             raise ValueError(f"{name} has no column {column!r}; it has {', '.join(row)}.")
+        if not isinstance(row[column], str):
+            kind = type(row[column]).__name__
+            raise ValueError(f"{name}: {column!r} of row {number} is no text, but {kind}.")
         yield row[column]
 
 
@@ -125,6 +135,8 @@ class PerTextFile:
             data = path.read_bytes()
             # A line that was being written when the run was killed has no end, and does not count.
             length = data.rfind(b"\n") + 1
+            if length == 0 and not self._line({"signature": signature}).startswith(data):
+                raise ValueError(f"{path} was not written by --per-text.")
             self._read(data[:length].decode("utf-8").splitlines(), signature)
         self._file = open(path, "r+b" if length > 0 else "wb")  # noqa: SIM115
         self._file.truncate(length)
@@ -143,7 +155,15 @@ class PerTextFile:
         try:
             header, *rows = map(json.loads, lines or [json.dumps({"signature": signature})])
             written = header["signature"]
-            self.finished = [TextSums(**{name: row[name] for name in names}) for row in rows]
+            self.finished = [
+                TextSums(
+                    **{
+                        name: float(row[name]) if isinstance(row[name], str) else row[name]
+                        for name in names
+                    }
+                )
+                for row in rows
+            ]
             self._fingerprints = [row["fingerprint"] for row in rows]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} was not written by --per-text.") from error
@@ -165,11 +185,28 @@ class PerTextFile:
     def write(self, number: int, text: str, sums: TextSums) -> None:
         """Add the sums of a text."""
         row = {"text": number, "fingerprint": fingerprint(text), "perplexity": sums.perplexity}
-        self._write_line(row | dataclasses.asdict(sums))
+        # JSON has no NaN and no infinity: null to read, and their names to resume from.
+        exact = {
+            name: value if math.isfinite(value) else str(value)
+            for name, value in dataclasses.asdict(sums).items()
+        }
+        self._write_line(finite(row) | exact)
+
+    @staticmethod
+    def _line(row: dict) -> bytes:
+        return json.dumps(row, allow_nan=False).encode() + b"\n"
 
     def _write_line(self, row: dict) -> None:
-        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.write(self._line(row))
         self._file.flush()
+
+
+def finite(values: dict) -> dict:
+    """With None in place of NaN and infinity, which JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def fingerprint(text: str) -> str:
@@ -200,6 +237,10 @@ def run(args: argparse.Namespace) -> dict:
     signature = scorer.signature(with_contexts=False)
     if args.resume and scorer.joins_texts:
         raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
+    if args.per_text is not None and args.per_text.exists():
+        for name in args.files:
+            if Path(name).exists() and args.per_text.samefile(name):
+                raise ValueError(f"--per-text would overwrite {name}, which is to be read.")
     texts = read_texts(args.files, args.lines, args.column)
     with contextlib.ExitStack() as stack:
         log, sums = None, []
@@ -252,6 +293,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("no files, and nothing on the standard input")
     try:
         result = run(args)
+        if args.json:
+            shown = {name: value for name, value in result.items() if name != "perplexities"}
+            print(json.dumps(finite(shown), allow_nan=False), flush=True)
+        else:
+            print(as_table(result, args.model), flush=True)
     except KeyboardInterrupt:
         hint = "; --resume continues it" if args.per_text is not None else ""
         print(f"interrupted{hint}", file=sys.stderr)
@@ -259,10 +305,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    if args.json:
-        print(json.dumps({k: v for k, v in result.items() if k != "perplexities"}))
-    else:
-        print(as_table(result, args.model))
     return 0
 
 

@@ -21,12 +21,7 @@ class EncodedText:
     truncated: bool
 
     def span(self, first: int, stop: int) -> str:
-        """The part of the text that ids[first:stop] stand for.
-
-        Without character offsets (a slow tokenizer) this is the whole text.
-        """
-        if self.ends is None:
-            return self.text
+        """The part of the text that ids[first:stop] stand for; needs character offsets."""
         # Spaces that a tokenizer leaves out of its offsets belong to the token behind them.
         last = stop == len(self.ids) and not self.truncated
         return self.text[self.ends[first - 1] : None if last else self.ends[stop - 1]]
@@ -120,8 +115,3 @@ class TextEncoder:
 def count_words(text: str, preset: str | None) -> int:
     """Words between white space; lm-eval also counts an empty one at a blank start or end."""
     return len(re.split(r"\s+", text)) if preset == "lm-eval" else len(text.split())
-
-
-def count_bytes(text: str) -> int:
-    """Bytes in UTF-8; a lone surrogate, which UTF-8 does not have, counts as the three it takes."""
-    return len(text.encode("utf-8", errors="surrogatepass"))

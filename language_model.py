@@ -7,9 +7,11 @@ a probe and use the logits that they return.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -18,6 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from .nll import token_nll
 
 logger = logging.getLogger(__name__)
+
+# One for each model, however many metrics share it.
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,12 @@ class ScoredSpan:
 
 def load_language_model(
     model_id: str,
-    device: str | torch.device | int | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: str | torch.device | None,
     model_kwargs: dict,
     trust_remote_code: bool,
 ) -> "LanguageModel":
-    """Load a model and its tokenizer from the Hub, its cache, or a directory.
+    """Load a model, and its tokenizer unless one is given, from the Hub, its cache or a directory.
 
     Args:
         device: whatever torch takes; "gpu" for "cuda". None for CUDA where there is one, else the
@@ -73,22 +79,27 @@ def load_language_model(
     shared = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
     tokenizer_kwargs = {name: model_kwargs[name] for name in shared if name in model_kwargs}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model_id, trust_remote_code=trust_remote_code, **tokenizer_kwargs
-        )
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model_id, trust_remote_code=trust_remote_code, **tokenizer_kwargs
+            )
         model = AutoModelForCausalLM.from_pretrained(
             model_id, trust_remote_code=trust_remote_code, **model_kwargs
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        if not {"device_map", "quantization_config"} & set(model_kwargs):
+            if device is None:
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            model.to("cuda" if device == "gpu" else device)
+    # What torch and transformers raise for a model, a dtype or a device that they do not know.
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"model_id={model_id!r} could not be loaded as a causal language model: {reason}"
         ) from error
-    if not {"device_map", "quantization_config"} & set(model_kwargs):
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model.to("cuda" if device == "gpu" else device)
-    return LanguageModel(model, tokenizer, model_id)
+    revision = model_kwargs.get("revision")
+    return LanguageModel(
+        model, tokenizer, model_id if revision is None else f"{model_id}@{revision}"
+    )
 
 
 class LanguageModel:
@@ -117,13 +128,31 @@ class LanguageModel:
             raise ValueError(
                 f"{self.name} is an encoder-decoder; a causal language model is needed."
             )
+        if not hasattr(model, "get_input_embeddings"):
+            raise TypeError(f"model must be a transformers model, got {type(model).__name__}.")
         self.embeddings = model.get_input_embeddings()
-        self._probe()
+        # Forward passes put a hook on the model, which passes of another thread would run into.
+        self._lock = _LOCKS.setdefault(model, threading.RLock())
+        with self._lock:
+            self._probe()
 
     @property
     def device(self) -> torch.device:
         """Where the model's input goes."""
-        return self.embeddings.weight.device
+        hook = getattr(
+            self.embeddings, "_hf_hook", None
+        )  # accelerate's, where weights are offloaded
+        device = getattr(hook, "execution_device", None)
+        return self.embeddings.weight.device if device is None else torch.device(device)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model is still what was probed: the same layers, of the same dtype."""
+        return self._probed == self._layers()
+
+    def _layers(self) -> tuple:
+        ends = self.model.get_input_embeddings(), _output_layer(self.model)
+        return (self.model.dtype, *((id(end), type(end), _shape(end)) for end in ends))
 
     @property
     def dtype(self) -> str:
@@ -160,13 +189,14 @@ class LanguageModel:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model without dropout; a model that was training trains on afterwards."""
-        training = self.model.training
+        """The model without dropout; each module that was training trains on afterwards."""
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             yield
         finally:
-            self.model.train(training)
+            for module in training:
+                module.training = True
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises ValueError for an id that the model has no embedding for."""
@@ -185,6 +215,12 @@ class LanguageModel:
         An accelerator works on while the next batch is made ready, until the results are called
         for. With `top_k`, they hold the likeliest next tokens at each position.
         """
+        with self._lock:
+            return self._launch(spans, dtype, top_k)
+
+    def _launch(
+        self, spans: Sequence[Span], dtype: str, top_k: int
+    ) -> Callable[[], list[ScoredSpan]]:
         # Padded on the right, whatever the tokenizer says: a causal model does not see what stands
         # behind a token, and the positions 0, 1, 2... that it counts by itself are right. The
         # padding id is any valid one.
@@ -222,12 +258,14 @@ class LanguageModel:
 
     def _project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (n, V) of hidden states (n, H)."""
-        # Called, not multiplied with, where it is adapted, quantised, or moved about by accelerate.
-        plain = type(self._head) is nn.Linear and not hasattr(self._head, "_hf_hook")
-        if not plain or self._head.weight.dtype != hidden.dtype:
-            return self._head(hidden)
+        # Called, not multiplied with, where calling does more: adapters, quantisation, hooks.
+        head = self._head
+        changed = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+        if type(head) is not nn.Linear or changed or head.weight.dtype != hidden.dtype:
+            return head(hidden)
         # Into one buffer: allocating 32 MB for each product costs about as much as the product.
-        if self._buffer is None or self._buffer.device != hidden.device:
+        buffer = self._buffer
+        if buffer is None or (buffer.device, buffer.dtype) != (hidden.device, hidden.dtype):
             shape = (self._rows_at_once, self._vocab_size)
             self._buffer = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
         logits = torch.mm(hidden, self._head.weight.t(), out=self._buffer[: len(hidden)])
@@ -266,7 +304,8 @@ class LanguageModel:
         self._buffer, self._head = None, None
         with self.evaluating():
             self._check_causal()
-            head = getattr(self.model, "get_output_embeddings", lambda: None)()
+            head = _output_layer(self.model)
+            self._probed = self._layers()
             if isinstance(head, nn.Module) and self._is_the_output(head):
                 self._head = head
                 return
@@ -309,7 +348,8 @@ class LanguageModel:
             hidden, _ = self._forward(inputs, torch.ones_like(inputs))
             if hidden is None or hidden.dim() != 3:
                 return False
-            noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+            generator = torch.Generator("cpu").manual_seed(0)
+            noise = torch.randn(hidden.shape, generator=generator, device="cpu")
             noise = noise.to(hidden.device, hidden.dtype)
             scale = 300 / head(noise).abs().max().clamp(min=1e-6)
             expected = head(noise * scale)
@@ -317,8 +357,17 @@ class LanguageModel:
         finally:
             self._head = None
         return logits.shape == expected.shape and torch.allclose(
-            logits.float(), expected.float(), rtol=1e-3, atol=0.05
+            logits.float(), expected.float(), rtol=1e-3, atol=0.05, equal_nan=True
         )
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def _shape(layer: nn.Module | None) -> tuple[int, ...] | None:
+    weight = getattr(layer, "weight", None)
+    return None if weight is None else tuple(weight.shape)
 
 
 def _likeliest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

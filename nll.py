@@ -102,17 +102,23 @@ def token_nll(
         scored_targets = targets.to(logits.device, torch.int64).reshape(-1)[everywhere]
         buffers = _Buffers(_block_rows(logits, len(scored_nll)), logits, dtype)
         reduce_block = _nll_of_logits if from_logits else _nll_of_probabilities
-        done = 0
+        done, normalised = 0, False
         for rows, row_is_scored in _row_views(logits, scored):
             positions = row_is_scored.nonzero().squeeze(1)
             for block in positions.split(buffers.num_rows) if len(positions) > 0 else ():
                 here = slice(done, done + len(block))
-                reduce_block(
+                normalised |= reduce_block(
                     buffers.read(rows, block), scored_targets[here], buffers, out=scored_nll[here]
                 )
                 done += len(block)
         nll = torch.zeros(targets.numel(), dtype=dtype, device=logits.device)
         nll[everywhere] = scored_nll
+    if normalised:
+        warnings.warn(
+            "With from_logits=False, some rows of probabilities do not sum to 1; "
+            "each row is divided by its sum.",
+            stacklevel=2,
+        )
     return nll.view(targets.shape)
 
 
@@ -128,7 +134,7 @@ def use_one_thread_after_fork() -> None:
 
 def is_scored(targets: torch.Tensor, ignore_index: int | Sequence[int] | None) -> torch.Tensor:
     """Bool tensor, True where the target is none of the ignored ids."""
-    scored = torch.ones_like(targets, dtype=torch.bool)
+    scored = torch.ones(targets.shape, dtype=torch.bool, device=targets.device)
     for ignored_id in ignored_ids(ignore_index):
         scored &= targets != ignored_id
     return scored
@@ -139,6 +145,7 @@ def ignored_ids(ignore_index: int | Sequence[int] | None) -> tuple[int, ...]:
 
     Raises:
         TypeError: anything but an integer, a sequence of integers or None.
+        ValueError: an integer that no tensor can hold.
     """
     if ignore_index is None:
         return ()
@@ -147,6 +154,9 @@ def ignored_ids(ignore_index: int | Sequence[int] | None) -> tuple[int, ...]:
         raise TypeError(
             f"ignore_index must be an integer, several integers or None, got {ignore_index!r}."
         )
+    for i in ids:
+        if not -(2**63) <= i < 2**63:
+            raise ValueError(f"ignore_index must fit into 64 bits, got {i}.")
     return tuple(int(i) for i in ids)
 
 
@@ -171,6 +181,15 @@ def as_tensor(value, name: str) -> torch.Tensor:
     """
     if isinstance(value, torch.Tensor):
         return value.detach()
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost; use ignore_index or weight 0."
+        )
+    if _holds_tensors(value):
+        parts = [as_tensor(part, name) for part in value]
+        if len({part.shape for part in parts}) > 1:
+            raise ValueError(f"{name} must be rectangular, got tensors of unequal shapes.")
+        return torch.stack(parts)
     try:
         array = np.asarray(value)
         if array.dtype == object and array.ndim == 1:  # an array or a column of arrays
@@ -185,10 +204,19 @@ def as_tensor(value, name: str) -> torch.Tensor:
         raise TypeError(f"{name} must hold numbers, got {type(value).__name__} of {array.dtype}.")
     if not array.dtype.isnative or min(array.strides, default=0) < 0:  # torch takes neither
         array = array.astype(array.dtype.newbyteorder("="), order="C")
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         # torch warns that writing to a read-only array is undefined; nothing here writes to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
+
+
+def _holds_tensors(value) -> bool:
+    """Whether the first thing in nested lists is a tensor, which NumPy may not be able to read."""
+    while isinstance(value, (list, tuple)) and len(value) > 0:
+        value = value[0]
+    return isinstance(value, torch.Tensor)
 
 
 def check_types(
@@ -200,6 +228,8 @@ def check_types(
             f"{logits_name} must be floating-point logits or probabilities, got {logits.dtype}. "
             f"Token ids belong into {targets_name}."
         )
+    if targets.numel() == 0:
+        return  # an empty list has no type of its own
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(f"{targets_name} must be integer token ids, got {targets.dtype}.")
 
@@ -273,15 +303,18 @@ class _Buffers:
 
 def _nll_of_logits(
     logits: torch.Tensor, targets: torch.Tensor, buffers: _Buffers, out: torch.Tensor
-) -> None:
+) -> bool:
+    """Write the nll of a block into `out`; False, as nothing had to be normalised."""
     log_probs = torch.log_softmax(logits, -1, out=buffers.log_probs[: len(logits)])
     torch.gather(log_probs, 1, targets[:, None], out=out[:, None])
     torch.sub(0, out, out=out)  # not neg(), which gives -0.0
+    return False
 
 
 def _nll_of_probabilities(
     probabilities: torch.Tensor, targets: torch.Tensor, buffers: _Buffers, out: torch.Tensor
-) -> None:
+) -> bool:
+    """The same of probabilities; True if a row did not sum to 1."""
     row_sums = probabilities.sum(-1)
     # A sum that is not finite has a value that is not.
     if not (row_sums.isfinite() & (probabilities.amin(-1) >= 0)).all():
@@ -289,11 +322,6 @@ def _nll_of_probabilities(
             "from_logits=False takes probabilities, got a negative or non-finite value. "
             "For logits or log-probabilities pass from_logits=True."
         )
-    if ((row_sums - 1).abs() > ROW_SUM_TOLERANCE).any():
-        warnings.warn(
-            "With from_logits=False, some rows of probabilities do not sum to 1; "
-            "each row is divided by its sum.",
-            stacklevel=3,
-        )
     target_probabilities = probabilities.gather(1, targets[:, None]).squeeze(1)
     torch.sub(row_sums.log(), target_probabilities.log(), out=out)
+    return bool(((row_sums - 1).abs() > ROW_SUM_TOLERANCE).any())

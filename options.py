@@ -1,8 +1,9 @@
 """The settings that change the number: their checks, and the signature that names them."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+
+import numpy as np
 
 from .nll import IGNORE_INDEX, ignored_ids, reduction_dtype
 
@@ -28,13 +29,12 @@ class Options:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         if self.mask_token_id is not None:
-            try:
-                mask_token_id = operator.index(self.mask_token_id)
-            except TypeError:
+            if np.ndim(self.mask_token_id) > 0 or isinstance(self.mask_token_id, (bool, float)):
                 raise TypeError(
                     f"mask_token_id must be one token id or None, got {self.mask_token_id!r}. "
                     "Several ids go into ignore_index."
-                ) from None
+                )
+            (mask_token_id,) = ignored_ids(self.mask_token_id)
             object.__setattr__(self, "mask_token_id", mask_token_id)
         # One form for each meaning, so that equal settings compare and print alike.
         object.__setattr__(self, "ignore_index", tuple(sorted(set(ignored_ids(self.ignore_index)))))
@@ -104,9 +104,10 @@ class TextOptions:
             )
         for name in ("max_length", "window", "stride"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"{name} must be a positive number of tokens, got {value!r}.")
-        reduction_dtype(self.dtype)
+            if value is not None:
+                object.__setattr__(self, name, positive_int(value, name))
+        dtype = str(reduction_dtype(self.dtype)).removeprefix("torch.")
+        object.__setattr__(self, "dtype", dtype)
         disregarded = {
             "evaluate": ("window", "stride"),
             "lm-eval": ("stride", "max_length"),
@@ -116,6 +117,13 @@ class TextOptions:
         for name in disregarded.get(self.preset, ()):
             if getattr(self, name) is not None:
                 raise ValueError(f'{name} has no meaning with preset="{self.preset}".')
+
+
+def positive_int(value, name: str, least: int = 1) -> int:
+    """`value` as an int; raises ValueError, naming the argument, for what is none or too small."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}.")
+    return int(value)
 
 
 def signature(settings: dict) -> str:

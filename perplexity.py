@@ -7,7 +7,9 @@ and no comment may stand behind such an import.
 
 import inspect
 import itertools
+import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 
 import datasets
@@ -123,9 +125,6 @@ _CITATION = """\
 """
 
 
-_BARE_STRING = "{} must be a list of texts, got one string. Wrap it in a list: [text]."
-
-
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Perplexity(evaluate.Metric):
     """Corpus perplexity from logits, from probabilities, or from texts and a model; see `compute`.
@@ -185,9 +184,25 @@ class Perplexity(evaluate.Metric):
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
         if references is None and _are_texts(predictions):
-            self._texts += predictions
+            if sample_weight is not None:
+                raise ValueError("Texts go without sample_weight.")
+            texts = list(predictions)
+            wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
+            if wrong:
+                kind = type(texts[wrong[0]]).__name__
+                raise TypeError(f"predictions[{wrong[0]}] must be a string, got {kind}.")
+            self._check_kind(texts=True)
+            self._texts += texts
             return
+        self._check_kind(texts=False)
         self._accumulate(*self._reduce(predictions, references, sample_weight, self._options))
+
+    def _check_kind(self, texts: bool) -> None:
+        if self._num_batches if texts else self._texts:
+            raise ValueError(
+                f"{'Batches of logits' if texts else 'Texts'} are pending, and "
+                f"{'texts' if texts else 'logits'} do not mix with them; call compute or reset."
+            )
 
     def add(self, *, prediction=None, reference=None, sample_weight=None) -> None:
         """Accumulate one sequence: logits (T, V), ids (T,), and a weight or T of them.
@@ -222,6 +237,10 @@ class Perplexity(evaluate.Metric):
                 "merge takes a metric with the same options; these are "
                 f"{self._options.signature}, those of the other {other._options.signature}."
             )
+        if other._num_batches:
+            self._check_kind(texts=False)
+        if other._texts:
+            self._check_kind(texts=True)
         self._accumulate(other._totals, other._num_examples, other._num_batches)
         self._texts += other._texts
 
@@ -270,6 +289,15 @@ class Perplexity(evaluate.Metric):
                     "Texts need a model: pass model_id=, or model= and tokenizer=. Logits go with "
                     "references=."
                 )
+            for name, value in (
+                ("tokenizer", tokenizer),
+                ("contexts", contexts),
+                ("batch_size", batch_size),
+                ("device", device),
+                ("model_kwargs", model_kwargs),
+            ):
+                if value is not None:
+                    raise ValueError(f"{name}= goes with texts and model_id= or model=.")
             options = self._options.replace(**options)
             result = self._compute_logits(predictions, references, sample_weight, options)
         self.reset()
@@ -299,8 +327,7 @@ class Perplexity(evaluate.Metric):
         Raises:
             TypeError, ValueError: as `compute`.
         """
-        if isinstance(texts, str):
-            raise TypeError(_BARE_STRING.format("texts"))
+        _check_collection(texts, "texts")
         scorer = self.text_scorer(
             model_id=model_id,
             model=model,
@@ -339,15 +366,22 @@ class Perplexity(evaluate.Metric):
         if (model_id is None) == (model is None):
             raise ValueError("Pass either model_id=, or model= and tokenizer=.")
         if model is not None:
+            if device is not None or model_kwargs:
+                raise ValueError(
+                    "device= and model_kwargs= go with model_id=; model= is used as it is."
+                )
             key = (id(model), id(tokenizer))
         else:
-            key = (model_id, str(device), repr(sorted(model_kwargs.items())), trust_remote_code)
-        if self._loaded is None or self._loaded[0] != key:
+            settings = repr(sorted(model_kwargs.items()))
+            key = (model_id, id(tokenizer), str(device), settings, trust_remote_code)
+        if self._loaded is None or self._loaded[0] != key or not self._loaded[1].is_current:
             self._loaded = None  # makes room before the next one is loaded
             if model is not None:
                 loaded = LanguageModel(model, tokenizer)
             else:
-                loaded = load_language_model(model_id, device, model_kwargs, trust_remote_code)
+                loaded = load_language_model(
+                    model_id, tokenizer, device, model_kwargs, trust_remote_code
+                )
             self._loaded = key, loaded
         return TextScorer(self._loaded[1], options)
 
@@ -355,10 +389,9 @@ class Perplexity(evaluate.Metric):
         self, scorer: TextScorer, texts, contexts, batch_size: int | None
     ) -> dict[str, float | int | str | list[float]]:
         for name, value in (("predictions", texts), ("contexts", contexts)):
-            if isinstance(value, str):
-                raise TypeError(_BARE_STRING.format(name))
+            _check_collection(value, name)
         if self._num_batches:
-            raise ValueError("Batches of logits are pending; call compute() or reset() first.")
+            raise ValueError("Batches of logits are pending; call compute or reset first.")
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
         texts = itertools.chain(self._texts, () if texts is None else texts)
@@ -369,6 +402,12 @@ class Perplexity(evaluate.Metric):
             warnings.warn(
                 f"{len(empty)} of {len(sums)} texts have no token to score, the first of them "
                 f"predictions[{empty[0]}]; they have perplexity NaN and are left out of the sums.",
+                stacklevel=3,
+            )
+        undefined = [i for i, text in enumerate(sums) if math.isnan(text.nll_sum)]
+        if undefined:
+            warnings.warn(
+                f"The model gives NaN for predictions[{undefined[0]}], so the perplexity is NaN.",
                 stacklevel=3,
             )
         result = text_result(sums)
@@ -448,7 +487,20 @@ class Perplexity(evaluate.Metric):
 
 
 def _are_texts(predictions) -> bool:
-    return isinstance(predictions, (list, tuple)) and any(isinstance(p, str) for p in predictions)
+    """Whether this is a list, an array or a column of strings, by its first entry."""
+    if isinstance(predictions, (str, Mapping)) or not hasattr(predictions, "__len__"):
+        return False
+    return len(predictions) > 0 and isinstance(next(iter(predictions)), str)
+
+
+def _check_collection(texts, name: str) -> None:
+    """Raises TypeError for what would be iterated as something else than texts."""
+    if isinstance(texts, str):
+        raise TypeError(
+            f"{name} must be a list of texts, got one string. Wrap it in a list: [text]."
+        )
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
+        raise TypeError(f"{name} must be a list of texts, got a table. Pass one of its columns.")
 
 
 def _progress_is_shown() -> bool:

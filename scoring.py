@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm.auto import tqdm
 
-from .encoding import EncodedText, TextEncoder, count_bytes, count_words
+from .encoding import EncodedText, TextEncoder, count_words
 from .language_model import LanguageModel, Span
-from .options import TextOptions, signature
+from .options import TextOptions, positive_int, signature
 from .totals import TextSums
 from .windows import Window, half_windows, recipe_windows, sliding_windows
 
@@ -32,6 +32,7 @@ class ScoredText:
     encoded: EncodedText
     nll: np.ndarray  # (ids,) nats, NaN where not scored
     weights: np.ndarray  # (ids,) 0 where not scored
+    scored: np.ndarray  # (ids,) bool
     num_bytes: int = 0
     num_words: int = 0
     expected: dict[int, tuple[list[int], list[float]]] = field(default_factory=dict)
@@ -39,10 +40,11 @@ class ScoredText:
     @property
     def sums(self) -> TextSums:
         """What the result of a corpus needs of it."""
-        scored = self.weights > 0
+        scored = self.weights > 0  # a preset may give a scored token no weight
         return TextSums(
             nll_sum=float(self.nll[scored] @ self.weights[scored]),
             weight_sum=float(self.weights.sum()),
+            unweighted_nll_sum=float(self.nll[self.scored].sum()),
             num_tokens=int(scored.sum()),
             num_bytes=self.num_bytes,
             num_words=self.num_words,
@@ -128,29 +130,36 @@ class TextScorer:
             ValueError: no texts, contexts that are not as many as the texts or not possible with
                 the preset, ids that the model does not have.
         """
+        if batch_size is not None:
+            batch_size = positive_int(batch_size, "batch_size")
+        top_k = positive_int(top_k, "top_k", least=0)
         if contexts is not None and self.options.preset not in (None, "evaluate"):
             raise ValueError(f'preset="{self.options.preset}" has no contexts.')
         pairs = _pairs(texts, contexts)
         if self.joins_texts:
             joined = JOINTS[self.options.preset].join(text for text, _ in pairs)
             pairs = iter([(joined, None)])
-        with (
-            tqdm(unit="tok", desc="perplexity", disable=not progress) as bar,
-            self.model.evaluating(),
-        ):
+        with tqdm(unit="tok", desc="perplexity", disable=not progress) as bar:
             totals = np.zeros(2)  # nll and weight so far
             for portion in _portions(pairs):
                 portion_texts = [text for text, _ in portion]
                 prompts = None if portion[0][1] is None else [context for _, context in portion]
-                yield from self._score_portion(
-                    self.encoder.encode(portion_texts, prompts), batch_size, top_k, bar, totals
-                )
+                encoded = self.encoder.encode(portion_texts, prompts)
+                # Not across a yield: the caller may train the model, or stop to read, in between.
+                with self.model.evaluating():
+                    scored = self._score_portion(encoded, batch_size, top_k, bar, totals)
+                yield from scored
 
     def _score_portion(
         self, texts: list[EncodedText], batch_size, top_k: int, bar: tqdm, totals: np.ndarray
     ) -> list[ScoredText]:
         results = [
-            ScoredText(text, np.full(len(text.ids), np.nan), np.zeros(len(text.ids)))
+            ScoredText(
+                text,
+                nll=np.full(len(text.ids), np.nan),
+                weights=np.zeros(len(text.ids)),
+                scored=np.zeros(len(text.ids), dtype=bool),
+            )
             for text in texts
         ]
         jobs: list[tuple[ScoredText, Window]] = []
@@ -204,9 +213,15 @@ class TextScorer:
                 ranges[-1][1] = window.stop
             else:
                 ranges.append([window.first, window.stop])
-        whole = preset == "lm-eval" or text.ends is None
-        parts = [text.text] if whole else [text.span(*scored) for scored in ranges]
-        result.num_bytes = sum(map(count_bytes, parts))
+        all_of_it = ranges == [[text.num_prefix, len(text.ids)]] and not text.truncated
+        if preset == "lm-eval" or all_of_it:
+            parts = [text.text]
+        elif text.ends is not None:
+            parts = [text.span(*scored) for scored in ranges]
+        else:
+            decode = self.model.tokenizer.decode
+            parts = [decode(text.ids[first:stop]) for first, stop in ranges]
+        result.num_bytes = sum(len(part.encode("utf-8")) for part in parts)
         result.num_words = sum(count_words(part, preset) for part in parts)
 
     def describe(self, result: ScoredText, with_expected: bool) -> TextScore:
@@ -255,6 +270,10 @@ def _pairs(
             )
         if not isinstance(text, str):
             raise TypeError(f"predictions[{number}] must be a string, got {type(text).__name__}.")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"predictions[{number}] is no valid Unicode text: {error}.") from None
         if contexts is not None and not isinstance(context, str):
             raise TypeError(f"contexts[{number}] must be a string, got {type(context).__name__}.")
         yield text, context
@@ -272,6 +291,7 @@ def _collect(
         count = window.stop - window.first
         result.nll[here] = scored.nll.numpy()
         result.weights[here] = window.weight
+        result.scored[here] = True
         if scored.expected_ids is not None:
             ids, nll = scored.expected_ids.tolist(), scored.expected_nll.tolist()
             for i in range(count):

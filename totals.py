@@ -111,8 +111,9 @@ class NllTotals:
 class TextSums:
     """The sums of one text; those of any number of texts give the result of all of them."""
 
-    nll_sum: float  # nats
+    nll_sum: float  # nats, weighted
     weight_sum: float  # the number of scored tokens, except under weights
+    unweighted_nll_sum: float  # nats; a byte has no weight
     num_tokens: int
     num_bytes: int  # UTF-8, of the scored text
     num_words: int  # of the scored text
@@ -141,8 +142,9 @@ def text_result(texts: Iterable[TextSums]) -> dict[str, float | int | list[float
     num_words = sum(text.num_words for text in texts)
     perplexities = [text.perplexity for text in texts]
     scored = [p for p, text in zip(perplexities, texts, strict=True) if text.weight_sum > 0]
-    nll_per_byte = totals.nll_sum / num_bytes if num_bytes > 0 else math.nan
-    nll_per_word = totals.nll_sum / num_words if num_words > 0 else math.nan
+    nll_sum = sum(text.unweighted_nll_sum for text in texts)
+    nll_per_byte = nll_sum / num_bytes if num_bytes > 0 else math.nan
+    nll_per_word = nll_sum / num_words if num_words > 0 else math.nan
     return {
         **totals.result(),
         "perplexities": perplexities,

@@ -50,7 +50,8 @@ def result(*arguments, stdin=""):
 def assert_same(found, texts):
     expected = load().compute(predictions=texts, model_id=TINY)
     for name in ("perplexity", "mean_perplexity", "bits_per_byte", "perplexity_ci_high"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-6, nan_ok=True)
+        value = math.nan if found[name] is None else found[name]
+        assert value == pytest.approx(expected[name], rel=1e-6, nan_ok=True)
     assert found["num_tokens"] == expected["num_tokens"]
     assert found["signature"] == expected["signature"]
 
@@ -106,10 +107,10 @@ def test_per_text_file(tmp_path):
     with pytest.warns(UserWarning, match="no token to score"):
         expected = expected.compute(predictions=["one two", "", "three"], model_id=TINY)
     assert [row["text"] for row in rows] == [0, 1, 2]
-    assert [row["perplexity"] for row in rows] == pytest.approx(
-        expected["perplexities"], rel=1e-6, nan_ok=True
-    )
-    assert math.isnan(rows[1]["perplexity"])
+    assert rows[1].pop("perplexity") is None
+    del expected["perplexities"][1]
+    found = [row["perplexity"] for row in rows if "perplexity" in row]
+    assert found == pytest.approx(expected["perplexities"], rel=1e-6)
 
 
 def test_resume_after_the_end_gives_the_same(tmp_path):
@@ -182,6 +183,54 @@ def test_killed_in_the_middle_and_resumed(tmp_path):
     assert resumed.pop("signature") == whole.pop("signature")
     assert resumed == pytest.approx(whole, rel=1e-6)
     assert len(out.read_text().splitlines()) == len(pieces) + 1
+
+
+def test_a_missing_text_ends_the_run_also_when_it_is_resumed(tmp_path):
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    rows = [{"text": "one"}] * 2048 + [{"text": None}] + [{"text": "two"}] * 3
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for resume in ([], ["--resume"]):
+        done = run(data, "--per-text", out, *resume)
+        assert done.returncode == 1
+        assert "'text' of row 2048 is no text, but NoneType" in done.stderr
+
+
+def test_the_input_is_not_overwritten(tmp_path):
+    data, notes = tmp_path / "data.jsonl", tmp_path / "notes.txt"
+    data.write_text('{"text": "one"}\n')
+    notes.write_text("no newline")
+    for arguments in ([data, "--per-text", data], [data, "--per-text", notes, "--resume"]):
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert "would overwrite" in done.stderr or "was not written by" in done.stderr
+    assert data.read_text() == '{"text": "one"}\n'
+    assert notes.read_text() == "no newline"
+
+
+def test_json_has_no_nan(tmp_path):
+    out = tmp_path / "out.jsonl"
+    done = run("--json", "--lines", "--per-text", out, stdin="one\n\n")
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    found = json.loads(done.stdout, parse_constant=refuse)
+    assert found["perplexity_ci_low"] is None  # of a single text
+    rows = [json.loads(line, parse_constant=refuse) for line in out.read_text().splitlines()]
+    assert rows[2]["perplexity"] is None
+
+
+def test_odd_files(tmp_path):
+    brackets, table, marked = tmp_path / "d[1].jsonl", tmp_path / "d.csv", tmp_path / "bom.txt"
+    brackets.write_text('{"text": "one"}\n')
+    table.write_text('text,n\nNA,1\n"",2\n')
+    marked.write_bytes(b"\xef\xbb\xbfthree")
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    done = run("--json", brackets, table, marked, empty)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 4 texts have no token to score" in done.stderr
+    assert json.loads(done.stdout)["num_bytes"] == len("oneNAthree")
 
 
 ERRORS = {

@@ -198,6 +198,7 @@ def test_a_misspelt_option_is_named(where):
         ({"from_logits": "no"}, TypeError, "from_logits must be True or False, got 'no'"),
         ({"mask_token_id": 0.0}, TypeError, "mask_token_id must be one token id or None, got 0.0"),
         ({"mask_token_id": [0, 1]}, TypeError, "Several ids go into ignore_index"),
+        ({"mask_token_id": True}, TypeError, "mask_token_id must be one token id"),
         ({"ignore_index": "pad"}, TypeError, "ignore_index must be an integer"),
         ({"dtype": "float16"}, ValueError, 'dtype must be "float32" or "float64"'),
     ],
@@ -256,6 +257,14 @@ def test_repr_shows_the_number_of_examples(ppl):
 
 
 # --- weights ------------------------------------------------------------------------------------
+
+
+def test_the_weights_of_an_added_sequence_may_be_any_tensor(ppl):
+    logits, targets = random_batch(batch=1)
+    weights = torch.tensor([1.0, 0.5, 0, 1, 0, 0, 2], dtype=torch.bfloat16, requires_grad=True)
+    ppl.add(prediction=logits[0], reference=targets[0], sample_weight=weights)
+    expected = reference_perplexity(logits, targets, weights.detach().float().numpy())
+    assert ppl.compute()["perplexity"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", ["tokens", "sequences", "lists", "integers"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load, random_batch
+from transformers.modeling_outputs import CausalLMOutput
 
 
 def compute(logits, targets, **kwargs):
@@ -53,6 +54,19 @@ def test_a_target_outside_the_vocabulary_is_named(ppl, bad_id):
     # With shift the place is still that of the reference.
     with pytest.raises(ValueError, match=match):
         ppl.compute(predictions=logits, references=targets, shift=True)
+
+
+def test_nan_that_was_cast_to_an_id_is_named(ppl):
+    logits, targets = random_batch()
+    targets[1, 2] = torch.iinfo(torch.int64).min
+    with pytest.raises(ValueError, match=r"references\[1, 2\] is -9223372036854775808, outside"):
+        ppl.compute(predictions=logits, references=targets)
+
+
+def test_a_model_output_is_not_its_logits(ppl):
+    output = CausalLMOutput(logits=torch.zeros(1, 2, 3))
+    with pytest.raises(TypeError, match=r"got CausalLMOutput\. Pass its \.logits"):
+        ppl.compute(predictions=output, references=[[0, 0]])
 
 
 def test_the_first_reference_is_no_target_with_shift(ppl):
@@ -200,7 +214,7 @@ TYPE_ERRORS = {
     "float labels": (np.zeros((1, 2, 3)), np.zeros((1, 2)), "references must be integer token ids"),
     "integer predictions": (np.zeros((1, 2, 3), int), [[0, 0]], "predictions must be floating"),
     "ids as predictions": ([[1, 2]], [[1, 2]], r"predictions\[0\] must be floating-point"),
-    "text and ids": ("some text", [[0, 0]], "got a string"),
+    "text and ids": ("some text", [[0, 0]], "got str"),
     "texts and ids": (["some text", "more"], [[0, 0], [0, 0]], r"predictions\[0\] must hold num"),
     "logits and texts": (np.zeros((1, 2, 3)), ["ab"], "references must hold numbers"),
     "bool labels": (np.zeros((1, 2, 3)), np.zeros((1, 2), bool), "references must be integer"),

@@ -208,9 +208,11 @@ def test_probability_zero_is_not_clipped():
 
 
 def test_unnormalised_probabilities_are_normalised_with_a_warning():
-    with pytest.warns(UserWarning, match="do not sum to 1"):
-        nll = token_nll(torch.tensor([[3.0, 1.0]]), torch.tensor([0]), from_logits=False)
-    assert nll.item() == pytest.approx(-math.log(0.75))
+    probabilities = torch.tensor([[3.0, 1.0]]).repeat(300, 20000)  # several blocks
+    with pytest.warns(UserWarning, match="do not sum to 1") as caught:
+        nll = token_nll(probabilities, torch.zeros(300).long(), from_logits=False)
+    assert len(caught) == 1
+    torch.testing.assert_close(nll, torch.full((300,), math.log(80000 / 3)))
 
 
 def test_bfloat16_softmax_is_near_enough_to_one():
@@ -259,6 +261,7 @@ def test_errors(logits, targets, error, match):
         ({"ignore_index": 1.5}, TypeError, "ignore_index must be an integer"),
         ({"ignore_index": True}, TypeError, "ignore_index must be an integer"),
         ({"ignore_index": "pad"}, TypeError, "ignore_index must be an integer"),
+        ({"ignore_index": 2**70}, ValueError, "ignore_index must fit into 64 bits"),
         ({"dtype": "bfloat16"}, ValueError, 'dtype must be "float32" or "float64"'),
         ({"backend": "cuda"}, ValueError, "backend must be one of"),
     ],
@@ -281,7 +284,29 @@ def test_arrays_of_every_kind():
         torch.testing.assert_close(token_nll(array, same), expected)
 
 
+def test_memory_order_of_the_targets():
+    logits, targets = rows(6, 9)
+    expected = token_nll(logits, targets).view(2, 3)
+    transposed = targets.view(2, 3).t().contiguous().t()
+    torch.testing.assert_close(token_nll(logits.view(2, 3, 9), transposed), expected)
+
+
+def test_lists_of_tensors_that_numpy_cannot_read():
+    logits, targets = rows(3, 9, torch.bfloat16)
+    expected = token_nll(logits, targets)
+    torch.testing.assert_close(token_nll(list(logits.requires_grad_()), list(targets)), expected)
+    with pytest.raises(ValueError, match="logits must be rectangular, got tensors of unequal"):
+        token_nll([torch.zeros(2), torch.zeros(3)], [0, 0])
+
+
+def test_masked_arrays_are_refused():
+    targets = np.ma.masked_array([0, 1], mask=[False, True])
+    with pytest.raises(TypeError, match="targets is a masked array, whose mask would be lost"):
+        token_nll(torch.zeros(2, 3), targets)
+
+
 def test_empty_inputs():
+    assert token_nll(torch.zeros(0, 5), []).shape == (0,)
     assert token_nll(torch.zeros(0, 5), torch.zeros(0).long()).shape == (0,)
     assert token_nll(torch.zeros(2, 0, 5), torch.zeros(2, 0).long()).shape == (2, 0)
 

@@ -5,6 +5,7 @@ same ones. GPT-2 (no BOS in front by itself), Llama (RoPE), Qwen (no BOS at all)
 Gemma, whose logits are not those of its output layer.
 """
 
+import concurrent.futures
 import itertools
 import json
 import logging
@@ -14,6 +15,7 @@ import re
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -352,6 +354,9 @@ def test_preset_hf_docs(ppl, models, stride):
     )
     assert result["perplexity"] == pytest.approx(math.exp(nll_sum / num_tokens), rel=2e-5)
     assert "|start:tokenizer|" in result["signature"]
+    # A byte has no weight: per byte it is the sum of all that is scored, whatever the stride.
+    plain = result["bits_per_byte"] * math.log(2) * result["num_bytes"]
+    assert plain / ids.shape[1] == pytest.approx(nll_sum / num_tokens, rel=0.15)
 
 
 def test_preset_llama_cpp(ppl, models):
@@ -374,7 +379,7 @@ def test_preset_llama_cpp(ppl, models):
         ({"preset": "lm-eval", "stride": 3}, 'stride has no meaning with preset="lm-eval"'),
         ({"window": 1000}, "window is 1000 tokens, but the model .* reads at most 512"),
         ({"stride": 600}, "stride must be between 1 and the window of 512"),
-        ({"max_length": 0}, "max_length must be a positive number of tokens, got 0"),
+        ({"max_length": 0}, "max_length must be a whole number, at least 1, got 0"),
         ({"preset": "llama.cpp", "window": 2}, "half of a window of 2 tokens"),
     ],
 )
@@ -495,7 +500,7 @@ def test_an_empty_text_is_nan_and_named(ppl):
 
 
 ERRORS = {
-    "bare string": (TypeError, {"predictions": "text"}, r"one string\. Wrap it in a list"),
+    "bare string": (TypeError, {"predictions": "text"}, r"string\. Wrap it in a list"),
     "bare context": (TypeError, {"contexts": "text"}, "contexts must be a list of texts"),
     "empty list": (ValueError, {"predictions": []}, "predictions holds no texts"),
     "not a string": (TypeError, {"predictions": ["a", 3]}, r"predictions\[1\] must be a string"),
@@ -508,6 +513,20 @@ ERRORS = {
         "unknown argument 'strid'.*options are preset",
     ),
     "token option": (TypeError, {"shift": True}, "unknown argument 'shift'"),
+    "mapping": (
+        TypeError,
+        {"predictions": {"text": TEXTS}},
+        "got a table. Pass one of its columns",
+    ),
+    "table": (TypeError, {"predictions": pd.DataFrame({"text": TEXTS})}, "got a table"),
+    "surrogate": (
+        ValueError,
+        {"predictions": ["a", "\ud800"]},
+        r"predictions\[1\] is no valid Uni",
+    ),
+    "batch size": (ValueError, {"batch_size": 0}, "batch_size must be a whole number, at least 1"),
+    "device": (ValueError, {"device": "nonsense"}, "could not be loaded.*nonsense"),
+    "dtype": (ValueError, {"model_kwargs": {"dtype": "foo"}}, "could not be loaded"),
 }
 
 
@@ -527,10 +546,49 @@ def test_texts_without_a_model(ppl):
 
 
 def test_texts_and_logits_do_not_mix(ppl):
-    ppl.add_batch(predictions=torch.zeros(1, 2, 3), references=[[0, 0]])
+    logits = {"predictions": torch.zeros(1, 2, 3), "references": [[0, 0]]}
+    ppl.add_batch(**logits)
     with pytest.raises(ValueError, match="Batches of logits are pending"):
         ppl.compute(predictions=TEXTS, model_id=TINY)
+    with pytest.raises(ValueError, match="Batches of logits are pending, and texts do not mix"):
+        ppl.add_batch(predictions=TEXTS)
     assert len(ppl) == 1
+    ppl.reset()
+    ppl.add_batch(predictions=TEXTS)
+    with pytest.raises(ValueError, match="Texts are pending, and logits do not mix"):
+        ppl.add_batch(**logits)
+    assert len(ppl) == len(TEXTS)
+
+
+def test_a_bad_text_is_refused_when_it_is_added(ppl):
+    ppl.add_batch(predictions=["one", "two"])
+    with pytest.raises(TypeError, match=r"predictions\[1\] must be a string, got int"):
+        ppl.add_batch(predictions=["a", 3])
+    with pytest.raises(ValueError, match="Texts go without sample_weight"):
+        ppl.add_batch(predictions=["a"], sample_weight=[1])
+    assert len(ppl) == 2
+
+
+def test_columns_are_added(ppl):
+    column = datasets.Dataset.from_dict({"text": ["one two", "three"]})["text"]
+    for texts in (column, np.array(["four"]), pd.Series(["five", "six"])):
+        ppl.add_batch(predictions=texts)
+    assert ppl.compute(model_id=TINY)["num_sequences"] == 5
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "contexts", "batch_size", "device", "model_kwargs"])
+def test_what_goes_with_a_model_is_refused_without(ppl, name):
+    with pytest.raises(ValueError, match=f"{name}= goes with texts and model_id="):
+        ppl.compute(predictions=torch.zeros(1, 2, 3), references=[[0, 0]], **{name: 1})
+
+
+def test_a_model_that_gives_nan_is_named(ppl, models):
+    tokenizer = models["llama"][1]
+    model = AutoModelForCausalLM.from_config(config_of("llama", len(tokenizer))).eval()
+    torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    with pytest.warns(UserWarning, match=r"The model gives NaN for predictions\[0\]"):
+        result = ppl.compute(predictions=["Hello there"], model=model, tokenizer=tokenizer)
+    assert math.isnan(result["perplexity"])
 
 
 # --- models -------------------------------------------------------------------------------------
@@ -578,10 +636,15 @@ def test_dropout_is_off_and_training_goes_on(ppl, models):
     config = config_of("gpt2", len(tokenizer))
     config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = 0.5
     model = AutoModelForCausalLM.from_config(config).train()
+    frozen = model.transformer.h[0].eval()
     first, second = (
         ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer) for _ in range(2)
     )
     assert first == second
+    assert model.training
+    assert not frozen.training
+    scored = ppl.text_scorer(model=model, tokenizer=tokenizer).score(TEXTS)
+    next(scored)  # a reader who stops in the middle finds the model as it was
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -661,6 +724,60 @@ def test_an_output_layer_that_is_not_plain(ppl, models):
         assert_equals(result, expected_result(model, tokenizer, TEXTS))
     finally:
         model.set_output_embeddings(plain)
+
+
+def test_an_output_layer_with_hooks(ppl, models):
+    model, tokenizer = models["llama"]
+    handle = model.lm_head.register_forward_hook(lambda module, args, output: output * 0.5)
+    try:
+        result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+        assert_equals(result, expected_result(model, tokenizer, TEXTS))
+    finally:
+        handle.remove()
+
+
+def test_a_model_that_changed_is_probed_again(ppl):
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = AutoModelForCausalLM.from_config(config_of("llama", len(tokenizer))).eval()
+
+    def adapt():
+        model.lm_head = torch.nn.Sequential(model.lm_head, torch.nn.Softshrink(0.1))
+
+    for change in (
+        lambda: None,
+        lambda: model.resize_token_embeddings(len(tokenizer) + 64),
+        adapt,
+        lambda: model.double(),
+    ):
+        change()
+        result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+        assert_equals(result, expected_result(model, tokenizer, TEXTS))
+
+
+def test_one_model_in_several_threads(models):
+    model, tokenizer = models["llama"]
+    expected = expected_result(model, tokenizer, TEXTS)
+
+    def compute(_):
+        return load().compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for result in pool.map(compute, range(24)):
+            assert_equals(result, expected)
+
+
+def test_a_tokenizer_without_offsets(ppl):
+    """Bytes of what was scored, without the places of tokens."""
+    tokenizer = transformers.ByT5Tokenizer()
+    model = AutoModelForCausalLM.from_config(config_of("llama", len(tokenizer))).eval()
+    text = "Return the naïve list. " * 4
+    kwargs = {"model": model, "tokenizer": tokenizer, "add_start_token": 1}
+    whole = ppl.compute(predictions=[text], **kwargs)
+    assert whole["num_bytes"] == whole["num_tokens"] == len(text.encode())
+    cut = ppl.compute(predictions=[text], max_length=9, **kwargs)
+    assert cut["num_bytes"] == cut["num_tokens"] == 8
+    (score,) = ppl.score([text], **kwargs)
+    assert score.offsets is None
 
 
 def test_an_unknown_model_is_named(ppl, tmp_path):
