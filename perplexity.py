@@ -194,24 +194,27 @@ class Perplexity(evaluate.Metric):
             self._check_kind(texts=True)
             self._texts += texts
             return
-        self._check_kind(texts=False)
         self._accumulate(*self._reduce(predictions, references, sample_weight, self._options))
 
     def _check_kind(self, texts: bool) -> None:
-        if self._num_batches if texts else self._texts:
+        pending = self._num_batches if texts else len(self._texts)
+        if pending > 0:
             raise ValueError(
                 f"{'Batches of logits' if texts else 'Texts'} are pending, and "
                 f"{'texts' if texts else 'logits'} do not mix with them; call compute or reset."
             )
 
     def add(self, *, prediction=None, reference=None, sample_weight=None) -> None:
-        """Accumulate one sequence: logits (T, V), ids (T,), and a weight or T of them.
+        """Accumulate one sequence, logits (T, V) and ids (T,), with one weight or T; or one text.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
-        weights = None if sample_weight is None else [sample_weight]
-        self.add_batch(predictions=[prediction], references=[reference], sample_weight=weights)
+        self.add_batch(
+            predictions=[prediction],
+            references=None if reference is None else [reference],
+            sample_weight=None if sample_weight is None else [sample_weight],
+        )
 
     def __call__(self, *, predictions=None, references=None, sample_weight=None) -> float:
         """Accumulate a batch, and return the perplexity of that batch alone.
@@ -452,6 +455,7 @@ class Perplexity(evaluate.Metric):
         self, predictions, references, sample_weight, options: Options
     ) -> tuple[NllTotals, int]:
         """The totals of a batch, and the number of its sequences."""
+        self._check_kind(texts=False)
         sums = reduce_batch(predictions, references, sample_weight, options)
         if sums.nan_place is not None and not self._warned_of_nan:
             self._warned_of_nan = True
@@ -489,6 +493,8 @@ class Perplexity(evaluate.Metric):
 def _are_texts(predictions) -> bool:
     """Whether this is a list, an array or a column of strings, by its first entry."""
     if isinstance(predictions, (str, Mapping)) or not hasattr(predictions, "__len__"):
+        return False
+    if getattr(predictions, "shape", None) == ():  # a lone number, which has no length after all
         return False
     return len(predictions) > 0 and isinstance(next(iter(predictions)), str)
 

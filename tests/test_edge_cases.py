@@ -231,8 +231,9 @@ def test_wrong_types_say_what_was_expected(ppl, case):
 
 def test_one_of_the_two_inputs_missing(ppl):
     logits, targets = random_batch()
-    with pytest.raises(ValueError, match="references is missing"):
-        ppl.compute(predictions=logits)
+    for predictions in (logits, torch.tensor(1.0), np.float32(1.0), list(logits)):
+        with pytest.raises(ValueError, match="references is missing"):
+            ppl.compute(predictions=predictions)
     with pytest.raises(ValueError, match="predictions is missing"):
         ppl.add_batch(references=targets)
 

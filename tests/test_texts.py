@@ -555,8 +555,9 @@ def test_texts_and_logits_do_not_mix(ppl):
     assert len(ppl) == 1
     ppl.reset()
     ppl.add_batch(predictions=TEXTS)
-    with pytest.raises(ValueError, match="Texts are pending, and logits do not mix"):
-        ppl.add_batch(**logits)
+    for call in (ppl.add_batch, ppl):
+        with pytest.raises(ValueError, match="Texts are pending, and logits do not mix"):
+            call(**logits)
     assert len(ppl) == len(TEXTS)
 
 
@@ -573,7 +574,8 @@ def test_columns_are_added(ppl):
     column = datasets.Dataset.from_dict({"text": ["one two", "three"]})["text"]
     for texts in (column, np.array(["four"]), pd.Series(["five", "six"])):
         ppl.add_batch(predictions=texts)
-    assert ppl.compute(model_id=TINY)["num_sequences"] == 5
+    ppl.add(prediction="seven")
+    assert ppl.compute(model_id=TINY)["num_sequences"] == 6
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "contexts", "batch_size", "device", "model_kwargs"])
