@@ -139,9 +139,8 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the model's input goes."""
-        hook = getattr(
-            self.embeddings, "_hf_hook", None
-        )  # accelerate's, where weights are offloaded
+        # Weights that accelerate has offloaded are on no device; its hook knows where they run.
+        hook = getattr(self.embeddings, "_hf_hook", None)
         device = getattr(hook, "execution_device", None)
         return self.embeddings.weight.device if device is None else torch.device(device)
 

@@ -4,7 +4,7 @@ Here live the corpus, the tokenizer and the training loop, in reading order. The
 tokenizer and the held-out documents are written beside this file:
 
     python tiny_model/train.py                      # about ten minutes on 2 CPU cores
-    python tiny_model/train.py --steps 3 --out /tmp/trial
+    python tiny_model/train.py --steps 3 --out trial
 """
 
 import argparse
