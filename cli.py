@@ -107,8 +107,8 @@ def _read_table(name: str, kind: str, column: str) -> Iterator[str]:
         if column not in row:
             raise ValueError(f"{name} has no column {column!r}; it has {', '.join(row)}.")
         if not isinstance(row[column], str):
-            kind = type(row[column]).__name__
-            raise ValueError(f"{name}: {column!r} of row {number} is no text, but {kind}.")
+            found = type(row[column]).__name__
+            raise ValueError(f"{name}: {column!r} of row {number} is no text, but {found}.")
         yield row[column]
 
 
@@ -135,9 +135,10 @@ class PerTextFile:
             data = path.read_bytes()
             # A line that was being written when the run was killed has no end, and does not count.
             length = data.rfind(b"\n") + 1
-            if length == 0 and not self._line({"signature": signature}).startswith(data):
+            if length > 0:
+                self._read(data[:length].decode("utf-8").splitlines(), signature)
+            elif not self._line({"signature": signature}).startswith(data):
                 raise ValueError(f"{path} was not written by --per-text.")
-            self._read(data[:length].decode("utf-8").splitlines(), signature)
         self._file = open(path, "r+b" if length > 0 else "wb")  # noqa: SIM115
         self._file.truncate(length)
         self._file.seek(length)
@@ -153,7 +154,7 @@ class PerTextFile:
     def _read(self, lines: list[str], signature: str) -> None:
         names = [field.name for field in dataclasses.fields(TextSums)]
         try:
-            header, *rows = map(json.loads, lines or [json.dumps({"signature": signature})])
+            header, *rows = map(json.loads, lines)
             written = header["signature"]
             self.finished = [
                 TextSums(

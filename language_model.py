@@ -113,7 +113,8 @@ class LanguageModel:
     def __init__(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str | None = None
     ):
-        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        complete = hasattr(model, "config") and hasattr(model, "get_input_embeddings")
+        if not isinstance(model, nn.Module) or not complete:
             raise TypeError(
                 f"model must be a transformers model, got {type(model).__name__}. "
                 "A name or path goes to model_id=."
@@ -128,8 +129,6 @@ class LanguageModel:
             raise ValueError(
                 f"{self.name} is an encoder-decoder; a causal language model is needed."
             )
-        if not hasattr(model, "get_input_embeddings"):
-            raise TypeError(f"model must be a transformers model, got {type(model).__name__}.")
         self.embeddings = model.get_input_embeddings()
         # Forward passes put a hook on the model, which passes of another thread would run into.
         self._lock = _LOCKS.setdefault(model, threading.RLock())
@@ -266,9 +265,10 @@ class LanguageModel:
         buffer = self._buffer
         if buffer is None or (buffer.device, buffer.dtype) != (hidden.device, hidden.dtype):
             shape = (self._rows_at_once, self._vocab_size)
-            self._buffer = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
-        logits = torch.mm(hidden, self._head.weight.t(), out=self._buffer[: len(hidden)])
-        return logits if self._head.bias is None else logits.add_(self._head.bias)
+            buffer = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
+            self._buffer = buffer
+        logits = torch.mm(hidden, head.weight.t(), out=buffer[: len(hidden)])
+        return logits if head.bias is None else logits.add_(head.bias)
 
     def _forward(
         self, inputs: torch.Tensor, mask: torch.Tensor, head_input: torch.Tensor | None = None

@@ -38,8 +38,7 @@ class Options:
             object.__setattr__(self, "mask_token_id", mask_token_id)
         # One form for each meaning, so that equal settings compare and print alike.
         object.__setattr__(self, "ignore_index", tuple(sorted(set(ignored_ids(self.ignore_index)))))
-        dtype = str(reduction_dtype(self.dtype)).removeprefix("torch.")
-        object.__setattr__(self, "dtype", dtype)
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
 
     @property
     def unscored_ids(self) -> tuple[int, ...]:
@@ -106,8 +105,7 @@ class TextOptions:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, positive_int(value, name))
-        dtype = str(reduction_dtype(self.dtype)).removeprefix("torch.")
-        object.__setattr__(self, "dtype", dtype)
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         disregarded = {
             "evaluate": ("window", "stride"),
             "lm-eval": ("stride", "max_length"),
@@ -117,6 +115,11 @@ class TextOptions:
         for name in disregarded.get(self.preset, ()):
             if getattr(self, name) is not None:
                 raise ValueError(f'{name} has no meaning with preset="{self.preset}".')
+
+
+def dtype_name(dtype) -> str:
+    """ "float32" or "float64"; raises ValueError for any other dtype."""
+    return str(reduction_dtype(dtype)).removeprefix("torch.")
 
 
 def positive_int(value, name: str, least: int = 1) -> int:

@@ -20,7 +20,7 @@ from .encoding import TextEncoder
 from .language_model import LanguageModel, load_language_model
 from .nll import token_nll
 from .options import Options, TextOptions, check_names
-from .scoring import TextScore, TextScorer
+from .scoring import TextScore, TextScorer, checked_pairs
 from .totals import NllTotals, text_result
 from .windows import Window
 
@@ -186,13 +186,8 @@ class Perplexity(evaluate.Metric):
         if references is None and _are_texts(predictions):
             if sample_weight is not None:
                 raise ValueError("Texts go without sample_weight.")
-            texts = list(predictions)
-            wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
-            if wrong:
-                kind = type(texts[wrong[0]]).__name__
-                raise TypeError(f"predictions[{wrong[0]}] must be a string, got {kind}.")
             self._check_kind(texts=True)
-            self._texts += texts
+            self._texts += [text for text, _ in checked_pairs(predictions, None)]
             return
         self._accumulate(*self._reduce(predictions, references, sample_weight, self._options))
 
@@ -393,8 +388,7 @@ class Perplexity(evaluate.Metric):
     ) -> dict[str, float | int | str | list[float]]:
         for name, value in (("predictions", texts), ("contexts", contexts)):
             _check_collection(value, name)
-        if self._num_batches:
-            raise ValueError("Batches of logits are pending; call compute or reset first.")
+        self._check_kind(texts=True)
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
         texts = itertools.chain(self._texts, () if texts is None else texts)

@@ -135,7 +135,7 @@ class TextScorer:
         top_k = positive_int(top_k, "top_k", least=0)
         if contexts is not None and self.options.preset not in (None, "evaluate"):
             raise ValueError(f'preset="{self.options.preset}" has no contexts.')
-        pairs = _pairs(texts, contexts)
+        pairs = checked_pairs(texts, contexts)
         if self.joins_texts:
             joined = JOINTS[self.options.preset].join(text for text, _ in pairs)
             pairs = iter([(joined, None)])
@@ -252,10 +252,15 @@ class TextScorer:
         )
 
 
-def _pairs(
+def checked_pairs(
     texts: Iterable[str], contexts: Iterable[str] | None
 ) -> Iterator[tuple[str, str | None]]:
-    """Each text with its context, checked as they come."""
+    """Each text with its context, checked as they come.
+
+    Raises:
+        TypeError: a text or context that is no string.
+        ValueError: no texts at all, not as many contexts as texts, or a text that is no Unicode.
+    """
     missing = object()
     if contexts is None:
         pairs = ((text, None) for text in texts)
