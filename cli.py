@@ -2,15 +2,18 @@
 
     python cli.py --model tiny_model book.txt
     python cli.py --model tiny_model --column text data.jsonl --per-text scores.jsonl
+    accelerate launch cli.py --model tiny_model --column text data.jsonl
 
 Each .txt file is one text, or one text a line with --lines; .jsonl, .csv and .parquet hold one in
---column of each row; without files, the standard input is read as .txt. Exit status: 0 done,
-1 failed (one line says why), 2 wrong usage, 130 interrupted.
+--column of each row; without files, the standard input is read as .txt. The processes of torchrun
+or `accelerate launch` share the texts out. Exit status: 0 done, 1 failed (one line says why), 2
+wrong usage, 130 interrupted.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import glob
 import hashlib
 import itertools
@@ -218,23 +221,18 @@ def fingerprint(text: str) -> str:
 # --- the run ------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> dict:
-    """Score what the arguments name; the result, as `compute` gives it."""
-    import evaluate  # here, so that --help and wrong usage answer at once
+def run(args: argparse.Namespace) -> dict | None:
+    """Score what the arguments name; the result, as `compute` gives it.
 
-    model_kwargs = {"dtype": args.dtype, "revision": args.revision}
-    ppl = evaluate.load(str(Path(__file__).resolve().with_name("perplexity.py")))
-    scorer = ppl.text_scorer(
-        model_id=args.model,
-        device=args.device,
-        model_kwargs={name: value for name, value in model_kwargs.items() if value is not None},
-        trust_remote_code=args.trust_remote_code,
-        preset=args.preset,
-        window=args.window,
-        stride=args.stride,
-        max_length=args.max_length,
-        add_start_token=not args.no_start_token,
-    )
+    Under `accelerate launch` or torchrun the processes share the texts out; only the first of them
+    has the result and writes --per-text, the others give None.
+    """
+    import torch  # here, so that --help and wrong usage answer at once
+
+    ranks, device = join_launch()
+    if ranks.size > 1 and (not args.files or "-" in args.files):
+        raise ValueError("Several processes cannot share the standard input; name files.")
+    scorer = load_scorer(args, device)
     signature = scorer.signature(with_contexts=False)
     if args.resume and scorer.joins_texts:
         raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
@@ -245,23 +243,66 @@ def run(args: argparse.Namespace) -> dict:
     texts = read_texts(args.files, args.lines, args.column)
     with contextlib.ExitStack() as stack:
         log, sums = None, []
-        if args.per_text is not None:
+        if args.per_text is not None and ranks.rank == 0:
             log = stack.enter_context(PerTextFile(args.per_text, signature, args.resume))
             texts, sums = log.without_finished(texts), log.finished
+        num_finished, *_ = ranks.exchange(lambda: len(sums))
+        if ranks.rank > 0:
+            texts = itertools.islice(texts, num_finished, None)
         next_text = next(texts, None)
-        # All may be finished already; but a run without any text is an error, which score raises.
-        if next_text is not None or not sums:
+        # All may be finished already; but a run without any text is an error, which sums raises.
+        if next_text is not None or num_finished == 0:
             remaining = () if next_text is None else itertools.chain([next_text], texts)
-            for scored in scorer.score(
-                remaining, batch_size=args.batch_size, progress=sys.stderr.isatty()
+            for text, text_sums in scorer.sums(
+                remaining, batch_size=args.batch_size, progress=sys.stderr.isatty(), ranks=ranks
             ):
                 if log is not None:
-                    log.write(len(sums), scored.encoded.text, scored.sums)
-                sums.append(scored.sums)
+                    log.write(len(sums), text, text_sums)
+                sums.append(text_sums)
+    if ranks.size > 1:
+        torch.distributed.destroy_process_group()
+    if ranks.rank > 0:
+        return None
     empty = sum(text.num_tokens == 0 for text in sums)
     if empty > 0:
         print(f"warning: {empty} of {len(sums)} texts have no token to score", file=sys.stderr)
     return {**text_result(sums), "signature": signature}
+
+
+def join_launch() -> tuple:
+    """The `Ranks` of this launch, connected, and the device of this one; None where it is alone."""
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    from ranks import Ranks
+
+    state = PartialState(
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
+        # One long text keeps the others waiting. That a rank is dead shows in its connection, and
+        # to the launcher, not in the time that it takes.
+        timeout=datetime.timedelta(days=1),
+    )
+    return Ranks.launched(), state.device if state.num_processes > 1 else None
+
+
+def load_scorer(args: argparse.Namespace, device):
+    """A `TextScorer` with the model and the options of the arguments."""
+    import evaluate
+
+    model_kwargs = {"dtype": args.dtype, "revision": args.revision}
+    ppl = evaluate.load(str(Path(__file__).resolve().with_name("perplexity.py")))
+    return ppl.text_scorer(
+        model_id=args.model,
+        device=device if args.device is None else args.device,
+        model_kwargs={name: value for name, value in model_kwargs.items() if value is not None},
+        trust_remote_code=args.trust_remote_code,
+        preset=args.preset,
+        window=args.window,
+        stride=args.stride,
+        max_length=args.max_length,
+        add_start_token=not args.no_start_token,
+    )
 
 
 def as_table(result: dict, model: str) -> str:
@@ -294,7 +335,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("no files, and nothing on the standard input")
     try:
         result = run(args)
-        if args.json:
+        if result is None:
+            pass
+        elif args.json:
             shown = {name: value for name, value in result.items() if name != "perplexities"}
             print(json.dumps(finite(shown), allow_nan=False), flush=True)
         else:

@@ -9,8 +9,8 @@ import inspect
 import itertools
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, astuple, fields
 
 import datasets
 import evaluate
@@ -20,8 +20,10 @@ from .encoding import TextEncoder
 from .language_model import LanguageModel, load_language_model
 from .nll import token_nll
 from .options import Options, TextOptions, check_names
+from .ranks import ALONE, Ranks
 from .scoring import TextScore, TextScorer, checked_pairs
 from .totals import NllTotals, text_result
+from .trainer_hooks import TrainerHooks
 from .windows import Window
 
 _DESCRIPTION = """\
@@ -60,6 +62,10 @@ Texts and a causal language model, in place of logits and references:
     batch_size (int): at most so many windows at once, besides the bound on their tokens.
     device, model_kwargs (dict), trust_remote_code (bool, default False): how the model is loaded.
     dtype (str): as above.
+
+Several processes, launched by torchrun or accelerate:
+    sync (bool): the result, on every one of them, is that of all. Batches are added up over the
+        processes; texts, which all have to pass alike, are shared out. Default False.
 
 Returns:
     perplexity: exp(mean_nll), over all scored tokens of the corpus.
@@ -171,6 +177,7 @@ class Perplexity(evaluate.Metric):
         self._totals = NllTotals()
         self._num_batches = 0  # tells an empty run from one in which nothing was scored
         self._num_examples = 0
+        self._synced = False  # whether these are the sums of all ranks
         self._warned_of_nan = False
 
     def __len__(self) -> int:
@@ -242,12 +249,70 @@ class Perplexity(evaluate.Metric):
         self._accumulate(other._totals, other._num_examples, other._num_batches)
         self._texts += other._texts
 
+    def sync(self) -> None:
+        """Add up what the processes of torchrun or accelerate have accumulated, on each of them.
+
+        One all-reduce of a few float64 numbers. The numbers of batches may differ, and be 0. What
+        comes next is `compute` or `reset`: more batches would count once for each process.
+        `compute(sync=True)` does both.
+
+        Raises:
+            ValueError: done already, or texts are pending, or the processes are not connected.
+            ConnectionError: another process is gone; what was accumulated stays as it was.
+        """
+        self._check_kind(texts=False)
+        self._totals, self._num_batches, self._num_examples = self._add_over_ranks(
+            self._totals, self._num_batches, self._num_examples
+        )
+        self._synced = True
+
+    def _check_not_synced(self) -> None:
+        if self._synced:
+            raise ValueError("sync was called; call compute or reset before anything is added.")
+
+    def _add_over_ranks(
+        self, totals: NllTotals, num_batches: int, num_examples: int
+    ) -> tuple[NllTotals, int, int]:
+        self._check_not_synced()
+        if self.num_process > 1:
+            raise ValueError("sync goes by torch.distributed, and num_process by files; use one.")
+        sums = Ranks.launched().add([*astuple(totals), num_batches, num_examples])
+        kinds = [field.type for field in fields(NllTotals)] + [int, int]
+        *totals, num_batches, num_examples = (
+            kind(value) for kind, value in zip(kinds, sums, strict=True)
+        )
+        return NllTotals(*totals), num_batches, num_examples
+
+    def trainer_hooks(self, *, shift: bool = True, **options) -> dict[str, Callable]:
+        """`preprocess_logits_for_metrics` and `compute_metrics` for a transformers Trainer.
+
+            Trainer(model=model, args=args, eval_dataset=data, **ppl.trainer_hooks())
+
+        Trainer then reports perplexity, mean_nll and the rest of the result, under its prefix
+        `eval_`. It gathers two numbers for each example, no logits. The hooks keep nothing in this
+        metric.
+
+        Args:
+            shift: True for a causal model, whose labels are its input ids; False for a masked or an
+                encoder-decoder one.
+            options: as for `compute`; by default those of this metric.
+
+        Raises:
+            TypeError, ValueError: an option that does not exist, or with a bad value.
+        """
+        hooks = TrainerHooks(self._options.replace(shift=shift, **options))
+        return {
+            "preprocess_logits_for_metrics": hooks.preprocess_logits_for_metrics,
+            "compute_metrics": hooks.compute_metrics,
+        }
+
     def compute(
         self,
         *,
         predictions=None,
         references=None,
         sample_weight=None,
+        sync: bool = False,
         model_id: str | None = None,
         model=None,
         tokenizer=None,
@@ -267,7 +332,10 @@ class Perplexity(evaluate.Metric):
             TypeError, ValueError: input of the wrong type, shape or range, or nothing to compute
                 from, or a model that cannot be used, or options that differ from those of the
                 batches accumulated; what was accumulated stays as it was.
+            ConnectionError: with `sync`, another process failed or is gone.
         """
+        if not isinstance(sync, bool):
+            raise TypeError(f"sync must be True or False, got {sync!r}.")
         if model_id is not None or model is not None:
             if references is not None or sample_weight is not None:
                 raise ValueError("Texts and a model go without references and sample_weight.")
@@ -280,7 +348,7 @@ class Perplexity(evaluate.Metric):
                 trust_remote_code=trust_remote_code,
                 **options,
             )
-            result = self._compute_texts(scorer, predictions, contexts, batch_size)
+            result = self._compute_texts(scorer, predictions, contexts, batch_size, sync)
         else:
             if self._texts or (references is None and _are_texts(predictions)):
                 raise ValueError(
@@ -297,7 +365,7 @@ class Perplexity(evaluate.Metric):
                 if value is not None:
                     raise ValueError(f"{name}= goes with texts and model_id= or model=.")
             options = self._options.replace(**options)
-            result = self._compute_logits(predictions, references, sample_weight, options)
+            result = self._compute_logits(predictions, references, sample_weight, options, sync)
         self.reset()
         return result
 
@@ -384,7 +452,7 @@ class Perplexity(evaluate.Metric):
         return TextScorer(self._loaded[1], options)
 
     def _compute_texts(
-        self, scorer: TextScorer, texts, contexts, batch_size: int | None
+        self, scorer: TextScorer, texts, contexts, batch_size: int | None, sync: bool
     ) -> dict[str, float | int | str | list[float]]:
         for name, value in (("predictions", texts), ("contexts", contexts)):
             _check_collection(value, name)
@@ -392,8 +460,14 @@ class Perplexity(evaluate.Metric):
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
         texts = itertools.chain(self._texts, () if texts is None else texts)
-        scored = scorer.score(texts, contexts, batch_size=batch_size, progress=_progress_is_shown())
-        sums = [text.sums for text in scored]
+        scored = scorer.sums(
+            texts,
+            contexts,
+            batch_size=batch_size,
+            progress=_progress_is_shown(),
+            ranks=Ranks.launched() if sync else ALONE,
+        )
+        sums = [sums for _, sums in scored]
         empty = [i for i, text in enumerate(sums) if text.num_tokens == 0]
         if empty:
             warnings.warn(
@@ -413,7 +487,7 @@ class Perplexity(evaluate.Metric):
         return {**result, "signature": scorer.signature(contexts is not None)}
 
     def _compute_logits(
-        self, predictions, references, sample_weight, options: Options
+        self, predictions, references, sample_weight, options: Options, sync: bool
     ) -> dict[str, float | int | str] | None:
         if self._num_batches and options != self._options:
             raise ValueError(
@@ -425,7 +499,9 @@ class Perplexity(evaluate.Metric):
         if predictions is not None or references is not None:
             batch_totals, _ = self._reduce(predictions, references, sample_weight, options)
             totals, num_batches = totals + batch_totals, num_batches + 1
-        if self.num_process > 1:
+        if sync:
+            totals, num_batches, _ = self._add_over_ranks(totals, num_batches, 0)
+        elif self.num_process > 1:
             gathered = self._gather(totals, num_batches)
             if gathered is None:
                 return None
@@ -450,6 +526,7 @@ class Perplexity(evaluate.Metric):
     ) -> tuple[NllTotals, int]:
         """The totals of a batch, and the number of its sequences."""
         self._check_kind(texts=False)
+        self._check_not_synced()
         sums = reduce_batch(predictions, references, sample_weight, options)
         if sums.nan_place is not None and not self._warned_of_nan:
             self._warned_of_nan = True

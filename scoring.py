@@ -1,9 +1,13 @@
 """A model and texts -> the nll of each token, in the order of the texts.
 
-The windows of many texts are sorted by length and packed into batches of few padded tokens. What
-that must not change, the result, is put back in order here.
+The windows of many texts are sorted by length and packed into batches of few padded tokens, and
+texts may be shared out among processes. What that must not change, the result, is put back in order
+here.
 """
 
+import functools
+import hashlib
+import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +18,12 @@ from tqdm.auto import tqdm
 from .encoding import EncodedText, TextEncoder, count_words
 from .language_model import LanguageModel, Span
 from .options import TextOptions, positive_int, signature
+from .ranks import ALONE, Ranks
 from .totals import TextSums
 from .windows import Window, half_windows, recipe_windows, sliding_windows
 
-# What is sorted together, and answered together: enough for batches of equal length, little enough
-# to stream, and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens.
+# What a process sorts and answers together: enough for batches of equal length, little enough to
+# stream, and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens.
 TEXTS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 2**18
 # The texts of these presets are one: the recipe joins them so, and llama.cpp reads a file.
@@ -130,37 +135,90 @@ class TextScorer:
             ValueError: no texts, contexts that are not as many as the texts or not possible with
                 the preset, ids that the model does not have.
         """
-        if batch_size is not None:
-            batch_size = positive_int(batch_size, "batch_size")
         top_k = positive_int(top_k, "top_k", least=0)
+        with _Progress(progress) as bar:
+            for portion in _portions(self._pairs(texts, contexts)):
+                yield from self._score_portion(portion, batch_size, top_k, bar)
+
+    def sums(
+        self,
+        texts: Iterable[str],
+        contexts: Iterable[str] | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> Iterator[tuple[str, TextSums]]:
+        """Each text with its sums, in the order of the texts.
+
+        Args:
+            texts, contexts, batch_size, progress: as for `score`.
+            ranks: processes that all call this with the same texts. Each scores a share of them,
+                and gets the sums of all.
+
+        Raises:
+            TypeError, ValueError: as `score`; or not all ranks have the same texts and settings.
+            ConnectionError: another rank failed, or is gone.
+        """
+        portions = _portions(self._pairs(texts, contexts), ranks.size)
+        with _Progress(progress and ranks.rank == 0) as bar:
+            while (portion := self._next_portion(portions, ranks)) is not None:
+                shares = _shares(portion, ranks.size)
+                own = [portion[i] for i in shares[ranks.rank]]
+                answers = ranks.exchange(functools.partial(self._sums, own, batch_size, bar))
+                sums = dict(zip(itertools.chain(*shares), itertools.chain(*answers), strict=True))
+                for i, (text, _) in enumerate(portion):
+                    yield text, sums[i]
+
+    def _next_portion(
+        self, portions: Iterator[list[tuple[str, str | None]]], ranks: Ranks
+    ) -> list[tuple[str, str | None]] | None:
+        """The next portion, None at the end; the same on all ranks, or ValueError is raised."""
+        portion = None
+
+        def fingerprint() -> str:
+            nonlocal portion
+            portion = next(portions, None)
+            if ranks.size == 1:
+                return ""
+            settings = self.signature(with_contexts=False)
+            return hashlib.sha256(repr((settings, portion)).encode()).hexdigest()
+
+        if len(set(ranks.exchange(fingerprint))) > 1:
+            raise ValueError(
+                "sync=True: the ranks were given different texts, or different settings. Pass all "
+                "texts on every rank; they are shared out here."
+            )
+        return portion
+
+    def _sums(self, portion, batch_size, bar) -> list[TextSums]:
+        return [text.sums for text in self._score_portion(portion, batch_size, 0, bar)]
+
+    def _pairs(self, texts, contexts) -> Iterator[tuple[str, str | None]]:
+        """Texts and contexts, checked, and joined where the preset joins them."""
         if contexts is not None and self.options.preset not in (None, "evaluate"):
             raise ValueError(f'preset="{self.options.preset}" has no contexts.')
         pairs = checked_pairs(texts, contexts)
-        if self.joins_texts:
-            joined = JOINTS[self.options.preset].join(text for text, _ in pairs)
-            pairs = iter([(joined, None)])
-        with tqdm(unit="tok", desc="perplexity", disable=not progress) as bar:
-            totals = np.zeros(2)  # nll and weight so far
-            for portion in _portions(pairs):
-                portion_texts = [text for text, _ in portion]
-                prompts = None if portion[0][1] is None else [context for _, context in portion]
-                encoded = self.encoder.encode(portion_texts, prompts)
-                # Not across a yield: the caller may train the model, or stop to read, in between.
-                with self.model.evaluating():
-                    scored = self._score_portion(encoded, batch_size, top_k, bar, totals)
-                yield from scored
+        if not self.joins_texts:
+            return pairs
+        return iter([(JOINTS[self.options.preset].join(text for text, _ in pairs), None)])
 
     def _score_portion(
-        self, texts: list[EncodedText], batch_size, top_k: int, bar: tqdm, totals: np.ndarray
+        self, portion: list[tuple[str, str | None]], batch_size, top_k: int, bar: "_Progress"
     ) -> list[ScoredText]:
+        if batch_size is not None:
+            batch_size = positive_int(batch_size, "batch_size")
+        if not portion:  # as the share of one rank may be
+            return []
+        texts, contexts = zip(*portion, strict=True)
         results = [
             ScoredText(
-                text,
-                nll=np.full(len(text.ids), np.nan),
-                weights=np.zeros(len(text.ids)),
-                scored=np.zeros(len(text.ids), dtype=bool),
+                encoded,
+                nll=np.full(len(encoded.ids), np.nan),
+                weights=np.zeros(len(encoded.ids)),
+                scored=np.zeros(len(encoded.ids), dtype=bool),
             )
-            for text in texts
+            for encoded in self.encoder.encode(texts, None if contexts[0] is None else contexts)
         ]
         jobs: list[tuple[ScoredText, Window]] = []
         for result in results:
@@ -168,16 +226,18 @@ class TextScorer:
             windows = list(self._windows(result.encoded))
             jobs += [(result, window) for window in windows]
             self._count(result, windows)
-        bar.total = (bar.total or 0) + sum(w.stop - w.first for _, w in jobs)
+        bar.expect(sum(window.stop - window.first for _, window in jobs))
         jobs.sort(key=lambda job: -job[1].num_inputs)  # the longest first: memory runs out early
         launched: list[tuple[list[tuple[ScoredText, Window]], Callable]] = []
-        for batch in _packed(jobs, self.model.tokens_per_batch, batch_size):
-            spans = [self._span(result.encoded, window) for result, window in batch]
-            launched.append((batch, self.model.launch(spans, self.options.dtype, top_k)))
-            if len(launched) == 2:  # an accelerator has the next batch before this one is read
-                _collect(*launched.pop(0), bar, totals)
-        for batch, span_results in launched:
-            _collect(batch, span_results, bar, totals)
+        # Not across a yield: the caller may train the model, or stop to read, in between.
+        with self.model.evaluating():
+            for batch in _packed(jobs, self.model.tokens_per_batch, batch_size):
+                spans = [self._span(result.encoded, window) for result, window in batch]
+                launched.append((batch, self.model.launch(spans, self.options.dtype, top_k)))
+                if len(launched) == 2:  # an accelerator has the next batch before this one is read
+                    _collect(*launched.pop(0), bar)
+            for batch, span_results in launched:
+                _collect(batch, span_results, bar)
         return results
 
     def _windows(self, text: EncodedText) -> Iterator[Window]:
@@ -286,42 +346,79 @@ def checked_pairs(
         raise ValueError("predictions holds no texts.")
 
 
+class _Progress:
+    """A bar of the tokens scored, with the perplexity so far, where one is wanted."""
+
+    def __init__(self, shown: bool):
+        self._bar = tqdm(unit="tok", desc="perplexity", disable=not shown)
+        self._nll_sum, self._weight_sum = 0.0, 0.0
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.close()
+
+    def expect(self, num_tokens: int) -> None:
+        """So many more tokens are to be scored."""
+        self._bar.total = (self._bar.total or 0) + num_tokens
+
+    def add(self, nll: np.ndarray, weight: float) -> None:
+        """These tokens are scored."""
+        self._nll_sum += float(nll.sum()) * weight
+        self._weight_sum += len(nll) * weight
+        with np.errstate(all="ignore"):
+            perplexity = np.exp(np.divide(self._nll_sum, self._weight_sum))
+        self._bar.set_postfix(perplexity=f"{perplexity:.4g}", refresh=False)
+        self._bar.update(len(nll))
+
+
 def _collect(
-    batch: list[tuple[ScoredText, Window]], span_results: Callable, bar: tqdm, totals: np.ndarray
+    batch: list[tuple[ScoredText, Window]], span_results: Callable, bar: _Progress
 ) -> None:
-    """Put the nll of a batch into its texts, and tell of the progress."""
-    num_tokens = 0
+    """Put the nll of a batch into its texts."""
     for (result, window), scored in zip(batch, span_results(), strict=True):
         here = slice(window.first, window.stop)
-        count = window.stop - window.first
         result.nll[here] = scored.nll.numpy()
         result.weights[here] = window.weight
         result.scored[here] = True
         if scored.expected_ids is not None:
             ids, nll = scored.expected_ids.tolist(), scored.expected_nll.tolist()
-            for i in range(count):
+            for i in range(window.stop - window.first):
                 result.expected[window.first + i] = ids[i], nll[i]
-        num_tokens += count
-        totals += result.nll[here].sum() * window.weight, count * window.weight
-    with np.errstate(all="ignore"):
-        bar.set_postfix(perplexity=f"{np.exp(totals[0] / totals[1]):.4g}", refresh=False)
-    bar.update(num_tokens)
+        bar.add(result.nll[here], window.weight)
 
 
 def _portions(
-    pairs: Iterator[tuple[str, str | None]],
+    pairs: Iterator[tuple[str, str | None]], num_ranks: int = 1
 ) -> Iterator[list[tuple[str, str | None]]]:
-    """Lists of consecutive pairs, bounded by TEXTS_AT_ONCE and CHARACTERS_AT_ONCE."""
+    """Lists of consecutive pairs: for each rank TEXTS_AT_ONCE, or CHARACTERS_AT_ONCE."""
     portion: list[tuple[str, str | None]] = []
     characters = 0
     for text, context in pairs:
         portion.append((text, context))
         characters += len(text)
-        if len(portion) == TEXTS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+        full = len(portion) == TEXTS_AT_ONCE * num_ranks
+        if full or characters >= CHARACTERS_AT_ONCE * num_ranks:
             yield portion
             portion, characters = [], 0
     if portion:
         yield portion
+
+
+def _shares(portion: list[tuple[str, str | None]], num_ranks: int) -> list[list[int]]:
+    """Which texts of a portion each rank scores: the longest first, each to who has least so far.
+
+    (Graham, Bounds on multiprocessing timing anomalies, 1969: at most 4/3 of the best makespan.)
+    """
+    lengths = [len(text) + len(context or "") for text, context in portion]
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [(0, rank) for rank in range(num_ranks)]
+    for i in sorted(range(len(portion)), key=lambda i: -lengths[i]):
+        load, rank = loads[0]
+        shares[rank].append(i)
+        heapq.heapreplace(loads, (load + lengths[i] + 1, rank))
+    return shares
 
 
 def _packed(

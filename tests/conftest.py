@@ -2,6 +2,10 @@
 
 import importlib
 import os
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -58,3 +62,35 @@ def reference_perplexity(logits, targets, weights=None) -> float:
     nll = reference_nll(logits, targets).numpy()
     weights = np.ones_like(nll) if weights is None else np.broadcast_to(weights, nll.shape)
     return float(np.exp((nll * weights).sum() / weights.sum()))
+
+
+def start_ranks(num_ranks: int, *command) -> list[subprocess.Popen]:
+    """Start `python *command` as torchrun would, each rank in a process group of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"WORLD_SIZE": str(num_ranks), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in range(num_ranks)
+    ]
+
+
+def finish_ranks(ranks: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str, str]]:
+    """(exit status, standard output, standard error) of each; none is left running."""
+    try:
+        outputs = [rank.communicate(timeout=timeout) for rank in ranks]
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                os.killpg(rank.pid, signal.SIGKILL)
+                rank.wait()
+    return [(rank.returncode, *output) for rank, output in zip(ranks, outputs, strict=True)]

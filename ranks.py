@@ -1,0 +1,87 @@
+"""The processes of one launch (torchrun, accelerate), and what passes between them."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among `size`; by default it is alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def launched(cls) -> "Ranks":
+        """All processes of torch.distributed's default group; alone where nothing was launched.
+
+        Raises:
+            ValueError: several processes were launched, but they have not been connected.
+        """
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                "sync: several processes were launched, but torch.distributed is not initialised. "
+                "Create accelerate.Accelerator(), or call torch.distributed.init_process_group()."
+            )
+        return cls()
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        """The sums over all ranks of some numbers, in float64; the same on each.
+
+        Raises:
+            ConnectionError: a rank is gone.
+        """
+        if self.size == 1:
+            return list(values)
+        # "cuda:nccl", or "cpu:gloo,cuda:nccl": the host where that is possible.
+        config = dist.get_backend_config()
+        device = "cpu" if "cpu:" in config else config.partition(":")[0]
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        with _naming_lost_ranks():
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def exchange(self, make: Callable[[], T]) -> list[T]:
+        """What `make` gives on each rank, in the order of the ranks.
+
+        If it raises on one, that one raises the same, and all others raise ConnectionError.
+        """
+        if self.size == 1:
+            return [make()]
+        mine, error = None, None
+        try:
+            mine = make()
+        except Exception as failure:
+            error = failure
+        told = None if error is None else f"{type(error).__name__}: {error}"
+        everyone: list = [None] * self.size
+        with _naming_lost_ranks():
+            dist.all_gather_object(everyone, (mine, told))
+        if error is not None:
+            raise error
+        for rank, (_, told) in enumerate(everyone):
+            if told is not None:
+                raise ConnectionError(f"Rank {rank} failed: {told}")
+        return [made for made, _ in everyone]
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def _naming_lost_ranks() -> Iterator[None]:
+    """torch.distributed's errors speak of sockets."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(f"Another rank is gone: {error}") from error

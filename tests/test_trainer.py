@@ -1,0 +1,255 @@
+"""What a Trainer reports with the hooks is the corpus perplexity, in every setting."""
+
+import json
+import math
+import pickle
+import runpy
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    ROOT,
+    finish_ranks,
+    load,
+    random_batch,
+    reference_perplexity,
+    start_ranks,
+)
+
+WORKER = ROOT / "tests" / "workers" / "trainer.py"
+SETTINGS = runpy.run_path(str(WORKER))["SETTINGS"]
+CASES = [(setting, model) for setting, (models, *_) in SETTINGS.items() for model in models]
+
+
+@pytest.fixture(scope="session", params=[1, 2], ids=["one process", "two processes"])
+def evaluations(request, tmp_path_factory):
+    """What the worker measured, on one or two processes: one start for all settings."""
+    out = tmp_path_factory.mktemp("trainer") / "evaluations.json"
+    finished = finish_ranks(start_ranks(request.param, WORKER, out))
+    assert [status for status, _, _ in finished] == [0] * request.param, finished
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(("setting", "model"), CASES, ids=lambda value: str(value))
+def test_trainer_reports_the_corpus_perplexity(evaluations, setting, model):
+    by_batch_size = evaluations[setting][model]
+    assert set(by_batch_size) == {"1", "2", "5"}
+    for batch_size, pairs in by_batch_size.items():
+        assert len(pairs) >= 2
+        for perplexity, expected in pairs:
+            assert perplexity == pytest.approx(expected, rel=2e-5), batch_size
+
+
+# --- the two functions by themselves --------------------------------------------------------------
+
+
+def hooks(**options):
+    found = load().trainer_hooks(**options)
+    assert set(found) == {"preprocess_logits_for_metrics", "compute_metrics"}
+    return found["preprocess_logits_for_metrics"], found["compute_metrics"]
+
+
+def as_prediction(predictions):
+    return SimpleNamespace(predictions=predictions, label_ids=None)
+
+
+def test_a_batch_becomes_two_numbers_for_each_example():
+    logits, labels = random_batch(batch=3, length=5)
+    labels[1, 2:] = -100
+    preprocess, compute_metrics = hooks(shift=False)
+    rows = preprocess(logits, labels)
+    assert rows.shape == (3, 2)
+    assert rows.dtype == torch.float64
+    assert rows[:, 1].tolist() == [5, 2, 5]
+    result = compute_metrics(as_prediction(rows.numpy()))
+    expected = load().compute(predictions=logits, references=labels)
+    assert result == {name: value for name, value in expected.items() if name != "signature"}
+    assert all(isinstance(value, (int, float)) for value in result.values())
+
+
+def test_the_shift_is_the_default():
+    logits, labels = random_batch()
+    preprocess, compute_metrics = hooks()
+    result = compute_metrics(as_prediction(preprocess(logits, labels).numpy()))
+    expected = reference_perplexity(logits[:, :-1], labels[:, 1:])
+    assert result["perplexity"] == pytest.approx(expected)
+
+
+def test_options_of_the_metric_and_of_the_call_hold():
+    logits, labels = random_batch()
+    preprocess, _ = load(ignore_index=3).trainer_hooks(mask_token_id=4, shift=False).values()
+    scored = (labels != 3) & (labels != 4)
+    assert (preprocess(logits, labels)[:, 1] == scored.sum(1)).all()
+    with pytest.raises(TypeError, match="unknown argument 'shfit'"):
+        load().trainer_hooks(shfit=True)
+
+
+def test_what_trainer_pads_with_is_never_scored():
+    """Trainer fills labels and logits up with -100, whatever the user does not score."""
+    logits, labels = random_batch(batch=2, length=6)
+    labels[0, 4:] = -100
+    logits[0, 4:] = -100
+    preprocess, _ = hooks(shift=False, ignore_index=None)
+    assert preprocess(logits, labels)[:, 1].tolist() == [4, 6]
+
+
+def test_logits_are_found_among_the_outputs():
+    logits, labels = random_batch()
+    preprocess, _ = hooks()
+    expected = preprocess(logits, labels)
+    for outputs in ((logits, (logits[..., :2],)), (torch.tensor(0.1), logits), [logits]):
+        assert torch.equal(preprocess(outputs, labels), expected)
+    assert torch.equal(preprocess(logits, (labels, labels[:, 0])), expected)
+
+
+def test_sums_of_batches_start_afresh_after_the_last():
+    logits, labels = random_batch(batch=4)
+    preprocess, compute_metrics = hooks(shift=False)
+    for _ in range(2):
+        for part in (slice(0, 3), slice(3, 4)):
+            rows = preprocess(logits[part], labels[part])
+            result = compute_metrics(as_prediction(rows), compute_result=part.stop == 4)
+        assert result["perplexity"] == pytest.approx(reference_perplexity(logits, labels))
+        assert result["num_sequences"] == 4
+
+
+def test_sums_of_an_evaluation_that_broke_do_not_stay():
+    logits, labels = random_batch(vocab_size=11)
+    preprocess, compute_metrics = hooks(shift=False)
+    assert compute_metrics(as_prediction(preprocess(logits, labels)), compute_result=False) == {}
+    with pytest.raises(ValueError, match=r"references\[0, 0\] is 11"):
+        preprocess(logits, labels.clone().fill_(11))
+    result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    assert result["num_sequences"] == len(labels)
+
+
+def test_sums_of_an_evaluation_that_was_interrupted_do_not_stay(monkeypatch):
+    """Another evaluation has another dataloader."""
+    from accelerate.state import GradientState
+
+    logits, labels = random_batch()
+    preprocess, compute_metrics = hooks()
+    rows = preprocess(logits, labels)
+    dataloaders = [object(), object()]
+    for dataloader in dataloaders:
+        monkeypatch.setattr(GradientState, "active_dataloader", dataloader)
+        compute_metrics(as_prediction(rows), compute_result=False)
+    assert compute_metrics(as_prediction(rows))["num_sequences"] == 2 * len(labels)
+
+
+def test_two_sets_of_hooks_and_the_metric_do_not_share_sums():
+    logits, labels = random_batch()
+    ppl = load(shift=True)
+    first, second = ppl.trainer_hooks(), ppl.trainer_hooks()
+    rows = first["preprocess_logits_for_metrics"](logits, labels)
+    first["compute_metrics"](as_prediction(rows), compute_result=False)
+    assert second["compute_metrics"](as_prediction(rows))["num_sequences"] == len(labels)
+    assert len(ppl) == 0
+
+
+def test_hooks_are_pickled():
+    """As a search for hyperparameters on several processes does."""
+    logits, labels = random_batch()
+    found = load().trainer_hooks()
+    preprocess, compute_metrics = pickle.loads(pickle.dumps(found)).values()
+    rows = preprocess(logits, labels)
+    assert torch.equal(rows, found["preprocess_logits_for_metrics"](logits, labels))
+    assert compute_metrics(as_prediction(rows))["num_sequences"] == len(labels)
+
+
+def test_nothing_scored_is_nan_and_a_warning():
+    logits, labels = random_batch()
+    preprocess, compute_metrics = hooks()
+    rows = preprocess(logits, labels.fill_(-100))
+    with pytest.warns(UserWarning, match="No token was scored"):
+        result = compute_metrics(as_prediction(rows))
+    assert math.isnan(result["perplexity"])
+    assert result["num_tokens"] == 0
+
+
+def test_nan_is_kept_and_its_example_named():
+    logits, labels = random_batch(batch=4)
+    logits[2, 1] = math.nan
+    preprocess, compute_metrics = hooks(shift=False)
+    parts = [as_prediction(preprocess(logits[i : i + 1], labels[i : i + 1])) for i in range(4)]
+    compute_metrics(parts[0], compute_result=False)
+    compute_metrics(parts[1], compute_result=False)
+    with pytest.warns(UserWarning, match="example 2 hold NaN"):
+        compute_metrics(parts[2], compute_result=False)
+    assert math.isnan(compute_metrics(parts[3])["perplexity"])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "found"),
+    [
+        ((), "which are none"),
+        (torch.zeros(3, 7, dtype=torch.int64), r"\(3, 7\) torch.int64"),
+        ((torch.tensor(1.0), None), r"\(\) torch.float32, NoneType"),
+    ],
+    ids=["nothing", "generated ids", "a loss"],
+)
+def test_an_evaluation_without_logits_says_what_to_set(outputs, found):
+    preprocess, _ = hooks()
+    labels = torch.zeros(3, 7, dtype=torch.int64)
+    with pytest.raises(ValueError, match=found) as error:
+        preprocess(outputs, labels)
+    for name in ('loss_type="nll"', "predict_with_generate", "prediction_loss_only"):
+        assert name in str(error.value)
+
+
+def test_labels_are_missing_or_do_not_fit():
+    logits, labels = random_batch(batch=3, length=7)
+    preprocess, _ = hooks()
+    with pytest.raises(ValueError, match="evaluation set has no labels"):
+        preprocess(logits, None)
+    with pytest.raises(ValueError, match=r"shape \(3, 7, 11\), the labels \(3, 6\)"):
+        preprocess(logits, labels[:, 1:])
+    with pytest.raises(TypeError, match="integer token ids") as error:
+        preprocess(logits, labels.float())
+    assert "references its labels" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    "predictions", [np.zeros((3, 7, 11)), None, [np.zeros((3, 7, 11))], np.zeros((3, 4))]
+)
+def test_compute_metrics_needs_the_other_hook(predictions):
+    _, compute_metrics = hooks()
+    with pytest.raises(ValueError, match=r"Give Trainer both: Trainer\(\.\.\., \*\*ppl"):
+        compute_metrics(as_prediction(predictions))
+
+
+@pytest.mark.parametrize(("process_index", "kept"), [(0, 2), (1, 0)])
+def test_rows_that_fill_up_the_last_batch_do_not_count(monkeypatch, process_index, kept):
+    """Seq2SeqTrainer gathers them; here the last batch of 2 x 3 rows holds 2 that are real."""
+    from accelerate import state
+
+    logits, labels = random_batch(batch=3)
+    preprocess, _ = hooks()
+    full = preprocess(logits, labels)
+    monkeypatch.setattr(state.GradientState, "end_of_dataloader", True)
+    monkeypatch.setattr(state.GradientState, "remainder", 2)
+    process = SimpleNamespace(process_index=process_index, num_processes=2)
+    monkeypatch.setattr(state, "PartialState", lambda: process)
+    rows = preprocess(logits, labels)
+    assert torch.equal(rows[:kept], full[:kept])
+    assert (rows[kept:] == 0).all()
+
+
+def test_repeated_rows_of_a_stream_are_told_of(monkeypatch):
+    from accelerate import state
+
+    logits, labels = random_batch()
+    preprocess, _ = hooks()
+    monkeypatch.setattr(state.GradientState, "end_of_dataloader", True)
+    monkeypatch.setattr(state.GradientState, "remainder", -1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        preprocess(logits, labels)
+    monkeypatch.setattr(
+        state, "PartialState", lambda: SimpleNamespace(process_index=0, num_processes=2)
+    )
+    with pytest.warns(UserWarning, match="dispatch_batches"):
+        preprocess(logits, labels)

@@ -1,0 +1,268 @@
+"""Evaluates small random models with Trainer in every setting; tests/test_trainer.py reads it.
+
+    python trainer.py OUT.json        (also as one of several ranks; rank 0 writes)
+
+OUT.json: {setting: {model: {batch size: [[perplexity, expected], ...]}}}, with the values of
+evaluations in a row, and the expected ones from a loop over the rows in float64.
+"""
+
+import json
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from conftest import load
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
+
+VOCAB_SIZE = 97
+NUM_ROWS = 11  # divided by none of the batch sizes, nor by two processes
+SMALL = {"vocab_size": VOCAB_SIZE, "hidden_size": 16, "intermediate_size": 24}
+HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.5}
+
+
+def gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCAB_SIZE,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=64,
+            initializer_range=0.5,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+def llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**SMALL, **HEADS))
+
+
+def mixtral() -> MixtralForCausalLM:
+    """Its outputs hold an aux_loss in front of the logits."""
+    return MixtralForCausalLM(
+        MixtralConfig(
+            **SMALL,
+            **HEADS,
+            num_key_value_heads=2,
+            num_local_experts=2,
+            output_router_logits=True,
+        )
+    )
+
+
+def bert() -> BertForMaskedLM:
+    return BertForMaskedLM(BertConfig(**SMALL, **HEADS))
+
+
+def t5() -> T5ForConditionalGeneration:
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=VOCAB_SIZE,
+            d_model=16,
+            d_kv=8,
+            d_ff=24,
+            num_layers=1,
+            num_heads=2,
+            decoder_start_token_id=0,
+            initializer_factor=3.0,
+        )
+    )
+
+
+def make_rows(shift: bool, seed: int = 0) -> list[dict]:
+    """Rows of 3 to 20 tokens, in which some labels, here and there, are not to be scored."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(NUM_ROWS):
+        ids = rng.integers(1, VOCAB_SIZE, rng.integers(3, 21))
+        labels = ids if shift else rng.integers(1, VOCAB_SIZE, len(ids))
+        labels = np.where(rng.random(len(ids)) < 0.2, -100, labels)
+        rows.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    return rows
+
+
+def collate(rows: list[dict], length: int | None = None) -> dict[str, torch.Tensor]:
+    """Padded on the right, labels with -100, to `length` or else to the longest row."""
+    length = length or max(len(row["input_ids"]) for row in rows)
+
+    def padded(values: list[int], filler: int) -> list[int]:
+        return values + [filler] * (length - len(values))
+
+    return {
+        "input_ids": torch.tensor([padded(row["input_ids"], 0) for row in rows]),
+        "labels": torch.tensor([padded(row["labels"], -100) for row in rows]),
+        "attention_mask": torch.tensor([padded([1] * len(row["labels"]), 0) for row in rows]),
+    }
+
+
+@torch.no_grad()
+def expected_perplexity(model, rows: list[dict], shift: bool, batch_size: int) -> float:
+    """Row by row, in float64.
+
+    Each row goes through the model by itself, except in bfloat16, where logits depend on the batch.
+    """
+    batch_size = batch_size if model.dtype == torch.bfloat16 else 1
+    nll_sum, num_tokens = 0.0, 0
+    for at in range(0, len(rows), batch_size):
+        batch = rows[at : at + batch_size]
+        if PartialState().num_processes > 1:  # which fills up the last batch with the first rows
+            batch = (batch + rows)[:batch_size]
+        for row, logits in zip(rows[at:], model(**collate(batch)).logits.double(), strict=False):
+            targets = torch.tensor(row["labels"])
+            logits = logits[: len(targets)]
+            if shift:
+                logits, targets = logits[:-1], targets[1:]
+            nll_sum += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+            num_tokens += int((targets != -100).sum())
+    return float(np.exp(nll_sum / num_tokens))
+
+
+CAUSAL = {"GPT-2": gpt2, "Llama": llama}
+# name: (models, shift, arguments of TrainingArguments)
+SETTINGS = {
+    "plain": (CAUSAL, True, {}),
+    "batch_eval_metrics": (CAUSAL, True, {"batch_eval_metrics": True}),
+    "no concatenation": (CAUSAL, True, {"eval_do_concat_batches": False}),
+    "accumulation steps": (CAUSAL, True, {"eval_accumulation_steps": 1}),
+    "lists, accumulated": (
+        CAUSAL,
+        True,
+        {"eval_do_concat_batches": False, "eval_accumulation_steps": 2},
+    ),
+    "inputs and losses": (CAUSAL, True, {"include_for_metrics": ["inputs", "loss"]}),
+    "all of it by batch": (
+        CAUSAL,
+        True,
+        {"batch_eval_metrics": True, "include_for_metrics": ["inputs", "loss"]},
+    ),
+    "hidden states": (CAUSAL, True, {}),
+    "bf16": (CAUSAL, True, {"bf16_full_eval": True}),
+    "predict": (CAUSAL, True, {}),
+    "predict by batch": (CAUSAL, True, {"batch_eval_metrics": True}),
+    "several datasets": (CAUSAL, True, {}),
+    "streamed": (CAUSAL, True, {}),
+    "while training": (CAUSAL, True, {}),
+    "own compute_metrics": (CAUSAL, True, {}),
+    "aux_loss": ({"Mixtral": mixtral}, True, {}),
+    "masked": ({"BERT": bert}, False, {}),
+    "encoder-decoder": ({"T5": t5}, False, {}),
+}
+
+
+def make_trainer(setting: str, model, shift: bool, batch_size: int, extra: dict, directory: str):
+    """A Trainer as a user would write it."""
+    ppl = load()
+    arguments = {
+        "output_dir": directory,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "per_device_eval_batch_size": batch_size,
+        **extra,
+    }
+    hooks = ppl.trainer_hooks(shift=shift)
+    if setting == "own compute_metrics":
+
+        def compute_metrics(prediction) -> dict:
+            result = ppl.compute(
+                predictions=prediction.predictions, references=prediction.label_ids, shift=shift
+            )
+            del result["signature"]  # Trainer logs numbers
+            return result
+
+        hooks = {"compute_metrics": compute_metrics}
+    trainer_class, arguments_class = Trainer, TrainingArguments
+    if setting == "encoder-decoder":
+        trainer_class, arguments_class = Seq2SeqTrainer, Seq2SeqTrainingArguments
+    if setting == "while training":
+        arguments |= {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+        arguments |= {"learning_rate": 0.0, "save_strategy": "no"}
+    return trainer_class(
+        model=model,
+        args=arguments_class(**arguments),
+        train_dataset=make_rows(shift, seed=2),
+        eval_dataset=make_rows(shift, seed=0),
+        # Of a stream, one process reads the batches for all, which must be of equal length.
+        data_collator=partial(collate, length=24) if setting == "streamed" else collate,
+        **hooks,
+    )
+
+
+def evaluate_in(setting: str, make_model, shift: bool, batch_size: int, extra: dict) -> list:
+    """Pairs of perplexity and expected perplexity, of evaluations in a row."""
+    torch.manual_seed(0)
+    model = make_model().eval()
+    if setting == "hidden states":
+        model.config.output_hidden_states = True
+    rows = {"a": make_rows(shift, seed=0), "b": make_rows(shift, seed=1)[:-4]}
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = make_trainer(setting, model, shift, batch_size, extra, directory)
+        if setting == "while training":
+            trainer.train()
+            values = [log["eval_perplexity"] for log in trainer.state.log_history[:2]]
+            names = ["a", "a"]
+        elif setting == "several datasets":
+            metrics = trainer.evaluate(rows) | trainer.evaluate({"again": rows["b"]})
+            values = [metrics[f"eval_{name}_perplexity"] for name in ("a", "b", "again")]
+            names = ["a", "b", "b"]
+        elif setting.startswith("predict"):
+            names = ["a", "b"]
+            values = [trainer.predict(rows[n]).metrics["test_perplexity"] for n in names]
+        else:
+            names = ["a", "b", "a"]
+            data = {
+                name: datasets.IterableDataset.from_generator(lambda part=part: iter(part))
+                if setting == "streamed"
+                else part
+                for name, part in rows.items()
+            }
+            values = [trainer.evaluate(data[name])["eval_perplexity"] for name in names]
+        model.eval()
+        return [
+            (value, expected_perplexity(model, rows[name], shift, batch_size))
+            for value, name in zip(values, names, strict=True)
+        ]
+
+
+def main() -> None:
+    results = {
+        setting: {
+            name: {
+                batch_size: evaluate_in(setting, make_model, shift, batch_size, extra)
+                for batch_size in (1, 2, 5)
+            }
+            for name, make_model in models.items()
+        }
+        for setting, (models, shift, extra) in SETTINGS.items()
+    }
+    if PartialState().is_main_process:
+        Path(sys.argv[1]).write_text(json.dumps(results))
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The two functions that a transformers Trainer takes to report the corpus perplexity.
+
+The first turns the logits of a batch into two numbers for each example, on the device where they
+are, before Trainer gathers and keeps anything; the second adds up what was gathered. accelerate,
+which every Trainer has, is imported where it is used: the other parts of the metric do without.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+
+from .batches import reduce_batch
+from .nll import IGNORE_INDEX
+from .options import Options
+from .totals import NllTotals
+
+
+class TrainerHooks:
+    """`preprocess_logits_for_metrics` and `compute_metrics` of one Trainer.
+
+    With `batch_eval_metrics=True` sums are kept from one batch to the next, here and not in the
+    metric, and dropped after the last batch or when a batch raises.
+
+    Args:
+        options: what is scored. Labels of -100 never are, because Trainer pads with them.
+    """
+
+    def __init__(self, options: Options):
+        self._options = options.replace(ignore_index=(*options.ignore_index, IGNORE_INDEX))
+        self._start(dataloader=None)
+
+    def _start(self, dataloader) -> None:
+        self._dataloader = dataloader
+        self._totals = NllTotals()
+        self._num_examples = 0
+
+    def preprocess_logits_for_metrics(self, logits, labels) -> torch.Tensor:
+        """nll_sum (nats) and number of scored tokens of each example: (B, 2), float64.
+
+        Args:
+            logits: (B, T, V), or a tuple of outputs that holds them.
+            labels: (B, T), or a tuple of which they are the first.
+
+        Raises:
+            TypeError, ValueError: no logits, no labels, or ones that do not fit.
+        """
+        try:
+            logits, labels = _find_logits(logits), _find_labels(labels)
+            if logits.shape[:2] != labels.shape:
+                raise ValueError(
+                    f"The logits have the shape {tuple(logits.shape)}, the labels "
+                    f"{tuple(labels.shape)}; they must be (B, T, V) and (B, T). A model that adds "
+                    "positions of its own, as prompt tuning does, needs labels for them: -100."
+                )
+            sums = reduce_batch(logits, labels, None, self._options)
+        except (TypeError, ValueError) as error:
+            self._start(dataloader=None)
+            error.add_note("Here predictions are the logits of a batch, and references its labels.")
+            raise
+        rows = torch.from_numpy(np.stack([sums.nll_sums, sums.weight_sums], axis=1))
+        rows[_first_repeated_row(len(rows)) :] = 0
+        # A gather needs them on the device. MPS, which has no float64, runs one process only.
+        return rows if logits.device.type == "mps" else rows.to(logits.device)
+
+    def compute_metrics(
+        self, eval_prediction, compute_result: bool = True
+    ) -> dict[str, float | int]:
+        """The result, without its signature: what a Trainer logs are numbers.
+
+        Args:
+            eval_prediction: its `predictions` are what the other hook returned, gathered.
+            compute_result: False for all but the last batch, with `batch_eval_metrics=True`.
+
+        Raises:
+            ValueError: predictions that are not from the other hook.
+        """
+        from accelerate.state import GradientState
+
+        # An evaluation that was interrupted left its sums behind; another one has another
+        # dataloader. None outside of any, as in a direct call.
+        dataloader = GradientState().active_dataloader
+        if dataloader is not self._dataloader:
+            self._start(dataloader)
+        rows = _gathered_rows(eval_prediction.predictions)
+        undefined = np.isnan(rows[:, 0]).nonzero()[0]
+        if len(undefined) > 0:
+            warnings.warn(
+                f"The logits of example {self._num_examples + undefined[0]} hold NaN or +inf where "
+                "they are scored, so the perplexity is NaN.",
+                stacklevel=2,
+            )
+        nll_sums, num_tokens = rows[:, 0], rows[:, 1]
+        self._totals += NllTotals.from_sequences(nll_sums, num_tokens, int(num_tokens.sum()))
+        self._num_examples += len(rows)
+        if not compute_result:
+            return {}
+        totals = self._totals
+        self._start(dataloader=None)
+        if totals.num_tokens == 0:
+            warnings.warn(
+                "No token was scored, so the perplexity is NaN: every label is ignored.",
+                stacklevel=2,
+            )
+        return totals.result()
+
+
+def _first_repeated_row(num_rows: int) -> int:
+    """Where the rows begin that only fill up this process's part of the last batch.
+
+    accelerate repeats rows so that all processes have equally many. Trainer drops them when it
+    gathers (`gather_for_metrics`), but Seq2SeqTrainer does not (`gather`).
+    """
+    from accelerate.state import GradientState, PartialState
+
+    state, process = GradientState(), PartialState()
+    if not state.end_of_dataloader:
+        return num_rows
+    if state.remainder == -1 and process.num_processes > 1:
+        warnings.warn(
+            "The evaluation set has no length, so accelerate may have repeated examples to fill up "
+            "the last batches, and these count. Give it a length, or let one process read it: "
+            'accelerator_config={"dispatch_batches": True}.',
+            stacklevel=3,
+        )
+    if state.remainder <= 0:
+        return num_rows
+    return max(0, state.remainder - process.process_index * num_rows)
+
+
+def _find_logits(outputs) -> torch.Tensor:
+    """The logits among the outputs of a model, where hidden states or an aux_loss may be, too."""
+    candidates = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    for tensor in candidates:
+        if isinstance(tensor, torch.Tensor) and tensor.dim() == 3 and tensor.is_floating_point():
+            return tensor
+    found = [
+        f"{tuple(tensor.shape)} {tensor.dtype}"
+        if isinstance(tensor, torch.Tensor)
+        else type(tensor).__name__
+        for tensor in candidates
+    ]
+    raise ValueError(
+        f"No logits (B, T, V) among the model's outputs, which are {', '.join(found) or 'none'}. "
+        'Keep them: in TRL with loss_type="nll", in Seq2SeqTrainer with '
+        "predict_with_generate=False, everywhere with prediction_loss_only=False."
+    )
+
+
+def _find_labels(labels) -> torch.Tensor:
+    if isinstance(labels, (tuple, list)) and len(labels) > 0:
+        labels = labels[0]
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(
+            "The evaluation set has no labels. For a causal model they are the input ids, as "
+            "DataCollatorForLanguageModeling(tokenizer, mlm=False) gives them."
+        )
+    return labels
+
+
+def _gathered_rows(predictions) -> np.ndarray:
+    """(N, 2) float64, from one array, or with eval_do_concat_batches=False from a list of them."""
+    parts = predictions if isinstance(predictions, list) else [predictions]
+    parts = [part.cpu() if isinstance(part, torch.Tensor) else part for part in parts]
+    if not all(np.ndim(part) == 2 and np.shape(part)[1] == 2 for part in parts):
+        found = ", ".join(f"{type(part).__name__} {np.shape(part)}" for part in parts[:1])
+        raise ValueError(
+            f"compute_metrics takes the sums (N, 2) of preprocess_logits_for_metrics, got {found}. "
+            "Give Trainer both: Trainer(..., **ppl.trainer_hooks())."
+        )
+    return np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])
