@@ -1,0 +1,240 @@
+"""Several processes give the result of one, or an error; none waits for one that is gone."""
+
+import importlib
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+
+import pytest
+from conftest import ROOT, finish_ranks, load, start_ranks
+
+WORKERS = ROOT / "tests" / "workers"
+sys.path.insert(0, str(WORKERS))
+worker = importlib.import_module("sync")
+
+TINY = str(ROOT / "tiny_model")
+COMMAND = [ROOT / "cli.py", "--model", TINY]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """{case: [what came on rank 0, on rank 1]}"""
+    out = tmp_path_factory.mktemp("ranks") / "out"
+    finished = finish_ranks(start_ranks(2, WORKERS / "sync.py", out))
+    assert [status for status, _, _ in finished] == [0, 0], finished
+    first, second = (json.loads(out.with_name(f"out.{rank}").read_text()) for rank in (0, 1))
+    return {case: [first[case], second[case]] for case in first}
+
+
+def assert_same(found: dict, expected: dict, rel: float = 1e-12) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        if isinstance(value, str):
+            assert found[name] == value
+        else:
+            assert found[name] == pytest.approx(value, rel=rel, nan_ok=True), name
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case", ["sync_then_compute", "compute_with_sync", "last_batch_in_compute", "reset_after_sync"]
+)
+def test_ranks_add_up(answers, case):
+    ppl = load()
+    for rank in (0, 1):
+        worker.add(ppl, rank)
+    expected = ppl.compute()
+    for found in answers[case]:
+        assert found.pop("pending", 0) == 0
+        assert_same(found, expected)
+
+
+def test_a_rank_may_have_nothing(answers):
+    ppl = load()
+    worker.add(ppl, 0)
+    expected = ppl.compute()
+    for found in answers["one_rank_without_any"]:
+        assert_same(found, expected)
+
+
+def test_ranks_stay_apart_unless_asked(answers):
+    for rank, found in enumerate(answers["not_asked_for"]):
+        ppl = load()
+        worker.add(ppl, rank)
+        assert found == ppl.compute()
+
+
+def test_infinity_passes(answers):
+    for found in answers["nothing_scored_and_infinity"]:
+        assert found["perplexity"] == math.inf
+        assert (found["num_tokens"], found["num_sequences"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("no_rank_with_any", "ValueError: Nothing to compute"),
+        ("twice", "ValueError: sync was called"),
+        ("more_after_sync", "ValueError: sync was called"),
+        ("pending_texts", "ValueError: Texts are pending"),
+        ("not_connected", "ValueError: sync: several processes were launched"),
+        ("different_texts", "ValueError: sync=True: the ranks were given different texts"),
+        ("different_numbers_of_texts", "ValueError: sync=True: the ranks were given different"),
+        ("different_settings", "ValueError: sync=True: the ranks were given different texts, or"),
+        ("bad_text_everywhere", "TypeError: predictions[1] must be a string"),
+    ],
+)
+def test_errors_come_on_every_rank(answers, case, message):
+    for found in answers[case]:
+        assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("case", "error"),
+    [
+        ("bad_text_on_one", "TypeError: predictions[1] must be a string, got int."),
+        ("model_that_fails_on_one", "ZeroDivisionError: no memory, say"),
+    ],
+)
+def test_an_error_on_one_rank_reaches_all(answers, case, error):
+    assert answers[case] == [f"ConnectionError: Rank 1 failed: {error}", error]
+
+
+def test_alone_there_is_nothing_to_add():
+    ppl = load()
+    worker.add(ppl, 0)
+    ppl.sync()
+    found = ppl.compute()
+    worker.add(ppl, 0)
+    assert ppl.compute() == found
+    worker.add(ppl, 0)
+    assert ppl.compute(sync=True) == found
+    with pytest.raises(TypeError, match="sync must be True or False"):
+        ppl.compute(sync="yes")
+
+
+def test_sync_and_num_process_exclude_each_other():
+    ppl = load(num_process=2, process_id=0, experiment_id="sync")
+    worker.add(ppl, 0)
+    with pytest.raises(ValueError, match="use one"):
+        ppl.sync()
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*have no token to score:UserWarning")
+@pytest.mark.parametrize(
+    ("case", "arguments"),
+    [
+        ("texts", {}),
+        ("texts_streamed", {}),
+        ("texts_added", {}),
+        ("texts_in_portions", {}),
+        ("texts_with_contexts", {"contexts": worker.CONTEXTS}),
+        ("texts_joined", {"preset": "hf-docs"}),
+        ("one_text", {"predictions": worker.TEXTS[:1]}),
+    ],
+)
+def test_texts_are_shared_out(answers, case, arguments):
+    expected = load().compute(**({"predictions": worker.TEXTS, "model_id": TINY} | arguments))
+    for found in answers[case]:
+        # A text of two tokens shows that the float32 model ran on batches of another shape.
+        assert found["perplexities"] == pytest.approx(
+            expected["perplexities"], rel=5e-6, nan_ok=True
+        )
+        assert_same(found | {"perplexities": expected["perplexities"]}, expected, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no token to score:UserWarning")
+def test_texts_are_each_rank_s_own_unless_asked(answers):
+    for rank, found in enumerate(answers["own_texts"]):
+        texts = worker.TEXTS[rank : rank + 2]
+        expected = load().compute(predictions=texts, model_id=TINY)
+        assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
+
+
+def test_each_rank_scores_about_as_much():
+    shares = worker.sibling("scoring")._shares
+    rng = random.Random(0)
+    portion = [("x" * rng.randrange(5000), None) for _ in range(100)]
+    for num_ranks in (1, 3, 8):
+        shared = shares(portion, num_ranks)
+        assert sorted(i for share in shared for i in share) == list(range(100))
+        loads = [sum(len(portion[i][0]) for i in share) for share in shared]
+        assert max(loads) < 1.1 * sum(loads) / num_ranks
+    assert sum(map(len, shares(portion[:2], 3))) == 2
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def write_texts(path, texts) -> None:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def run(num_ranks: int, *arguments, timeout: float = 120) -> list[tuple[int, str, str]]:
+    return finish_ranks(start_ranks(num_ranks, *COMMAND, *arguments), timeout)
+
+
+@pytest.mark.parametrize("number", [5, 1], ids=["some texts", "none on one rank"])
+def test_the_command_line_shares_texts_out(tmp_path, number):
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    texts = [text or "x" for text in worker.TEXTS[:number]]
+    write_texts(data, texts)
+    (status, printed, _), (other_status, other_printed, _) = run(
+        2, "--json", data, "--per-text", out
+    )
+    assert (status, other_status, other_printed) == (0, 0, "")
+    expected = load().compute(predictions=texts, model_id=TINY)
+    found = json.loads(printed)
+    assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
+    rows = [json.loads(line) for line in out.read_text().splitlines()[1:]]
+    assert [row["text"] for row in rows] == list(range(number))
+    assert [row["perplexity"] for row in rows] == pytest.approx(expected["perplexities"], rel=5e-6)
+
+
+def test_no_texts_at_all_is_an_error(tmp_path):
+    write_texts(tmp_path / "none.jsonl", [])
+    for status, printed, error in run(2, tmp_path / "none.jsonl"):
+        assert (status, printed) == (1, "")
+        assert "error: predictions holds no texts." in error
+
+
+def test_the_standard_input_is_not_shared():
+    for status, _, error in run(2, "-"):
+        assert status == 1
+        assert "error: Several processes cannot share the standard input" in error
+
+
+def test_a_dead_rank_ends_the_run_and_resume_continues_it(tmp_path):
+    """Also without a launcher that would end the others; on more ranks or fewer."""
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    texts = [f"The number {i} is in the list." for i in range(10_000)]  # three portions
+    write_texts(data, texts)
+    ranks = start_ranks(2, *COMMAND, "--json", data, "--per-text", out)
+    deadline = time.monotonic() + 120
+    try:
+        while not out.exists() or out.read_bytes().count(b"\n") < 100:
+            assert ranks[0].poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(ranks[1].pid, signal.SIGKILL)
+    (status, printed, error), (killed, _, _) = finish_ranks(ranks, timeout=60)
+    assert (status, killed, printed) == (1, -signal.SIGKILL, "")
+    assert error.splitlines()[-1].startswith("error: Another rank is gone")
+    kept = out.read_bytes().count(b"\n") - 1
+    assert 0 < kept < len(texts)
+
+    (status, printed, _), _ = run(2, "--json", data, "--per-text", out, "--resume")
+    assert status == 0
+    [(_, whole, _)] = run(1, "--json", data)
+    assert_same(json.loads(printed), json.loads(whole), rel=1e-6)
+    assert len(out.read_text().splitlines()) == len(texts) + 1

@@ -1,0 +1,237 @@
+"""What the metric does on each of several ranks; tests/test_ranks.py reads it.
+
+python sync.py OUT        (rank r writes OUT.r, a JSON object of {case: result or error})
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.distributed as dist
+from conftest import ROOT, load, random_batch, sibling
+
+TINY = {"model_id": str(ROOT / "tiny_model")}
+# Of very unequal length, and one that has nothing to score.
+TEXTS = ["Return the number of items in the list.", "", "The cat. " * 300, "No.", "naïve 漢字 🎉"]
+CONTEXTS = ["", "Question: ", "The dog. ", "Yes or no? ", "Hm. "]
+
+
+def batches(rank: int) -> list[dict]:
+    """Two batches on the first rank, one on the second, with weights and a row that is NaN."""
+    made = []
+    for seed in (0, 1) if rank == 0 else (2,):
+        logits, targets = random_batch(batch=2 + seed, seed=seed)
+        weights = torch.rand(targets.shape, generator=torch.manual_seed(seed))
+        made.append({"predictions": logits, "references": targets, "sample_weight": weights})
+    return made
+
+
+def add(ppl, rank: int) -> None:
+    for batch in batches(rank):
+        ppl.add_batch(**batch)
+
+
+def without(result: dict, *names: str) -> dict:
+    return {name: value for name, value in result.items() if name not in names}
+
+
+def sync_then_compute(rank):
+    ppl = load()
+    add(ppl, rank)
+    ppl.sync()
+    return ppl.compute() | {"pending": len(ppl)}
+
+
+def compute_with_sync(rank):
+    ppl = load()
+    add(ppl, rank)
+    first = ppl.compute(sync=True)
+    add(ppl, rank)
+    assert ppl.compute(sync=True) == first
+    return first
+
+
+def last_batch_in_compute(rank):
+    ppl = load()
+    *earlier, last = batches(rank)
+    for batch in earlier:
+        ppl.add_batch(**batch)
+    return ppl.compute(**last, sync=True)
+
+
+def one_rank_without_any(rank):
+    ppl = load()
+    if rank == 0:
+        add(ppl, rank)
+    return ppl.compute(sync=True)
+
+
+def no_rank_with_any(rank):
+    load().compute(sync=True)
+
+
+def not_asked_for(rank):
+    ppl = load()
+    add(ppl, rank)
+    return ppl.compute()
+
+
+def nothing_scored_and_infinity(rank):
+    ppl = load()
+    target = -100 if rank == 0 else 0
+    ppl.add_batch(predictions=torch.tensor([[[-math.inf, 0.0]]]), references=[[target]])
+    return ppl.compute(sync=True)
+
+
+def twice(rank):
+    ppl = load()
+    add(ppl, rank)
+    ppl.sync()
+    ppl.sync()
+
+
+def more_after_sync(rank):
+    ppl = load()
+    add(ppl, rank)
+    ppl.sync()
+    add(ppl, rank)
+
+
+def reset_after_sync(rank):
+    ppl = load()
+    add(ppl, rank)
+    ppl.sync()
+    ppl.reset()
+    add(ppl, rank)
+    return ppl.compute(sync=True)
+
+
+def pending_texts(rank):
+    ppl = load()
+    ppl.add_batch(predictions=TEXTS)
+    ppl.sync()
+
+
+def texts(rank):
+    return load().compute(predictions=TEXTS, **TINY, sync=True)
+
+
+def texts_streamed(rank):
+    return load().compute(predictions=(text for text in TEXTS), **TINY, sync=True)
+
+
+def texts_added(rank):
+    ppl = load()
+    ppl.add_batch(predictions=TEXTS[:2])
+    return ppl.compute(predictions=TEXTS[2:], **TINY, sync=True)
+
+
+def texts_in_portions(rank):
+    sibling("scoring").TEXTS_AT_ONCE = 1
+    try:
+        return load().compute(predictions=TEXTS, **TINY, sync=True)
+    finally:
+        sibling("scoring").TEXTS_AT_ONCE = 2048
+
+
+def texts_with_contexts(rank):
+    return load().compute(predictions=TEXTS, contexts=CONTEXTS, **TINY, sync=True)
+
+
+def texts_joined(rank):
+    return load().compute(predictions=TEXTS, preset="hf-docs", **TINY, sync=True)
+
+
+def one_text(rank):
+    return load().compute(predictions=TEXTS[:1], **TINY, sync=True)
+
+
+def own_texts(rank):
+    return load().compute(predictions=TEXTS[rank : rank + 2], **TINY)
+
+
+def different_texts(rank):
+    load().compute(predictions=[f"Text of rank {rank}."], **TINY, sync=True)
+
+
+def different_numbers_of_texts(rank):
+    load().compute(predictions=TEXTS[: 3 + rank], **TINY, sync=True)
+
+
+def different_settings(rank):
+    load().compute(predictions=TEXTS, **TINY, window=64 + rank, sync=True)
+
+
+def bad_text_everywhere(rank):
+    load().compute(predictions=["good", 5], **TINY, sync=True)
+
+
+def bad_text_on_one(rank):
+    load().compute(predictions=["good", 5 if rank == 1 else "bad"], **TINY, sync=True)
+
+
+def model_that_fails_on_one(rank):
+    ppl = load()
+    scorer = ppl.text_scorer(**TINY)
+
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("no memory, say")
+
+    if rank == 1:
+        scorer.model.launch = fail
+    ppl.compute(predictions=TEXTS, **TINY, sync=True)
+
+
+CASES = [
+    sync_then_compute,
+    compute_with_sync,
+    last_batch_in_compute,
+    one_rank_without_any,
+    no_rank_with_any,
+    not_asked_for,
+    nothing_scored_and_infinity,
+    twice,
+    more_after_sync,
+    reset_after_sync,
+    pending_texts,
+    texts,
+    texts_streamed,
+    texts_added,
+    texts_in_portions,
+    texts_with_contexts,
+    texts_joined,
+    one_text,
+    own_texts,
+    different_texts,
+    different_numbers_of_texts,
+    different_settings,
+    bad_text_everywhere,
+    bad_text_on_one,
+    model_that_fails_on_one,
+    texts,  # as before, after all these errors
+]
+
+
+def main() -> None:
+    results = {}
+    try:
+        load().sync()
+    except ValueError as error:
+        results["not_connected"] = f"ValueError: {error}"
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    for case in CASES:
+        try:
+            results[case.__name__] = case(rank)
+        except (ValueError, TypeError, ConnectionError, ZeroDivisionError) as error:
+            results[case.__name__] = f"{type(error).__name__}: {error}"
+    Path(f"{sys.argv[1]}.{rank}").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
