@@ -19,6 +19,7 @@ lint: $(VENV)/installed-dev
 bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/bench_nll.py
 	$(BIN)/python benchmarks/bench_text.py
+	$(BIN)/python benchmarks/bench_trainer.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -70,6 +70,13 @@ def test_ranks_stay_apart_unless_asked(answers):
         assert found == ppl.compute()
 
 
+def test_the_loop_of_the_readme(answers):
+    """On 11 rows, in batches of 2, of which one process has more than the other."""
+    for found in answers["loop_of_the_readme"]:
+        assert found["perplexity"] == pytest.approx(found["true"], rel=2e-5)
+        assert found["num_sequences"] == 11
+
+
 def test_infinity_passes(answers):
     for found in answers["nothing_scored_and_infinity"]:
         assert found["perplexity"] == math.inf

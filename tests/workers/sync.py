@@ -5,18 +5,23 @@ python sync.py OUT        (rank r writes OUT.r, a JSON object of {case: result o
 
 import json
 import math
+import os
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import evaluate
 import torch
 import torch.distributed as dist
+import trainer
 from conftest import ROOT, load, random_batch, sibling
 
 TINY = {"model_id": str(ROOT / "tiny_model")}
 # Of very unequal length, and one that has nothing to score.
 TEXTS = ["Return the number of items in the list.", "", "The cat. " * 300, "No.", "naïve 漢字 🎉"]
+ROWS = trainer.make_rows(shift=True)
 CONTEXTS = ["", "Question: ", "The dog. ", "Yes or no? ", "Hm. "]
 
 
@@ -33,10 +38,6 @@ def batches(rank: int) -> list[dict]:
 def add(ppl, rank: int) -> None:
     for batch in batches(rank):
         ppl.add_batch(**batch)
-
-
-def without(result: dict, *names: str) -> dict:
-    return {name: value for name, value in result.items() if name not in names}
 
 
 def sync_then_compute(rank):
@@ -186,6 +187,20 @@ def model_that_fails_on_one(rank):
     ppl.compute(predictions=TEXTS, **TINY, sync=True)
 
 
+def loop_of_the_readme(rank):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    (block,) = [block for block in blocks if "Accelerator(" in block]
+    torch.manual_seed(0)
+    loader = torch.utils.data.DataLoader(ROWS, batch_size=2, collate_fn=trainer.collate)
+    names = {"evaluate": evaluate, "torch": torch, "model": trainer.llama(), "loader": loader}
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # which `accelerate launch --cpu` sets
+    os.chdir(ROOT)
+    exec(block, names)
+    model = names["model"].eval()
+    return names["result"] | {"true": trainer.expected_perplexity(model, ROWS, True, 1)}
+
+
 CASES = [
     sync_then_compute,
     compute_with_sync,
@@ -193,6 +208,7 @@ CASES = [
     one_rank_without_any,
     no_rank_with_any,
     not_asked_for,
+    loop_of_the_readme,
     nothing_scored_and_infinity,
     twice,
     more_after_sync,

@@ -1,0 +1,32 @@
+"""The programs under examples/ print what README.md says."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def figures(text: str) -> dict[tuple[str, str], list[float]]:
+    """{(model and data, processes): [true perplexity, exp(eval_loss), this module]}"""
+    rows = re.findall(r"^\| ((?:GPT-2|Llama), [^|]*) \| (\d) \| (.*) \|$", text, flags=re.MULTILINE)
+    return {
+        (name, processes): [float(v) for v in rest.split(" | ")] for name, processes, rest in rows
+    }
+
+
+def test_eval_loss_is_not_perplexity():
+    program = ROOT / "examples" / "eval_loss_is_not_perplexity.py"
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=300, check=True
+    )
+    printed = figures(done.stdout)
+    stated = figures((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(printed) == set(stated)
+    assert len(printed) == 4
+    for case, values in printed.items():
+        assert values == pytest.approx(stated[case], rel=1e-3)
+        perplexity, exp_eval_loss, reported = values
+        assert reported == pytest.approx(perplexity, rel=2e-5, abs=0.01)
+        assert exp_eval_loss != pytest.approx(perplexity, rel=0.05)
