@@ -56,7 +56,8 @@ class TrainerHooks:
             sums = reduce_batch(logits, labels, None, self._options)
         except (TypeError, ValueError) as error:
             self._start(dataloader=None)
-            error.add_note("Here predictions are the logits of a batch, and references its labels.")
+            if "predictions" in str(error) or "references" in str(error):
+                error.add_note("predictions are the logits of a batch, references its labels.")
             raise
         rows = torch.from_numpy(np.stack([sums.nll_sums, sums.weight_sums], axis=1))
         rows[_first_repeated_row(len(rows)) :] = 0
@@ -113,9 +114,10 @@ def _first_repeated_row(num_rows: int) -> int:
     """
     from accelerate.state import GradientState, PartialState
 
-    state, process = GradientState(), PartialState()
+    state = GradientState()
     if not state.end_of_dataloader:
         return num_rows
+    process = PartialState()
     if state.remainder == -1 and process.num_processes > 1:
         warnings.warn(
             "The evaluation set has no length, so accelerate may have repeated examples to fill up "
