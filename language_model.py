@@ -57,6 +57,7 @@ class ScoredSpan:
     nll: torch.Tensor  # (scored,) on the CPU
     expected_ids: torch.Tensor | None = None  # (scored, top_k)
     expected_nll: torch.Tensor | None = None  # (scored, top_k)
+    rank: torch.Tensor | None = None  # (scored,) 1 + the number of likelier tokens
 
 
 def load_language_model(
@@ -211,7 +212,8 @@ class LanguageModel:
         """Start to score a batch of spans; calling what is returned gives the results.
 
         An accelerator works on while the next batch is made ready, until the results are called
-        for. With `top_k`, they hold the likeliest next tokens at each position.
+        for. With `top_k`, they hold the likeliest next tokens at each position, and the rank of
+        the one that came.
         """
         with self._lock:
             return self._launch(spans, dtype, top_k)
@@ -240,8 +242,9 @@ class LanguageModel:
         for at in range(0, len(targets), self._rows_at_once):
             part = selected[at : at + self._rows_at_once]
             part = part if self._head is None else self._project(part)
-            nll = token_nll(part, targets[at : at + self._rows_at_once], dtype=dtype)
-            top = _likeliest(part, top_k) if top_k > 0 else (None, None)
+            part_targets = targets[at : at + self._rows_at_once]
+            nll = token_nll(part, part_targets, dtype=dtype)
+            top = _likeliest(part, part_targets, top_k) if top_k > 0 else (None, None, None)
             parts.append((nll, *top))
         columns = [
             torch.cat(column) if column[0] is not None else None
@@ -369,8 +372,12 @@ def _shape(layer: nn.Module | None) -> tuple[int, ...] | None:
     return None if weight is None else tuple(weight.shape)
 
 
-def _likeliest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, nll in nats) of the k likeliest tokens, each (n, k), likeliest first."""
+def _likeliest(
+    logits: torch.Tensor, targets: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(ids, nll in nats) of the k likeliest tokens, each (n, k), likeliest first; and the ranks of
+    the targets, (n,): 1 for the likeliest, and for its equals."""
     log_probs = logits.float().log_softmax(-1)
     values, ids = log_probs.topk(min(k, logits.shape[-1]), -1)
-    return ids, -values
+    target = log_probs.gather(-1, targets[:, None].to(logits.device))
+    return ids, -values, 1 + (log_probs > target).sum(-1)

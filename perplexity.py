@@ -388,7 +388,8 @@ class Perplexity(evaluate.Metric):
 
         Args:
             texts, contexts, model_id, ...: as for `compute`.
-            top_k: also give the so many tokens that the model expected most in each place.
+            top_k: also give the so many tokens that the model expected most in each place, and the
+                rank of the one that came.
 
         Raises:
             TypeError, ValueError: as `compute`.

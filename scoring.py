@@ -38,6 +38,7 @@ class ScoredText:
     nll: np.ndarray  # (ids,) nats, NaN where not scored
     weights: np.ndarray  # (ids,) 0 where not scored
     scored: np.ndarray  # (ids,) bool
+    ranks: np.ndarray  # (ids,) 0 where not scored, or not asked for
     num_bytes: int = 0
     num_words: int = 0
     expected: dict[int, tuple[list[int], list[float]]] = field(default_factory=dict)
@@ -62,7 +63,7 @@ class TextScore:
     """A text token by token, for people: the tokens, where they stand, and how surprising each is.
 
     The offsets cover the text without gaps; a space belongs to the token behind it. Without a fast
-    tokenizer they are None. `expected` is None unless asked for.
+    tokenizer they are None. `expected` and `ranks` are None unless asked for.
     """
 
     text: str
@@ -70,6 +71,7 @@ class TextScore:
     offsets: list[tuple[int, int]] | None  # characters [start, end)
     nll: list[float]  # nats; NaN where not scored
     expected: list[list[tuple[str, float]]] | None = None  # likeliest tokens, each with its nll
+    ranks: list[int] | None = None  # 1 + the number of tokens likelier than this; 0: not scored
 
 
 class TextScorer:
@@ -119,7 +121,7 @@ class TextScorer:
         *,
         batch_size: int | None = None,
         top_k: int = 0,
-        progress: bool = False,
+        progress: bool | Callable[[int, int], None] = False,
     ) -> Iterator[ScoredText]:
         """Score texts in their order; a generator is read and answered in portions.
 
@@ -128,7 +130,8 @@ class TextScorer:
             contexts: one prompt for each text, which conditions it and is not scored.
             batch_size: at most so many windows at once, besides the bound on their tokens.
             top_k: keep the likeliest tokens at each scored position.
-            progress: show a progress bar with tokens per second and the perplexity so far.
+            progress: show a progress bar with tokens per second and the perplexity so far; or a
+                function that is called with the numbers of tokens scored and to be scored.
 
         Raises:
             TypeError: texts or contexts that are not strings.
@@ -217,6 +220,7 @@ class TextScorer:
                 nll=np.full(len(encoded.ids), np.nan),
                 weights=np.zeros(len(encoded.ids)),
                 scored=np.zeros(len(encoded.ids), dtype=bool),
+                ranks=np.zeros(len(encoded.ids), dtype=np.int64),
             )
             for encoded in self.encoder.encode(texts, None if contexts[0] is None else contexts)
         ]
@@ -309,6 +313,7 @@ class TextScorer:
             offsets=offsets,
             nll=result.nll[begin:].tolist(),
             expected=expected,
+            ranks=result.ranks[begin:].tolist() if with_expected else None,
         )
 
 
@@ -347,10 +352,12 @@ def checked_pairs(
 
 
 class _Progress:
-    """A bar of the tokens scored, with the perplexity so far, where one is wanted."""
+    """A bar of the tokens scored, with the perplexity so far, or a function that is told."""
 
-    def __init__(self, shown: bool):
-        self._bar = tqdm(unit="tok", desc="perplexity", disable=not shown)
+    def __init__(self, shown: bool | Callable[[int, int], None]):
+        self._tell = shown if callable(shown) else None
+        self._bar = tqdm(unit="tok", desc="perplexity", disable=shown is not True)
+        self._done, self._total = 0, 0
         self._nll_sum, self._weight_sum = 0.0, 0.0
 
     def __enter__(self) -> "_Progress":
@@ -361,7 +368,8 @@ class _Progress:
 
     def expect(self, num_tokens: int) -> None:
         """So many more tokens are to be scored."""
-        self._bar.total = (self._bar.total or 0) + num_tokens
+        self._total += num_tokens
+        self._bar.total = self._total
 
     def add(self, nll: np.ndarray, weight: float) -> None:
         """These tokens are scored."""
@@ -371,6 +379,9 @@ class _Progress:
             perplexity = np.exp(np.divide(self._nll_sum, self._weight_sum))
         self._bar.set_postfix(perplexity=f"{perplexity:.4g}", refresh=False)
         self._bar.update(len(nll))
+        self._done += len(nll)
+        if self._tell is not None:
+            self._tell(self._done, self._total)
 
 
 def _collect(
@@ -384,6 +395,7 @@ def _collect(
         result.scored[here] = True
         if scored.expected_ids is not None:
             ids, nll = scored.expected_ids.tolist(), scored.expected_nll.tolist()
+            result.ranks[here] = scored.rank.numpy()
             for i in range(window.stop - window.first):
                 result.expected[window.first + i] = ids[i], nll[i]
         bar.add(result.nll[here], window.weight)

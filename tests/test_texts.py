@@ -432,6 +432,30 @@ def test_score_gives_every_token_its_place(ppl):
                 assert token in [name for name, _ in expected]
 
 
+def test_score_gives_the_rank_among_all_tokens(ppl, models):
+    model, tokenizer = models["qwen"]
+    text = "Hello there, Hello there, you"
+    (score,) = ppl.score([text], model=model, tokenizer=tokenizer, top_k=1)
+    ids = tokenizer(text).input_ids
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    order = logits.argsort(descending=True)
+    expected = [order[i].tolist().index(token) + 1 for i, token in enumerate(ids[1:])]
+    assert score.ranks == [0, *expected]
+    assert max(expected) > 2
+    (plain,) = ppl.score([text], model=model, tokenizer=tokenizer)
+    assert plain.ranks is None
+
+
+def test_a_function_is_told_of_the_progress(ppl):
+    told = []
+    scorer = ppl.text_scorer(model_id=TINY)
+    scored = list(scorer.score(TEXTS, progress=lambda *counts: told.append(counts)))
+    total = sum(text.sums.num_tokens for text in scored)
+    assert told[-1] == (total, total)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
 def test_score_marks_what_is_not_scored(ppl, models):
     model, tokenizer = models["qwen"]
     (score,) = ppl.score(["Hello there"], model=model, tokenizer=tokenizer, top_k=2)
