@@ -436,7 +436,7 @@ def test_score_gives_the_rank_among_all_tokens(ppl, models):
     model, tokenizer = models["qwen"]
     text = "Hello there, Hello there, you"
     (score,) = ppl.score([text], model=model, tokenizer=tokenizer, top_k=1)
-    ids = tokenizer(text).input_ids
+    ids = ids_of(tokenizer, text)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
     order = logits.argsort(descending=True)
