@@ -17,6 +17,7 @@ import evaluate
 
 from .batches import reduce_batch
 from .encoding import TextEncoder
+from .heatmap import heatmap
 from .language_model import LanguageModel, load_language_model
 from .nll import token_nll
 from .options import Options, TextOptions, check_names

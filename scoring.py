@@ -16,6 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .encoding import EncodedText, TextEncoder, count_words
+from .heatmap import heatmap
 from .language_model import LanguageModel, Span
 from .options import TextOptions, positive_int, signature
 from .ranks import ALONE, Ranks
@@ -72,6 +73,10 @@ class TextScore:
     nll: list[float]  # nats; NaN where not scored
     expected: list[list[tuple[str, float]]] | None = None  # likeliest tokens, each with its nll
     ranks: list[int] | None = None  # 1 + the number of tokens likelier than this; 0: not scored
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return heatmap(self)
 
 
 class TextScorer:

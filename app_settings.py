@@ -1,0 +1,128 @@
+"""app_config.yaml, checked: a message names the key that does not fit. Nothing of Gradio here."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import yaml
+
+DTYPES = ("float32", "bfloat16", "float16")
+THEMES = ("base", "citrus", "default", "glass", "monochrome", "ocean", "origin", "soft")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that visitors can choose."""
+
+    label: str
+    id: str
+    revision: str | None
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one visitor may ask for; all above 0."""
+
+    text_characters: int
+    file_mb: int
+    array_mb: int
+    time_s: int
+
+
+@dataclass(frozen=True)
+class Queue:
+    """How many visitors are served at once, and how many wait; all above 0."""
+
+    size: int
+    concurrency: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text to start from."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of app_config.yaml."""
+
+    title: str
+    intro: str
+    models: list[Model]
+    default_model: str
+    limits: Limits
+    queue: Queue
+    examples: list[Example]
+    theme: str
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a file.
+
+    Raises:
+        ValueError: the file is no YAML, or a key is missing, unknown or has a wrong value; named.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is no YAML: {error}") from error
+    try:
+        settings = _parsed(values, Settings, "")
+        _check(settings)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    return settings
+
+
+def _parsed(value: Any, kind: Any, key: str) -> Any:
+    """The value of a key as the kind that a field is declared as."""
+    if dataclasses.is_dataclass(kind):
+        known = {field.name: field.type for field in dataclasses.fields(kind)}
+        if not isinstance(value, dict):
+            raise ValueError(f"{key or 'the file'} must hold the keys {', '.join(known)}.")
+        prefix = f"{key}." if key else ""
+        for name in known.keys() - value.keys():
+            raise ValueError(f"{prefix}{name} is missing.")
+        for name in value.keys() - known.keys():
+            raise ValueError(f"{prefix}{name} is no setting; there are {', '.join(known)}.")
+        return kind(**{name: _parsed(value[name], known[name], prefix + name) for name in known})
+    if get_origin(kind) is list:
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"{key} must be a list with at least one entry, got {value!r}.")
+        (entry,) = get_args(kind)
+        return [_parsed(item, entry, f"{key}[{i}]") for i, item in enumerate(value)]
+    if isinstance(kind, UnionType):  # str | None
+        return None if value is None else _parsed(value, get_args(kind)[0], key)
+    if kind is int and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"{key} must be a whole number above 0, got {value!r}.")
+    if kind is str and (not isinstance(value, str) or not value.strip()):
+        raise ValueError(f"{key} must be a text, got {value!r}.")
+    return value
+
+
+def _check(settings: Settings) -> None:
+    """What one key alone does not show."""
+    labels = [model.label for model in settings.models]
+    for i, label in enumerate(labels):
+        if label in labels[:i]:
+            raise ValueError(f"models[{i}].label is taken already: {label!r}.")
+    for i, model in enumerate(settings.models):
+        if model.dtype is not None and model.dtype not in DTYPES:
+            names = ", ".join(DTYPES)
+            raise ValueError(f"models[{i}].dtype must be one of {names} or null: {model.dtype!r}.")
+    if settings.default_model not in labels:
+        raise ValueError(
+            f"default_model must be the label of a model, one of {labels}, "
+            f"got {settings.default_model!r}."
+        )
+    for i, example in enumerate(settings.examples):
+        if len(example.text) > settings.limits.text_characters:
+            raise ValueError(f"examples[{i}].text is longer than limits.text_characters.")
+    if settings.theme not in THEMES:
+        raise ValueError(f"theme must be one of {', '.join(THEMES)}, got {settings.theme!r}.")

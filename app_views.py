@@ -1,0 +1,180 @@
+"""Results -> what the demo shows: sentences, tables, points of a chart. Nothing of Gradio here."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from totals import Z_95, NllTotals, TextSums, text_result
+
+# The interval of one text comes from its consecutive parts, each of about eight tokens at least.
+BYTES_PER_PART = 32
+MOST_PARTS, FEWEST_PARTS = 30, 5
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A text, scored under the model of that label."""
+
+    label: str
+    score: object  # the metric's TextScore
+    sums: TextSums
+    signature: str
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Over the scored text; NaN where nothing was scored."""
+        return text_result([self.sums])["bits_per_byte"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Sums over consecutive parts of a text, each of shape (parts,)."""
+
+    nll: np.ndarray  # nats
+    num_tokens: np.ndarray
+    num_bytes: np.ndarray  # of the scored tokens
+
+
+def parts_of(score) -> Parts | None:
+    """The text in parts of equally many bytes, so that they are the same for each model.
+
+    Tokens of one text are not independent, but parts of it nearly are: the method of batch means
+    (Law, Simulation Modeling and Analysis). None where the text is too short for FEWEST_PARTS.
+    """
+    if score.offsets is None:
+        return None
+    sizes = np.array([len(score.text[start:end].encode()) for start, end in score.offsets])
+    count = int(min(MOST_PARTS, sizes.sum() // BYTES_PER_PART))
+    if count < FEWEST_PARTS:
+        return None
+    first_byte = np.cumsum(sizes) - sizes
+    part = np.minimum(first_byte * count // sizes.sum(), count - 1)
+    nll = np.array(score.nll)
+    scored = ~np.isnan(nll)
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        return np.bincount(part[scored], weights=values[scored], minlength=count)
+
+    return Parts(sums(nll), sums(np.ones(len(nll))), sums(sizes))
+
+
+def figures(scored: Scored) -> dict:
+    """The result of `compute` for this text, with the interval that its parts give."""
+    result = text_result([scored.sums])
+    del result["num_truncated"]
+    parts = parts_of(scored.score)
+    low, high = math.nan, math.nan
+    if parts is not None:
+        totals = NllTotals.from_sequences(parts.nll, parts.num_tokens, parts.num_tokens.sum())
+        low, high = totals.perplexity_interval
+    return {
+        **result,
+        "parts_ci_low": low,
+        "parts_ci_high": high,
+        "num_parts": 0 if parts is None else len(parts.nll),
+        "signature": scored.signature,
+    }
+
+
+def verdict(result: dict) -> str:
+    """One line of Markdown for the result of a text, from `figures`."""
+    if result["num_tokens"] == 0:
+        return "**Nothing to score:** a single token has nothing in front of it."
+    low, high = result["parts_ci_low"], result["parts_ci_high"]
+    interval = "too short for an interval"
+    if not math.isnan(low):
+        interval = f"95% interval {number(low)} to {number(high)}"
+    return (
+        f"**Perplexity {number(result['perplexity'])}** ({interval}) · "
+        f"**{result['bits_per_byte']:.2f} bits per byte** · {result['num_tokens']:,} tokens"
+    )
+
+
+def chart(score) -> pd.DataFrame:
+    """Surprisal along the text: a row for each scored token."""
+    nll = np.array(score.nll, dtype=float)
+    scored = ~np.isnan(nll)
+    return pd.DataFrame({"token": np.flatnonzero(scored) + 1, "bits": nll[scored] / math.log(2)})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Bits per byte of one text less those of another, with its 95% interval; NaN without one."""
+
+    bits_per_byte: float
+    low: float
+    high: float
+
+
+def difference(a: Scored, b: Scored) -> Difference:
+    """a less b. The same text under two models is compared part by part, which leaves out what
+    makes a part hard for both; different texts are taken as independent."""
+    value = a.bits_per_byte - b.bits_per_byte
+    parts = [parts_of(scored.score) for scored in (a, b)]
+    if None in parts:
+        return Difference(value, math.nan, math.nan)
+    if a.score.text == b.score.text:
+        bytes_ = np.maximum(parts[0].num_bytes, parts[1].num_bytes)
+        totals = NllTotals.from_sequences(parts[0].nll - parts[1].nll, bytes_, 0)
+        error = totals.standard_error
+    else:
+        error = math.hypot(
+            *(NllTotals.from_sequences(p.nll, p.num_bytes, 0).standard_error for p in parts)
+        )
+    margin = Z_95 * error / math.log(2)
+    return Difference(value, value - margin, value + margin)
+
+
+def comparison(a: Scored, b: Scored) -> str:
+    """One line of Markdown that says which of A and B surprises less."""
+    found = difference(a, b)
+    if math.isnan(found.bits_per_byte):
+        return "**Nothing to compare:** one of the texts has no token to score."
+    line = (
+        f"**A {a.bits_per_byte:.2f}, B {b.bits_per_byte:.2f} bits per byte:** "
+        f"a difference of {found.bits_per_byte:+.2f} "
+    )
+    if math.isnan(found.low):
+        return line + "(too short for an interval)."
+    line += f"(95% interval {found.low:+.2f} to {found.high:+.2f}), "
+    if found.low <= 0 <= found.high:
+        return line + "which may be chance."
+    return line + f"so {'A' if found.bits_per_byte < 0 else 'B'} surprises its model less."
+
+
+MEANINGS = {
+    "perplexity": "exp(mean nll), over all scored tokens",
+    "mean_nll": "nats per token",
+    "bits_per_token": "mean nll / ln 2",
+    "perplexity_ci_low": "95% interval, from",
+    "perplexity_ci_high": "95% interval, to",
+    "num_tokens": "tokens scored",
+    "num_sequences": "sequences with a scored token",
+}
+
+
+def logits_table(result: dict, notes: list[str]) -> str:
+    """Markdown: what the module found in a file of logits, and its warnings."""
+    values = {name: result[name] for name in MEANINGS}
+    shown = {
+        name: f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else number(value)
+        for name, value in values.items()
+    }
+    rows = [f"| {name} | {shown[name]} | {meaning} |" for name, meaning in MEANINGS.items()]
+    lines = ["| result | value | meaning |", "|:--|--:|:--|", *rows, "", f"`{result['signature']}`"]
+    return "\n".join([*(f"⚠ {note}\n" for note in notes), *lines])
+
+
+def number(value: float) -> str:
+    """For people: three significant digits, thousands apart."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if math.isnan(value):
+        return "undefined"
+    if math.isinf(value):
+        return "infinite"
+    if value == 0 or 0.001 <= abs(value) < 1e6:
+        return f"{value:,.{max(0, 3 - len(str(int(abs(value)))))}f}"
+    return f"{value:.3g}"
