@@ -68,9 +68,10 @@ def _token(score, i: int) -> str:
     piece = score.tokens[i] if score.offsets is None else score.text[slice(*score.offsets[i])]
     # A character of several tokens stands with the first of them.
     shown = html.escape(visible(piece)) or "·"
-    colour = f'style="--s:{_percent(score.nll[i])}"'
     if math.isnan(score.nll[i]):
         colour = 'class="unscored"'
+    else:
+        colour = f'style="--s:{_percent(score.nll[i])}"'
     return (
         f'<b {colour} tabindex="{0 if i == 0 else -1}" role="note" aria-label="{tip}" '
         f'data-tip="{tip}">{shown}</b>'

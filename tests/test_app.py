@@ -1,0 +1,464 @@
+"""The demo as its visitors use it: over its API, many at once, and in a browser."""
+
+import importlib
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, load, random_batch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+
+sys.path.insert(0, str(ROOT))
+app = importlib.import_module("app")
+settings_of = importlib.import_module("app_settings")
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+TINY = str(ROOT / "tiny_model")
+LABEL, OTHER = "Tiny Llama (bundled)", "Other"
+PROSE = "Return the number of items in the list. If the list is empty, the result is zero. " * 4
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory):
+    """A second model: GPT-2, random, with the bundled tokenizer."""
+    directory = tmp_path_factory.mktemp("other")
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def settings(other_model):
+    settings = settings_of.read_settings(ROOT / "app_config.yaml")
+    models = [
+        settings.models[0],
+        settings_of.Model(OTHER, str(other_model), None, None),
+        settings_of.Model("Absent", "nobody/nothing", None, None),
+    ]
+    return replace(settings, models=models)
+
+
+@pytest.fixture(scope="module")
+def outside():
+    """Every address outside this machine that this process asked for."""
+    asked, patch = [], pytest.MonkeyPatch()
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+    def watched_connect(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
+            "127.0.0.1",
+            "localhost",
+            "::1",
+        ):
+            asked.append(address)
+            raise OSError("no network in tests")
+        return connect(self, address)
+
+    def watched_resolve(host, *args, **kwargs):
+        if host not in ("127.0.0.1", "localhost", None):
+            asked.append(host)
+            raise socket.gaierror("no network in tests")
+        return resolve(host, *args, **kwargs)
+
+    patch.setattr(socket.socket, "connect", watched_connect)
+    patch.setattr(socket, "getaddrinfo", watched_resolve)
+    yield asked
+    patch.undo()
+
+
+def serve(settings):
+    page = app.make_app(settings)
+    _, url, _ = app.launch(page, settings, prevent_thread_lock=True, quiet=True)
+    return page, url
+
+
+@pytest.fixture(scope="module")
+def url(settings, outside):
+    page, url = serve(settings)
+    yield url
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return Client(url, verbose=False)
+
+
+def score(client, text, model=LABEL):
+    line, picture, points, result = client.predict(text, model, api_name="/score")
+    return line, picture, points, result
+
+
+# --- over the API ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [PROSE, "naïve 漢字 🎉\nשלום e\u0301", "x", "\x07\x1b \u202e"])
+def test_score_gives_the_numbers_of_compute(client, text):
+    _, picture, points, result = score(client, text)
+    expected = load().compute(predictions=[text], model_id=TINY)
+    for name in ("perplexity", "mean_nll", "bits_per_byte", "word_perplexity", "num_tokens"):
+        assert result[name] == pytest.approx(expected[name], rel=1e-6, nan_ok=True)
+    assert result["signature"] == expected["signature"].replace(TINY, "tiny_model")
+    assert picture.count("data-tip=") == expected["num_tokens"]
+    assert points["type"] == "native"
+
+
+def test_score_under_another_model(client, other_model):
+    _, _, _, result = score(client, PROSE, OTHER)
+    expected = load().compute(predictions=[PROSE], model_id=str(other_model))
+    assert result["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
+
+
+def test_compare(client):
+    line, *sides = client.predict(PROSE, LABEL, "", OTHER, api_name="/compare")
+    bits = [load().compute(predictions=[PROSE], model_id=TINY)["bits_per_byte"]]
+    assert f"A {bits[0]:.2f}, B" in line
+    assert "so A surprises its model less" in line
+    assert [side.count("data-tip") > 50 for side in sides] == [False, True, False, True]
+    shuffled = " ".join(sorted(PROSE.split()))
+    line, *_ = client.predict(PROSE, LABEL, shuffled, LABEL, api_name="/compare")
+    assert "so A surprises its model less" in line
+
+
+def save_npz(path, **arrays):
+    np.savez(path, **arrays)
+    return handle_file(str(path))
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_logits_give_the_numbers_of_compute(client, tmp_path, shift):
+    logits, labels = random_batch()
+    labels[0, 2], labels[1, 3] = 3, -100
+    weights = np.array([1.0, 0.25, 2.0])
+    file = save_npz(tmp_path / "a.npz", logits=logits, labels=labels, sample_weight=weights)
+    table, result = client.predict(file, True, "-100, 3", "4", shift, api_name="/logits")
+    expected = load().compute(
+        predictions=logits,
+        references=labels,
+        sample_weight=weights,
+        ignore_index=(-100, 3),
+        mask_token_id=4,
+        shift=shift,
+    )
+    assert result == expected
+    assert f"| perplexity | {expected['perplexity']:.6g} |" in table
+
+
+def test_the_example_file_can_be_computed(client):
+    path = client.predict(api_name="/example")
+    _, result = client.predict(handle_file(path), True, "-100", "", False, api_name="/logits")
+    with np.load(path) as arrays:
+        expected = load().compute(
+            predictions=arrays["logits"],
+            references=arrays["labels"],
+            sample_weight=arrays["sample_weight"],
+        )
+    assert result == expected
+
+
+def test_warnings_of_the_metric_stand_above_the_table(client, tmp_path):
+    logits = np.zeros((1, 2, 3))
+    file = save_npz(tmp_path / "a.npz", logits=logits, labels=[[-100, -100]])
+    table, result = client.predict(file, True, "-100", "", False, api_name="/logits")
+    assert table.startswith("⚠ No token was scored")
+    assert result["perplexity"] is None
+    logits[0, 0, 0] = math.nan
+    file = save_npz(tmp_path / "b.npz", logits=logits, labels=[[0, 1]])
+    table, _ = client.predict(file, True, "", "", False, api_name="/logits")
+    assert table.startswith("⚠ logits[0, 0] holds NaN")
+
+
+# --- what visitors do wrong -----------------------------------------------------------------------
+
+
+def message_of(call) -> str:
+    with pytest.raises(AppError) as error:
+        call()
+    message = str(error.value)
+    for part in ("Traceback", str(ROOT), "/tmp", "site-packages"):
+        assert part not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "message"),
+    [
+        ("", LABEL, "There is no text"),
+        (" \n ", LABEL, "There is no text"),
+        ("x" * 20_001, LABEL, "20,001 characters; here at most 20,000"),
+        ("x" * 10_000_000, LABEL, "10,000,000 characters"),
+        ("text", "Absent", "Absent cannot be loaded at the moment"),
+    ],
+    ids=["no text", "blank", "too long", "10 MB", "a model that is not there"],
+)
+def test_texts_that_are_refused(client, text, model, message):
+    assert message in message_of(lambda: score(client, text, model))
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "../tiny_model", "gpt2", None])
+def test_only_listed_models(client, model):
+    message_of(lambda: score(client, "text", model))
+
+
+def test_files_that_are_refused(client, tmp_path):
+    labels = np.zeros((1, 2), dtype=np.int64)
+
+    def refused(file, ignore="-100", mask=""):
+        call = lambda: client.predict(file, True, ignore, mask, False, api_name="/logits")  # noqa: E731
+        return message_of(call)
+
+    pickled = save_npz(tmp_path / "a.npz", logits=np.array([{}]), labels=labels)
+    assert "logits holds pickled Python objects" in refused(pickled)
+
+    beyond = save_npz(tmp_path / "b.npz", logits=np.zeros((1, 2, 3)), labels=labels + 3)
+    assert "labels[0, 0] is 3, outside the vocabulary" in refused(beyond)
+
+    shapes = save_npz(tmp_path / "c.npz", logits=np.zeros((1, 2, 3)), labels=labels[:, :1])
+    assert "logits must have the shape (B, T, V) and labels (B, T), got" in refused(shapes)
+
+    bomb = tmp_path / "d.npz"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("logits.npy", "w", force_zip64=True) as file:
+            for _ in range(30):
+                file.write(bytes(10**7))
+        archive.writestr("labels.npy", b"")
+    assert "take 300 MB; here at most 256 MB" in refused(handle_file(str(bomb)))
+
+    liar = tmp_path / "e.safetensors"
+    header = json.dumps(
+        {"logits": {"dtype": "F32", "shape": [9, 9, 9], "data_offsets": [0, 10**9]}}
+    )
+    liar.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(100))
+    assert "its header does not fit its data" in refused(handle_file(str(liar)))
+
+    good = save_npz(tmp_path / "f.npz", logits=np.zeros((1, 2, 3)), labels=labels)
+    assert "ignore_index must be a whole number, got 'x'" in refused(good, ignore="-100, x")
+    assert "mask_token_id must be a whole number, got '1.5'" in refused(good, mask="1.5")
+    assert "There is no file" in refused(None)
+
+
+def test_too_large_an_upload_is_refused(settings, tmp_path, outside):
+    small = replace(settings, limits=replace(settings.limits, file_mb=1))
+    page, url = serve(small)
+    try:
+        path = tmp_path / "a.npz"
+        path.write_bytes(bytes(1_500_000))
+        client = Client(url, verbose=False)
+        with pytest.raises(Exception, match="(?i)413|exceed|too large|maximum"):
+            client.predict(handle_file(str(path)), True, "-100", "", False, api_name="/logits")
+    finally:
+        page.close()
+
+
+def test_what_takes_too_long_is_stopped(settings, outside, monkeypatch):
+    page, url = serve(settings)
+    clock = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(app.time, "monotonic", lambda: next(clock))
+    try:
+        message = message_of(lambda: score(Client(url, verbose=False), PROSE))
+    finally:
+        page.close()
+    assert "This took longer than 60 s" in message
+
+
+# --- many at once ---------------------------------------------------------------------------------
+
+
+def test_twenty_visitors_at_once(client, url):
+    texts = [f"Visitor {i} returns the number of items in list {i}. " * (1 + i) for i in range(20)]
+    alone = [score(client, text)[3] for text in texts]
+    clients = [Client(url, verbose=False) for _ in texts]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        together = list(pool.map(lambda pair: score(*pair)[3], zip(clients, texts, strict=True)))
+    for found, expected in zip(together, alone, strict=True):
+        assert found == pytest.approx(expected) if False else found == expected
+
+
+def test_a_full_queue_is_told(settings, outside):
+    narrow = replace(settings, queue=settings_of.Queue(size=2, concurrency=1))
+    page, url = serve(narrow)
+
+    def visit(client):
+        try:
+            return score(client, PROSE * 40)[3]["num_tokens"]
+        except Exception as error:
+            return str(error)
+
+    try:
+        clients = [Client(url, verbose=False) for _ in range(20)]
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(visit, clients))
+    finally:
+        page.close()
+    told = [answer for answer in answers if isinstance(answer, str)]
+    answered = {answer for answer in answers if not isinstance(answer, str)}
+    assert len(answered) == 1  # the same for each
+    assert told
+    assert all("queue is full" in message.lower() for message in told), told
+
+
+# --- the program ----------------------------------------------------------------------------------
+
+
+def test_the_program_answers():
+    """On the port that Gradio's own variable names, its default being 7860."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"GRADIO_SERVER_PORT": str(port)}
+    process = subprocess.Popen([sys.executable, ROOT / "app.py"], env=environment, cwd="/")
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        config = Client(f"http://127.0.0.1:{port}", verbose=False).config
+        assert config["title"] == "Perplexity"
+        assert config["analytics_enabled"] is False
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    """A page of which all requests stay at home, and which logs no error."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    requests, errors = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url)
+    yield page
+    page.close()
+    assert [r for r in requests if not r.startswith((url, "data:", "blob:"))] == []
+    assert errors == []
+
+
+def press(page, name):
+    page.get_by_role("button", name=name).click()
+
+
+def test_type_score_and_hover(page):
+    page.get_by_label("Text", exact=True).fill(PROSE)
+    press(page, "Score")
+    tokens = page.locator(".surprisal b")
+    tokens.first.wait_for()
+    result = load().compute(predictions=[PROSE], model_id=TINY)
+    assert tokens.count() == result["num_tokens"]
+    assert f"Perplexity {result['perplexity']:.1f}" in page.locator(".verdict").first.inner_text()
+    tip = "(token) => getComputedStyle(token, '::after').content"
+    assert tokens.nth(3).evaluate(tip) == "none"
+    tokens.nth(3).hover()
+    assert "bits" in tokens.nth(3).evaluate(tip)
+    tokens.first.focus()
+    page.keyboard.press("ArrowRight")
+    assert tokens.nth(1).evaluate("(token) => token === document.activeElement")
+    page.locator(".vega-embed").first.wait_for()
+
+
+def test_markup_in_the_text_stays_text(page):
+    page.get_by_label("Text", exact=True).fill("<img src=x onerror=alert(1)><script>alert(2)")
+    dialogs = []
+    page.on("dialog", lambda dialog: dialogs.append(dialog) or dialog.dismiss())
+    press(page, "Score")
+    page.locator(".surprisal b").first.wait_for()
+    assert page.locator(".surprisal img, .surprisal script").count() == 0
+    assert (
+        page.locator(".surprisal div").inner_text()
+        == "<img src=x onerror=alert(1)><script>aler" + "t(2)"
+    )
+    assert dialogs == []
+
+
+def test_an_example_and_an_over_long_text(page):
+    press(page, "Repeated")
+    press(page, "Score")
+    page.locator(".surprisal b").first.wait_for()
+    page.get_by_label("Text", exact=True).fill("word " * 5000)
+    press(page, "Score")
+    page.get_by_text("25,000 characters; here at most 20,000").wait_for()
+    assert "Traceback" not in page.content()
+
+
+def test_compare_in_the_browser(page):
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Text A").fill(PROSE)
+    page.get_by_label("Text B").fill(" ".join(sorted(PROSE.split())))
+    press(page, "Compare")
+    page.get_by_text("surprises its model less").wait_for()
+    assert page.locator(".surprisal:visible").count() == 2
+
+
+def test_upload_and_bad_upload(page, tmp_path):
+    page.get_by_role("tab", name="Logits").click()
+    press(page, "Make a small example file")
+    page.get_by_text("example", exact=False).first.wait_for()
+    page.locator("text=KB").wait_for()
+    press(page, "Compute")
+    page.get_by_role("cell", name="perplexity", exact=True).wait_for()
+    page.get_by_label("Remove this file").or_(page.get_by_label("Clear")).first.click()
+    bad = tmp_path / "bad.npz"
+    bad.write_bytes(b"no archive")
+    page.locator("input[type=file]").set_input_files(str(bad))
+    page.get_by_text("bad", exact=False).first.wait_for()
+    press(page, "Compute")
+    page.get_by_text("The file is no .npz archive").wait_for()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1600])
+def test_the_page_fits(browser, url, theme, width):
+    """No sideways scrolling, a label on every control, text that can be told from its ground."""
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(f"{url}?__theme={theme}")
+    press(page, "Fluent")
+    press(page, "Score")
+    page.locator(".surprisal b").first.wait_for()
+    for tab in ("Text", "Compare", "Logits"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(200)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for control in page.locator("textarea:visible, input:visible").all():
+            named = control.evaluate(
+                "c => !!(c.labels?.length || c.ariaLabel || c.getAttribute('aria-labelledby'))"
+            )
+            assert named, control.evaluate("c => c.outerHTML")
+    page.close()

@@ -1,0 +1,85 @@
+"""app_config.yaml is checked before anything starts, and a message names the key."""
+
+import copy
+import importlib
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+app_settings = importlib.import_module("app_settings")
+GOOD = yaml.safe_load((ROOT / "app_config.yaml").read_text(encoding="utf-8"))
+
+
+def read(tmp_path, values):
+    path = tmp_path / "app_config.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return app_settings.read_settings(path)
+
+
+def test_the_file_of_the_repository_is_good(tmp_path):
+    settings = app_settings.read_settings(ROOT / "app_config.yaml")
+    assert settings == read(tmp_path, GOOD)
+    assert settings.models[0].id == "tiny_model"
+    assert settings.limits.text_characters == GOOD["limits"]["text_characters"]
+    assert len(settings.examples) in (2, 3)
+
+
+def test_every_key_is_documented():
+    text = (ROOT / "app_config.yaml").read_text(encoding="utf-8")
+    for model_key in ("label", "id", "revision", "dtype"):
+        assert f"#   {model_key}: " in text
+    for group in ("limits", "queue"):
+        for key in GOOD[group]:
+            assert any(key in line and "#" in line for line in text.splitlines())
+
+
+MISTAKES = [
+    (("limits", "time_s"), None, r"limits\.time_s must be a whole number above 0, got None"),
+    (("limits", "file_mb"), 0, r"limits\.file_mb must be a whole number above 0, got 0"),
+    (("limits", "file_mb"), True, r"limits\.file_mb must be a whole number above 0, got True"),
+    (("limits", "file_mb"), "64", r"limits\.file_mb must be a whole number above 0, got '64'"),
+    (("limits",), 5, r"limits must hold the keys text_characters, file_mb"),
+    (("queue", "sise"), 5, r"queue\.sise is no setting; there are size, concurrency"),
+    (("title",), "", r"title must be a text, got ''"),
+    (("title",), 3, r"title must be a text, got 3"),
+    (("models",), [], r"models must be a list with at least one entry"),
+    (("models", 1, "label"), GOOD["models"][0]["label"], r"models\[1\]\.label is taken"),
+    (("models", 0, "dtype"), "int8", r"models\[0\]\.dtype must be one of float32, .* 'int8'"),
+    (("models", 0, "revision"), 7, r"models\[0\]\.revision must be a text, got 7"),
+    (("models", 0, "trust_remote_code"), True, r"models\[0\]\.trust_remote_code is no setting"),
+    (("default_model",), "GPT-9", r"default_model must be the label of a model.*'GPT-9'"),
+    (("examples", 1, "text"), "x" * 30000, r"examples\[1\]\.text is longer than limits"),
+    (("theme",), "neon", r"theme must be one of base, .* got 'neon'"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), MISTAKES)
+def test_a_mistake_is_named(tmp_path, place, value, message):
+    values = copy.deepcopy(GOOD)
+    *parents, last = place
+    target = values
+    for parent in parents:
+        target = target[parent]
+    target[last] = value
+    with pytest.raises(ValueError, match=r"^app_config\.yaml: " + message):
+        read(tmp_path, values)
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_every_key_is_needed(tmp_path, key):
+    values = {name: value for name, value in GOOD.items() if name != key}
+    with pytest.raises(ValueError, match=f"{key} is missing"):
+        read(tmp_path, values)
+
+
+def test_no_yaml_at_all(tmp_path):
+    path = tmp_path / "app_config.yaml"
+    path.write_text("title: [", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"app_config\.yaml is no YAML"):
+        app_settings.read_settings(path)
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match="the file must hold the keys title, intro"):
+        app_settings.read_settings(path)
