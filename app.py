@@ -211,10 +211,9 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
                     shift=shift,
                 )
         except (ValueError, TypeError) as error:
-            # The metric speaks of its arguments, of which the file has two under other names.
-            message = str(error).replace("predictions", "logits").replace("references", "labels")
-            raise Visible(message) from None
-        return logits_table(result, [str(warning.message) for warning in caught]), as_json(result)
+            raise Visible(_names_of_the_file(error)) from None
+        notes = [_names_of_the_file(warning.message) for warning in caught]
+        return logits_table(result, notes), as_json(result)
 
     def example():
         path = Path(tempfile.mkdtemp()) / "example.npz"
@@ -222,6 +221,11 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
         return str(path)
 
     return {"score": score, "compare": compare, "logits": logits, "example": example}
+
+
+def _names_of_the_file(message: Exception) -> str:
+    """The metric speaks of its arguments, of which a file has two under other names."""
+    return str(message).replace("predictions", "logits").replace("references", "labels")
 
 
 def _id(text: str, name: str) -> int | None:

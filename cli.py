@@ -249,7 +249,13 @@ def run(args: argparse.Namespace) -> dict | None:
         num_finished, *_ = ranks.exchange(lambda: len(sums))
         if ranks.rank > 0:
             texts = itertools.islice(texts, num_finished, None)
-        next_text = next(texts, None)
+        next_text = None
+
+        def read_next() -> None:
+            nonlocal next_text
+            next_text = next(texts, None)
+
+        ranks.exchange(read_next)  # so that each rank is told of a file that one cannot read
         # All may be finished already; but a run without any text is an error, which sums raises.
         if next_text is not None or num_finished == 0:
             remaining = () if next_text is None else itertools.chain([next_text], texts)
@@ -281,7 +287,7 @@ def join_launch() -> tuple:
         cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
         # One long text keeps the others waiting. That a rank is dead shows in its connection, and
         # to the launcher, not in the time that it takes.
-        timeout=datetime.timedelta(days=1),
+        timeout=datetime.timedelta(hours=2),
     )
     return Ranks.launched(), state.device if state.num_processes > 1 else None
 

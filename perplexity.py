@@ -234,7 +234,7 @@ class Perplexity(evaluate.Metric):
 
         Raises:
             TypeError: `other` is not of this class.
-            ValueError: its options differ from these.
+            ValueError: its options differ from these, or `sync` was called on one of both.
         """
         if not isinstance(other, Perplexity):
             raise TypeError(f"merge takes another Perplexity, got {type(other).__name__}.")
@@ -243,6 +243,8 @@ class Perplexity(evaluate.Metric):
                 "merge takes a metric with the same options; these are "
                 f"{self._options.signature}, those of the other {other._options.signature}."
             )
+        self._check_not_synced()
+        other._check_not_synced()
         if other._num_batches:
             self._check_kind(texts=False)
         if other._texts:
@@ -259,26 +261,38 @@ class Perplexity(evaluate.Metric):
 
         Raises:
             ValueError: done already, or texts are pending, or the processes are not connected.
-            ConnectionError: another process is gone; what was accumulated stays as it was.
+            ConnectionError: another process failed or is gone; what was accumulated stays.
         """
-        self._check_kind(texts=False)
-        self._totals, self._num_batches, self._num_examples = self._add_over_ranks(
-            self._totals, self._num_batches, self._num_examples
-        )
+
+        def local() -> tuple[NllTotals, int, int]:
+            self._check_kind(texts=False)
+            self._check_not_synced()
+            return self._totals, self._num_batches, self._num_examples
+
+        summed = self._add_over_ranks(local, self._options)
+        self._totals, self._num_batches, self._num_examples = summed
         self._synced = True
 
     def _check_not_synced(self) -> None:
         if self._synced:
-            raise ValueError("sync was called; call compute or reset before anything is added.")
+            raise ValueError(
+                "sync was called, and these are the sums of all processes: added to others, they "
+                "would count more than once. Call compute or reset first."
+            )
 
     def _add_over_ranks(
-        self, totals: NllTotals, num_batches: int, num_examples: int
+        self, local: Callable[[], tuple[NllTotals, int, int]], options: Options
     ) -> tuple[NllTotals, int, int]:
-        self._check_not_synced()
+        """Totals, and numbers of batches and examples, of all ranks; `local` gives those here."""
         if self.num_process > 1:
             raise ValueError("sync goes by torch.distributed, and num_process by files; use one.")
-        sums = Ranks.launched().add([*astuple(totals), num_batches, num_examples])
         kinds = [field.type for field in fields(NllTotals)] + [int, int]
+
+        def values() -> list[float]:
+            totals, num_batches, num_examples = local()
+            return [*astuple(totals), num_batches, num_examples]
+
+        sums = Ranks.launched().add(values, len(kinds), options.signature)
         *totals, num_batches, num_examples = (
             kind(value) for kind, value in zip(kinds, sums, strict=True)
         )
@@ -351,11 +365,6 @@ class Perplexity(evaluate.Metric):
             )
             result = self._compute_texts(scorer, predictions, contexts, batch_size, sync)
         else:
-            if self._texts or (references is None and _are_texts(predictions)):
-                raise ValueError(
-                    "Texts need a model: pass model_id=, or model= and tokenizer=. Logits go with "
-                    "references=."
-                )
             for name, value in (
                 ("tokenizer", tokenizer),
                 ("contexts", contexts),
@@ -491,19 +500,28 @@ class Perplexity(evaluate.Metric):
     def _compute_logits(
         self, predictions, references, sample_weight, options: Options, sync: bool
     ) -> dict[str, float | int | str] | None:
-        if self._num_batches and options != self._options:
-            raise ValueError(
-                f"compute was given other options ({options.signature}) than the batches added "
-                f"before it ({self._options.signature}). Give the options to evaluate.load, or "
-                "call reset() first."
-            )
-        totals, num_batches = self._totals, self._num_batches
-        if predictions is not None or references is not None:
-            batch_totals, _ = self._reduce(predictions, references, sample_weight, options)
-            totals, num_batches = totals + batch_totals, num_batches + 1
-        if sync:
-            totals, num_batches, _ = self._add_over_ranks(totals, num_batches, 0)
-        elif self.num_process > 1:
+        def local() -> tuple[NllTotals, int, int]:
+            if self._texts or (references is None and _are_texts(predictions)):
+                raise ValueError(
+                    "Texts need a model: pass model_id=, or model= and tokenizer=. Logits go with "
+                    "references=."
+                )
+            if self._num_batches and options != self._options:
+                raise ValueError(
+                    f"compute was given other options ({options.signature}) than the batches added "
+                    f"before it ({self._options.signature}). Give the options to evaluate.load, or "
+                    "call reset() first."
+                )
+            if sync:
+                self._check_not_synced()
+            if predictions is None and references is None:
+                return self._totals, self._num_batches, self._num_examples
+            totals, num_examples = self._reduce(predictions, references, sample_weight, options)
+            num_examples += self._num_examples
+            return self._totals + totals, self._num_batches + 1, num_examples
+
+        totals, num_batches, _ = self._add_over_ranks(local, options) if sync else local()
+        if self.num_process > 1:
             gathered = self._gather(totals, num_batches)
             if gathered is None:
                 return None

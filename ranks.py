@@ -1,6 +1,7 @@
 """The processes of one launch (torchrun, accelerate), and what passes between them."""
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,21 +36,42 @@ class Ranks:
             )
         return cls()
 
-    def add(self, values: Sequence[float]) -> list[float]:
-        """The sums over all ranks of some numbers, in float64; the same on each.
+    def add(self, make: Callable[[], Sequence[float]], count: int, settings: str) -> list[float]:
+        """The sums over all ranks of the numbers that `make` gives, in float64; equal on each.
+
+        Args:
+            make: gives `count` numbers. If it raises on one rank, that one raises the same, and
+                all others raise ConnectionError.
+            settings: what the numbers depend on.
 
         Raises:
-            ConnectionError: a rank is gone.
+            ValueError: the settings of the ranks differ.
+            ConnectionError: a rank failed, or is gone.
         """
         if self.size == 1:
-            return list(values)
+            return list(make())
+        # All is told in one all-reduce, so that a rank that fails does not leave others waiting,
+        # nor meets them in the next one. sum(h) and sum(h^2) of a hash h show whether all agree.
+        settings_hash = zlib.crc32(settings.encode()) % 4096
+        error = None
+        try:
+            values = [*make(), settings_hash, settings_hash**2, 0]
+        except Exception as failure:
+            error, values = failure, [0.0] * (count + 2) + [1]
         # "cuda:nccl", or "cpu:gloo,cuda:nccl": the host where that is possible.
         config = dist.get_backend_config()
         device = "cpu" if "cpu:" in config else config.partition(":")[0]
         total = torch.tensor(values, dtype=torch.float64, device=device)
         with _naming_lost_ranks():
             dist.all_reduce(total)
-        return total.tolist()
+        *sums, hash_sum, hash_sum_sq, num_failed = total.tolist()
+        if error is not None:
+            raise error
+        if num_failed > 0:
+            raise ConnectionError(f"{num_failed:.0f} of {self.size} ranks failed.")
+        if self.size * hash_sum_sq != hash_sum**2:
+            raise ValueError(f"The ranks have different settings; here they are {settings}.")
+        return sums
 
     def exchange(self, make: Callable[[], T]) -> list[T]:
         """What `make` gives on each rank, in the order of the ranks.
@@ -84,4 +106,8 @@ def _naming_lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ConnectionError(f"Another rank is gone: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(
+            "Another rank is gone, or needs longer than the timeout that the process group was "
+            f"initialised with: {reason}"
+        ) from error

@@ -28,12 +28,13 @@ class TrainerHooks:
 
     def __init__(self, options: Options):
         self._options = options.replace(ignore_index=(*options.ignore_index, IGNORE_INDEX))
-        self._start(dataloader=None)
+        self._start(None)
 
-    def _start(self, dataloader) -> None:
-        self._dataloader = dataloader
+    def _start(self, evaluation: tuple | None) -> None:
+        self._evaluation = evaluation
         self._totals = NllTotals()
-        self._num_examples = 0
+        self._num_reduced = 0  # examples that this process has turned into sums
+        self._num_examples = 0  # of which the sums came back, from all processes
 
     def preprocess_logits_for_metrics(self, logits, labels) -> torch.Tensor:
         """nll_sum (nats) and number of scored tokens of each example: (B, 2), float64.
@@ -45,6 +46,8 @@ class TrainerHooks:
         Raises:
             TypeError, ValueError: no logits, no labels, or ones that do not fit.
         """
+        if self._evaluation != (evaluation := _current_evaluation()):
+            self._start(evaluation)
         try:
             logits, labels = _find_logits(logits), _find_labels(labels)
             if logits.shape[:2] != labels.shape:
@@ -55,12 +58,13 @@ class TrainerHooks:
                 )
             sums = reduce_batch(logits, labels, None, self._options)
         except (TypeError, ValueError) as error:
-            self._start(dataloader=None)
+            self._start(None)
             if "predictions" in str(error) or "references" in str(error):
                 error.add_note("predictions are the logits of a batch, references its labels.")
             raise
         rows = torch.from_numpy(np.stack([sums.nll_sums, sums.weight_sums], axis=1))
         rows[_first_repeated_row(len(rows)) :] = 0
+        self._num_reduced += len(rows)
         # A gather needs them on the device. MPS, which has no float64, runs one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
 
@@ -76,13 +80,6 @@ class TrainerHooks:
         Raises:
             ValueError: predictions that are not from the other hook.
         """
-        from accelerate.state import GradientState
-
-        # An evaluation that was interrupted left its sums behind; another one has another
-        # dataloader. None outside of any, as in a direct call.
-        dataloader = GradientState().active_dataloader
-        if dataloader is not self._dataloader:
-            self._start(dataloader)
         rows = _gathered_rows(eval_prediction.predictions)
         undefined = np.isnan(rows[:, 0]).nonzero()[0]
         if len(undefined) > 0:
@@ -97,7 +94,9 @@ class TrainerHooks:
         if not compute_result:
             return {}
         totals = self._totals
-        self._start(dataloader=None)
+        if self._num_examples < self._num_reduced:
+            self._warn_of_dropped_examples()
+        self._start(None)
         if totals.num_tokens == 0:
             warnings.warn(
                 "No token was scored, so the perplexity is NaN: every label is ignored.",
@@ -105,11 +104,36 @@ class TrainerHooks:
             )
         return totals.result()
 
+    def _warn_of_dropped_examples(self) -> None:
+        """Trainer drops what accelerate repeated, and that is never right on one process."""
+        from accelerate.state import PartialState
+
+        if PartialState().num_processes == 1:
+            warnings.warn(
+                f"Trainer passed on {self._num_examples} of {self._num_reduced} examples that were "
+                "evaluated; the perplexity is of these. It counts by the dataloader that "
+                "accelerate has prepared last: prepare that of get_eval_dataloader, too, and let "
+                "its collator make one row of each example.",
+                stacklevel=3,
+            )
+
+
+def _current_evaluation() -> tuple:
+    """Tells one evaluation from the next, also where the first was interrupted.
+
+    The dataloader is another one, or with persistent workers the same one again; then accelerate
+    still counts the pass that was not finished.
+    """
+    from accelerate.state import GradientState
+
+    state = GradientState()
+    return id(state.active_dataloader), len(state.dataloader_references)
+
 
 def _first_repeated_row(num_rows: int) -> int:
     """Where the rows begin that only fill up this process's part of the last batch.
 
-    accelerate repeats rows so that all processes have equally many. Trainer drops them when it
+    accelerate repeats examples so that all processes have equally many. Trainer drops them when it
     gathers (`gather_for_metrics`), but Seq2SeqTrainer does not (`gather`).
     """
     from accelerate.state import GradientState, PartialState
@@ -117,15 +141,28 @@ def _first_repeated_row(num_rows: int) -> int:
     state = GradientState()
     if not state.end_of_dataloader:
         return num_rows
-    process = PartialState()
-    if state.remainder == -1 and process.num_processes > 1:
+    dataloader, process = state.active_dataloader, PartialState()
+    if process.num_processes == 1:
+        return num_rows
+    if type(dataloader.dataset).__name__ == "IterableDatasetShard":
         warnings.warn(
-            "The evaluation set has no length, so accelerate may have repeated examples to fill up "
-            "the last batches, and these count. Give it a length, or let one process read it: "
-            'accelerator_config={"dispatch_batches": True}.',
+            "Each process reads the evaluation stream by itself, so accelerate may have repeated "
+            "examples to fill up the last batches, and these count. Let one process read it for "
+            'all: accelerator_config={"dispatch_batches": True}.',
             stacklevel=3,
         )
     if state.remainder <= 0:
+        return num_rows
+    # A stream that one process reads for all does not know the size of its batches.
+    batch_size = getattr(dataloader, "total_batch_size", num_rows * process.num_processes)
+    if num_rows * process.num_processes != batch_size:
+        warnings.warn(
+            f"The last batch of this process has {num_rows} rows, where accelerate counts "
+            f"{batch_size} examples for {process.num_processes} processes, so "
+            "examples that it repeated to fill up the batch may count. A collator must make one "
+            "row of each example.",
+            stacklevel=3,
+        )
         return num_rows
     return max(0, state.remainder - process.process_index * num_rows)
 
@@ -154,8 +191,9 @@ def _find_labels(labels) -> torch.Tensor:
         labels = labels[0]
     if not isinstance(labels, torch.Tensor):
         raise ValueError(
-            "The evaluation set has no labels. For a causal model they are the input ids, as "
-            "DataCollatorForLanguageModeling(tokenizer, mlm=False) gives them."
+            "The evaluation set has no labels, or not all that args.label_names lists. For a "
+            "causal model they are the input ids, as DataCollatorForLanguageModeling(tokenizer, "
+            "mlm=False) gives them."
         )
     return labels
 
@@ -168,6 +206,7 @@ def _gathered_rows(predictions) -> np.ndarray:
         found = ", ".join(f"{type(part).__name__} {np.shape(part)}" for part in parts[:1])
         raise ValueError(
             f"compute_metrics takes the sums (N, 2) of preprocess_logits_for_metrics, got {found}. "
-            "Give Trainer both: Trainer(..., **ppl.trainer_hooks())."
+            "Give Trainer both: Trainer(..., **ppl.trainer_hooks()), and leave "
+            "eval_use_gather_object=False."
         )
     return np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])

@@ -89,6 +89,8 @@ def test_infinity_passes(answers):
         ("no_rank_with_any", "ValueError: Nothing to compute"),
         ("twice", "ValueError: sync was called"),
         ("more_after_sync", "ValueError: sync was called"),
+        ("merge_after_sync", "ValueError: sync was called"),
+        ("different_options", "ValueError: The ranks have different settings"),
         ("pending_texts", "ValueError: Texts are pending"),
         ("not_connected", "ValueError: sync: several processes were launched"),
         ("different_texts", "ValueError: sync=True: the ranks were given different texts"),
@@ -111,6 +113,19 @@ def test_errors_come_on_every_rank(answers, case, message):
 )
 def test_an_error_on_one_rank_reaches_all(answers, case, error):
     assert answers[case] == [f"ConnectionError: Rank 1 failed: {error}", error]
+
+
+@pytest.mark.parametrize(
+    ("case", "error"),
+    [
+        ("a_bad_batch_on_one", "ValueError: references[0, 0] is 11"),
+        ("texts_pending_on_one", "ValueError: Texts need a model"),
+    ],
+)
+def test_an_error_in_a_batch_of_one_rank_reaches_all(answers, case, error):
+    other, own = answers[case]
+    assert other == "ConnectionError: 1 of 2 ranks failed."
+    assert own.startswith(error)
 
 
 def test_alone_there_is_nothing_to_add():

@@ -4,7 +4,6 @@ import json
 import math
 import pickle
 import runpy
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,17 +126,19 @@ def test_sums_of_an_evaluation_that_broke_do_not_stay():
 
 
 def test_sums_of_an_evaluation_that_was_interrupted_do_not_stay(monkeypatch):
-    """Another evaluation has another dataloader."""
+    """Neither with another dataloader, nor with the same one again."""
     from accelerate.state import GradientState
 
     logits, labels = random_batch()
     preprocess, compute_metrics = hooks()
-    rows = preprocess(logits, labels)
-    dataloaders = [object(), object()]
-    for dataloader in dataloaders:
-        monkeypatch.setattr(GradientState, "active_dataloader", dataloader)
-        compute_metrics(as_prediction(rows), compute_result=False)
-    assert compute_metrics(as_prediction(rows))["num_sequences"] == 2 * len(labels)
+    first, second = (SimpleNamespace(end_of_dataloader=False) for _ in range(2))
+    # Another dataloader, and with persistent workers the same one twice: the first pass stays.
+    for dataloaders in ([None, first], [None, second], [None, second, second]):
+        monkeypatch.setattr(GradientState, "active_dataloader", dataloaders[-1])
+        monkeypatch.setattr(GradientState, "dataloader_references", dataloaders)
+        compute_metrics(as_prediction(preprocess(logits, labels)), compute_result=False)
+    result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    assert result["num_sequences"] == 2 * len(labels)
 
 
 def test_two_sets_of_hooks_and_the_metric_do_not_share_sums():
@@ -221,35 +222,63 @@ def test_compute_metrics_needs_the_other_hook(predictions):
         compute_metrics(as_prediction(predictions))
 
 
+def last_batch_of(monkeypatch, num_processes, process_index=0, **dataloader):
+    """accelerate is at the last batch of such a dataloader, on that process."""
+    from accelerate import state
+
+    defaults = {"dataset": [], "total_batch_size": 6}
+    values = {
+        "end_of_dataloader": True,
+        "remainder": 2,
+        "active_dataloader": SimpleNamespace(**(defaults | dataloader)),
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(state.GradientState, name, value)
+    process = SimpleNamespace(process_index=process_index, num_processes=num_processes)
+    monkeypatch.setattr(state, "PartialState", lambda: process)
+
+
 @pytest.mark.parametrize(("process_index", "kept"), [(0, 2), (1, 0)])
 def test_rows_that_fill_up_the_last_batch_do_not_count(monkeypatch, process_index, kept):
     """Seq2SeqTrainer gathers them; here the last batch of 2 x 3 rows holds 2 that are real."""
-    from accelerate import state
-
     logits, labels = random_batch(batch=3)
     preprocess, _ = hooks()
     full = preprocess(logits, labels)
-    monkeypatch.setattr(state.GradientState, "end_of_dataloader", True)
-    monkeypatch.setattr(state.GradientState, "remainder", 2)
-    process = SimpleNamespace(process_index=process_index, num_processes=2)
-    monkeypatch.setattr(state, "PartialState", lambda: process)
+    last_batch_of(monkeypatch, 2, process_index)
     rows = preprocess(logits, labels)
     assert torch.equal(rows[:kept], full[:kept])
     assert (rows[kept:] == 0).all()
 
 
-def test_repeated_rows_of_a_stream_are_told_of(monkeypatch):
-    from accelerate import state
-
-    logits, labels = random_batch()
+def test_one_process_repeats_no_row(monkeypatch):
+    """Whatever the remainder of a dataloader that may be another one's."""
+    logits, labels = random_batch(batch=3)
     preprocess, _ = hooks()
-    monkeypatch.setattr(state.GradientState, "end_of_dataloader", True)
-    monkeypatch.setattr(state.GradientState, "remainder", -1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        preprocess(logits, labels)
-    monkeypatch.setattr(
-        state, "PartialState", lambda: SimpleNamespace(process_index=0, num_processes=2)
-    )
-    with pytest.warns(UserWarning, match="dispatch_batches"):
+    full = preprocess(logits, labels)
+    last_batch_of(monkeypatch, 1)
+    assert torch.equal(preprocess(logits, labels), full)
+
+
+def test_examples_that_trainer_drops_on_one_process_are_told_of():
+    logits, labels = random_batch(batch=4)
+    preprocess, compute_metrics = hooks()
+    rows = preprocess(logits, labels)
+    with pytest.warns(UserWarning, match="passed on 3 of 4 examples"):
+        compute_metrics(as_prediction(rows[:3]))
+    assert compute_metrics(as_prediction(preprocess(logits, labels)))["num_sequences"] == 4
+
+
+@pytest.mark.parametrize(
+    ("dataloader", "message"),
+    [
+        ({"total_batch_size": 8}, "has 3 rows, where accelerate counts 8 examples for 2"),
+        ({"dataset": type("IterableDatasetShard", (), {})()}, "dispatch_batches"),
+    ],
+    ids=["rows are no examples", "a stream that each reads"],
+)
+def test_repeated_rows_that_cannot_be_told_are_warned_of(monkeypatch, dataloader, message):
+    logits, labels = random_batch(batch=3)
+    preprocess, _ = hooks()
+    last_batch_of(monkeypatch, 2, **dataloader)
+    with pytest.warns(UserWarning, match=message):
         preprocess(logits, labels)

@@ -102,6 +102,38 @@ def more_after_sync(rank):
     add(ppl, rank)
 
 
+def merge_after_sync(rank):
+    synced, other = load(), load()
+    add(synced, rank)
+    add(other, rank)
+    synced.sync()
+    try:
+        other.merge(synced)
+    except ValueError:
+        synced.merge(other)
+
+
+def a_bad_batch_on_one(rank):
+    logits, targets = random_batch(vocab_size=11)
+    targets[0, 0] = 11 if rank == 1 else 0
+    load().compute(predictions=logits, references=targets, sync=True)
+
+
+def texts_pending_on_one(rank):
+    ppl = load()
+    if rank == 1:
+        ppl.add_batch(predictions=TEXTS)
+    else:
+        add(ppl, rank)
+    ppl.compute(sync=True)
+
+
+def different_options(rank):
+    ppl = load(shift=rank == 1)
+    add(ppl, rank)
+    ppl.compute(sync=True)
+
+
 def reset_after_sync(rank):
     ppl = load()
     add(ppl, rank)
@@ -212,6 +244,11 @@ CASES = [
     nothing_scored_and_infinity,
     twice,
     more_after_sync,
+    merge_after_sync,
+    a_bad_batch_on_one,
+    texts_pending_on_one,
+    different_options,
+    compute_with_sync,  # as before, after all these errors
     reset_after_sync,
     pending_texts,
     texts,
