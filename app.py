@@ -9,6 +9,8 @@ only the page, the limits, and the errors that a visitor is told.
 
 import contextlib
 import functools
+import html
+import inspect
 import logging
 import math
 import os
@@ -26,14 +28,18 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import evaluate
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 from app_settings import Model, Settings, read_settings
 from app_views import Scored, chart, comparison, figures, logits_table, verdict
-from heatmap import heatmap
+from heatmap import heatmap, visible
 from logits_file import read_logits_file, write_example
 
 HERE = Path(__file__).resolve().parent
 TOP_K = 5
+MESSAGE_CHARACTERS = 400  # of what a visitor is told, which may repeat what was sent
+MOST_IGNORED_IDS = 16  # each takes a pass over the labels
 logger = logging.getLogger(__name__)
 
 # The arrow keys go from token to token; the tab key leads to the first one and past them all.
@@ -71,6 +77,11 @@ class Metrics:
         # A warning of the metric is shown to whom it concerns; Python catches them for all threads.
         self.logits_lock = threading.Lock()
 
+    def warned(self, warning: warnings.WarningMessage) -> bool:
+        """Whether it is the metric's, and not that of another thread."""
+        package = Path(inspect.getfile(type(self.logits))).parent
+        return warning.category is UserWarning and Path(warning.filename).parent in (package, HERE)
+
     @staticmethod
     def _load():
         return evaluate.load(str(HERE / "perplexity.py"))
@@ -81,7 +92,7 @@ class Metrics:
         Raises:
             Visible: the model is not listed, or cannot be loaded.
         """
-        if label not in self._models:
+        if not isinstance(label, str) or label not in self._models:
             raise Visible("This model is not on the list.")
         with self._locks[label]:
             if label not in self._scorers:
@@ -95,7 +106,7 @@ class Metrics:
                 model_id=_path_or_name(model.id),
                 model_kwargs={name: value for name, value in kwargs.items() if value is not None},
             )
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RuntimeError, ImportError):
             logger.exception("%s cannot be loaded", model.label)
             raise Visible(
                 f"{model.label} cannot be loaded at the moment. Choose another model."
@@ -108,7 +119,7 @@ class Metrics:
             Visible: no text, too long a text, or too long a time.
         """
         limits = self._settings.limits
-        if not text or not text.strip():
+        if not isinstance(text, str) or not text.strip():
             raise Visible("There is no text. Type or paste one.")
         if len(text) > limits.text_characters:
             raise Visible(
@@ -120,6 +131,12 @@ class Metrics:
         except UnicodeEncodeError:
             raise Visible("The text holds half a character (a lone surrogate).") from None
         scorer = self.scorer(label)
+        (encoded,) = scorer.encoder.encode([text], None)
+        if len(encoded.ids) > limits.text_tokens:
+            raise Visible(
+                f"For {label} the text has {len(encoded.ids):,} tokens; here at most "
+                f"{limits.text_tokens:,} can be scored. Use the module for more."
+            )
         deadline = time.monotonic() + limits.time_s
 
         def tell(done: int, total: int) -> None:
@@ -144,14 +161,19 @@ def _path_or_name(model_id: str) -> str:
 
 
 def told(handler: Callable) -> Callable:
-    """The handler, whose `Visible` errors Gradio shows to the visitor; on ZeroGPU with a GPU."""
+    """The handler, whose `Visible` errors Gradio shows to the visitor; others are logged."""
 
     @functools.wraps(handler)
     def wrapped(*args, **kwargs):
         try:
             return handler(*args, **kwargs)
         except Visible as error:
-            raise gr.Error(str(error), title="Not possible", print_exception=False) from None
+            # Gradio renders HTML in it, and parts of it may come from the visitor.
+            message = html.escape(visible(str(error)[:MESSAGE_CHARACTERS]))
+        except Exception:
+            logger.exception("a visitor's request failed")
+            message = "This failed, for a reason that only the log of the server shows."
+        raise gr.Error(message, title="Not possible", print_exception=False)
 
     return wrapped
 
@@ -174,6 +196,8 @@ def as_json(result: dict) -> dict:
 def make_handlers(settings: Settings) -> dict[str, Callable]:
     """What the endpoints /score, /compare, /logits and /example do."""
     metrics = Metrics(settings)
+    example_file = Path(tempfile.mkdtemp(prefix="perplexity-demo-")) / "example.npz"
+    write_example(example_file)
 
     @on_gpu
     @told
@@ -187,7 +211,7 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     @told
     def compare(text_a: str, model_a: str, text_b: str, model_b: str, progress=gr.Progress()):  # noqa: B008
         a = metrics.score(text_a, model_a, progress)
-        b = metrics.score(text_b if text_b.strip() else text_a, model_b, progress)
+        b = metrics.score(text_b if text_b and text_b.strip() else text_a, model_b, progress)
         shown = [comparison(a, b)]
         for scored in (a, b):
             shown += [verdict(figures(scored)), heatmap(scored.score)]
@@ -212,13 +236,11 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
                 )
         except (ValueError, TypeError) as error:
             raise Visible(_names_of_the_file(error)) from None
-        notes = [_names_of_the_file(warning.message) for warning in caught]
+        notes = [_names_of_the_file(w.message) for w in caught if metrics.warned(w)]
         return logits_table(result, notes), as_json(result)
 
     def example():
-        path = Path(tempfile.mkdtemp()) / "example.npz"
-        write_example(path)
-        return str(path)
+        return str(example_file)
 
     return {"score": score, "compare": compare, "logits": logits, "example": example}
 
@@ -233,12 +255,15 @@ def _id(text: str, name: str) -> int | None:
     try:
         return int(text) if text.strip() else None
     except ValueError:
-        raise Visible(f"{name} must be a whole number, got {text.strip()!r}.") from None
+        raise Visible(f"{name} must be a whole number, got {text.strip()[:40]!r}.") from None
 
 
 def _ids(text: str, name: str) -> tuple[int, ...] | None:
     """Token ids with commas between; None for an empty field."""
-    found = [_id(part, name) for part in text.split(",")]
+    parts = text.split(",", MOST_IGNORED_IDS)
+    if len(parts) > MOST_IGNORED_IDS:
+        raise Visible(f"{name} takes at most {MOST_IGNORED_IDS} ids here.")
+    found = [_id(part, name) for part in parts]
     return tuple(token for token in found if token is not None) or None
 
 
@@ -255,7 +280,8 @@ def make_app(settings: Settings) -> gr.Blocks:
     def model_choice(label: str) -> gr.Dropdown:
         return gr.Dropdown(labels, value=settings.default_model, label=label)
 
-    # Uploads are deleted after an hour; nothing else that a visitor sends is stored.
+    # Uploads are deleted after an hour. Nothing else that a visitor sends is written to disk; a
+    # result waits in Gradio's memory until it is fetched.
     with gr.Blocks(title=settings.title, analytics_enabled=False, delete_cache=(600, 3600)) as app:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
         with gr.Tab("Text"):
@@ -332,12 +358,23 @@ def make_app(settings: Settings) -> gr.Blocks:
 
 
 def launch(app: gr.Blocks, settings: Settings, **more) -> tuple:
-    """Serve the page; nothing leaves the machine, and nothing of a visitor is kept."""
+    """Serve the page; nothing leaves the machine, and nothing of a visitor is kept on disk."""
     # Of the fonts that Gradio brings, the bold ones have few letters; those of the system have all.
+    # Its hints and its main button have too little contrast (WCAG 2.2 asks for 4.5).
     theme = getattr(gr.themes, settings.theme.capitalize())(
         font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+    ).set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
     )
     return app.launch(
+        app_kwargs={"middleware": [Middleware(BoundedBody, settings.limits.text_characters)]},
         theme=theme,
         css=CSS,
         max_file_size=f"{settings.limits.file_mb}mb",
@@ -348,6 +385,36 @@ def launch(app: gr.Blocks, settings: Settings, **more) -> tuple:
         footer_links=[],
         **more,
     )
+
+
+class BoundedBody:
+    """Refuses what cannot be a request for a text of so many characters, before it is all read.
+
+    Gradio bounds uploads by itself, but not the bodies of calls, which it keeps while they wait.
+    """
+
+    def __init__(self, app, text_characters: int):
+        self._app = app
+        self._most = 2 * 6 * text_characters + 10_000  # two texts, each character as \uXXXX
+
+    async def __call__(self, scope, receive, send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or scope["path"].endswith("/upload"):
+            await self._app(scope, receive, send)
+            return
+        messages, size = [], 0
+        while not messages or messages[-1].get("more_body"):
+            messages.append(await receive())
+            size += len(messages[-1].get("body", b""))
+            if size > self._most:
+                answer = PlainTextResponse("The request is too large.", status_code=413)
+                await answer(scope, receive, send)
+                return
+
+        async def replay():
+            return messages.pop(0) if messages else await receive()
+
+        await self._app(scope, replay, send)
 
 
 if __name__ == "__main__":

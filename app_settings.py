@@ -27,6 +27,7 @@ class Limits:
     """How much one visitor may ask for; all above 0."""
 
     text_characters: int
+    text_tokens: int
     file_mb: int
     array_mb: int
     time_s: int

@@ -31,7 +31,7 @@ STYLE = """
 .surprisal b:hover, .surprisal b:focus { outline: 2px solid var(--ink); outline-offset: -1px;
   anchor-name: --surprisal-token; }
 .surprisal b:hover::after, .surprisal b:focus:not(:has(~ b:hover)):not(b:hover ~ b)::after {
-  content: attr(data-tip); position: fixed; z-index: 1000; inset: auto 8px 8px 8px;
+  content: attr(aria-label); position: fixed; z-index: 1000; inset: auto 8px 8px 8px;
   padding: .6em .9em; border-radius: 8px; background: #22242b; color: #ffffff; text-align: left;
   font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; direction: ltr;
   box-shadow: 0 2px 12px #0008; pointer-events: none; }
@@ -72,10 +72,8 @@ def _token(score, i: int) -> str:
         colour = 'class="unscored"'
     else:
         colour = f'style="--s:{_percent(score.nll[i])}"'
-    return (
-        f'<b {colour} tabindex="{0 if i == 0 else -1}" role="note" aria-label="{tip}" '
-        f'data-tip="{tip}">{shown}</b>'
-    )
+    tab = 0 if i == 0 else -1
+    return f'<b {colour} tabindex="{tab}" role="note" aria-label="{tip}">{shown}</b>'
 
 
 def tooltip(score, i: int) -> str:

@@ -16,12 +16,17 @@ from safetensors import SafetensorError, safe_open
 
 REQUIRED = ("logits", "labels")
 OPTIONAL = ("sample_weight",)
+# Each position (b, t) takes some 60 bytes besides its logits, however small the vocabulary is.
+MOST_POSITIONS = 1_000_000
+MOST_ARRAYS = 100  # entries of a file, read or not
 # The longest header of a .npy file that is read; that of a plain array has about 120 bytes.
 HEADER_BYTES = 4096
 DAMAGED = (zlib.error, lzma.LZMAError, EOFError, OSError)
-SAFETENSORS_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8,
-    "BOOL": 8,
+NUMPY_DTYPES = (
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
+)  # fmt: skip
+SAFETENSORS_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
 }  # fmt: skip
 
 
@@ -41,11 +46,38 @@ def read_logits_file(path: Path, array_mb: int) -> dict:
     return readers[path.suffix.lower()](path, array_mb * 10**6)
 
 
+def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
+    """Before the data is read: what the shapes say must be possible, and not too much."""
+    for name, shape in shapes.items():
+        if not all(type(size) is int and 0 < size < 2**31 for size in shape):
+            raise ValueError(f"{name} has a size of 0, or one that is no number.")
+    logits, labels = shapes["logits"], shapes["labels"]
+    if len(logits) != 3 or labels != logits[:2]:
+        raise ValueError(
+            "logits must have the shape (B, T, V) and labels (B, T), got "
+            f"{_shown(logits)} and {_shown(labels)}."
+        )
+    if shapes.get("sample_weight", labels) not in (labels, labels[:1]):
+        weights = _shown(shapes["sample_weight"])
+        raise ValueError(f"sample_weight must have the shape (B, T) or (B,), got {weights}.")
+    if math.prod(labels) > MOST_POSITIONS:
+        raise ValueError(
+            f"The file has {math.prod(labels):,} tokens; here at most {MOST_POSITIONS:,} can be "
+            "read. Send fewer sequences, or use the module itself."
+        )
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return str(shape) if len(shape) < 5 else f"{len(shape)} dimensions"
+
+
 def _wanted(names) -> Iterator[str]:
     """The arrays that are read, of those that are there; others are left alone."""
+    if len(names) > MOST_ARRAYS:
+        raise ValueError(f"The file holds more than {MOST_ARRAYS} arrays.")
     for name in REQUIRED:
         if name not in names:
-            found = ", ".join(sorted(names)[:10]) or "nothing"
+            found = ", ".join(found[:40] for found in sorted(names)[:5]) or "nothing"
             raise ValueError(f"The file needs the arrays logits and labels; it holds {found}.")
     yield from (name for name in REQUIRED + OPTIONAL if name in names)
 
@@ -69,12 +101,20 @@ def _read_npz(path: Path, limit: int) -> dict[str, np.ndarray]:
             wanted = list(_wanted(members))
             # zipfile reads no more of a member than its entry states.
             _check_size(sum(members[name].file_size for name in wanted), limit)
-            return {name: _read_npy(archive, members[name], name) for name in wanted}
+            headers = {name: _read_header(archive, members[name], name) for name in wanted}
+            _check_shapes({name: shape for name, (shape, *_) in headers.items()})
+            return {
+                name: _read_npy(archive, members[name], name, *header)
+                for name, header in headers.items()
+            }
     except (*DAMAGED, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise ValueError("The file is no .npz archive, or is damaged or encrypted.") from error
 
 
-def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
+def _read_header(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str
+) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, whether in Fortran order, dtype, length of the header in bytes)."""
     with archive.open(info) as file:
         try:
             version = np.lib.format.read_magic(file)
@@ -87,29 +127,44 @@ def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.
             raise ValueError(f"{name} in the file is no plain NumPy array.") from error
         if dtype.hasobject:
             raise ValueError(f"{name} holds pickled Python objects, which are not read.")
-        if dtype.kind not in "fiub":
-            raise ValueError(f"{name} must hold numbers, got {dtype}.")
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes != info.file_size - file.tell():
-            raise ValueError(
-                f"{name} states the shape {shape}, which does not fit the size of its data."
-            )
-        data = file.read(num_bytes)
+        if dtype.newbyteorder("=").name not in NUMPY_DTYPES:
+            raise ValueError(f"{name} must hold numbers, of a usual kind.")
+        if math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
+            raise ValueError(f"{name} states a shape that does not fit the size of its data.")
+        return shape, fortran_order, dtype, file.tell()
+
+
+def _read_npy(
+    archive: zipfile.ZipFile,
+    info: zipfile.ZipInfo,
+    name: str,
+    shape: tuple[int, ...],
+    fortran_order: bool,
+    dtype: np.dtype,
+    header_bytes: int,
+) -> np.ndarray:
+    # torch wants an array that can be written to.
+    data = bytearray(info.file_size - header_bytes)
+    with archive.open(info) as file:
+        file.read(header_bytes)
+        if file.readinto(data) != len(data):
+            raise ValueError(f"{name} states a shape that does not fit the size of its data.")
     array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
-    return array.astype(dtype.newbyteorder("="))  # a copy that can be written to, as torch wants
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _read_safetensors(path: Path, limit: int) -> dict:
     try:
         with safe_open(path, framework="pt") as file:
             wanted = list(_wanted(file.keys()))
-            num_bytes = 0
+            shapes, num_bytes = {}, 0
             for name in wanted:
                 tensor = file.get_slice(name)
-                dtype = tensor.get_dtype()
-                if dtype not in SAFETENSORS_BITS:
-                    raise ValueError(f"{name} must hold numbers, got {dtype}.")
-                num_bytes += math.prod(tensor.get_shape()) * SAFETENSORS_BITS[dtype] // 8
+                if tensor.get_dtype() not in SAFETENSORS_BYTES:
+                    raise ValueError(f"{name} must hold numbers, of a usual kind.")
+                shapes[name] = tuple(tensor.get_shape())
+                num_bytes += math.prod(shapes[name]) * SAFETENSORS_BYTES[tensor.get_dtype()]
+            _check_shapes(shapes)
             _check_size(num_bytes, limit)
             return {name: file.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:

@@ -43,7 +43,7 @@ MISTAKES = [
     (("limits", "file_mb"), 0, r"limits\.file_mb must be a whole number above 0, got 0"),
     (("limits", "file_mb"), True, r"limits\.file_mb must be a whole number above 0, got True"),
     (("limits", "file_mb"), "64", r"limits\.file_mb must be a whole number above 0, got '64'"),
-    (("limits",), 5, r"limits must hold the keys text_characters, file_mb"),
+    (("limits",), 5, r"limits must hold the keys text_characters, text_tokens, file_mb"),
     (("queue", "sise"), 5, r"queue\.sise is no setting; there are size, concurrency"),
     (("title",), "", r"title must be a text, got ''"),
     (("title",), 3, r"title must be a text, got 3"),

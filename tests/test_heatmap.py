@@ -67,11 +67,10 @@ def test_colour_and_tooltip_of_each_token():
     assert shown == "The"
     assert first["style"] == "--s:25"  # 4 of 16 bits
     assert second["style"] == "--s:100"  # beyond the end of the scale
-    assert first["data-tip"] == (
+    assert first["aria-label"] == (
         "“The”  4.00 bits\nprobability 6.2%, rank 3\nexpected:\n      50%  “A”\n     6.2%  “The”"
     )
-    assert "rank 1,200" in second["data-tip"]
-    assert first["aria-label"] == first["data-tip"]
+    assert "rank 1,200" in second["aria-label"]
     assert [first["tabindex"], second["tabindex"]] == ["0", "-1"]
 
 
@@ -79,9 +78,9 @@ def test_what_is_not_scored_or_not_known():
     score = make_score(["a", "b"], [math.nan, math.inf])
     (first, _), (second, _) = tokens_of(score)
     assert first["class"] == "unscored"
-    assert "not scored" in first["data-tip"]
+    assert "not scored" in first["aria-label"]
     assert second["style"] == "--s:100"
-    assert second["data-tip"] == "“b”  inf bits\nprobability 0e+00%"
+    assert second["aria-label"] == "“b”  inf bits\nprobability 0e+00%"
 
 
 @pytest.mark.parametrize(
@@ -98,8 +97,8 @@ def test_nothing_of_the_text_becomes_markup(evil):
     score = make_score([evil, "x"], [1, 1], expected=[[(evil, 1.0)], [(evil, 1.0)]], ranks=[1, 1])
     (attributes, shown), _ = tokens_of(score)
     assert shown == evil
-    assert set(attributes) == {"style", "tabindex", "role", "aria-label", "data-tip"}
-    assert attributes["data-tip"].count(evil) == 2
+    assert set(attributes) == {"style", "tabindex", "role", "aria-label"}
+    assert attributes["aria-label"].count(evil) == 2
 
 
 @pytest.mark.parametrize(

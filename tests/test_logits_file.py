@@ -132,11 +132,19 @@ def test_a_size_that_lies(tmp_path):
 @pytest.mark.parametrize(
     ("logits", "message"),
     [
-        (npy_header((10**6, 10**6, 10**6)), "states the shape"),
-        (npy_header((2, 3, 4)) + bytes(95), r"states the shape \(2, 3, 4\), which does not fit"),
-        (npy_header((2, -3, 4)), "states the shape"),
-        (npy_header((2, 3, 4), "<U7") + bytes(2 * 3 * 4 * 28), "must hold numbers, got <U7"),
-        (npy_header((2, 3, 4), "<c8") + bytes(2 * 3 * 4 * 8), "must hold numbers, got complex64"),
+        (npy_header((10**6, 10**6, 10**6)), "logits states a shape that does not fit"),
+        (npy_header((2, 3, 4)) + bytes(95), "logits states a shape that does not fit"),
+        (npy_header((2, -3, 4)), "logits states a shape that does not fit"),
+        (npy_header((-2, -3, 4)) + bytes(96), "logits has a size of 0, or one that is no number"),
+        (npy_header((2**40, 0, 5)), "logits has a size of 0"),
+        (npy_header((True, 3, 4)) + bytes(48), "logits has a size of 0, or one that is no number"),
+        (npy_header((2, 3, 1, 4)) + bytes(96), "logits must have the shape"),
+        (npy_header((1,) * 60) + bytes(4), "logits must have the shape .* got 60 dimensions"),
+        (npy_header((3, 2, 4)) + bytes(96), r"got \(3, 2, 4\) and \(2, 3\)"),
+        (npy_header((2, 3, 4), "<U7") + bytes(2 * 3 * 4 * 28), "logits must hold numbers"),
+        (npy_header((2, 3, 4), "<c8") + bytes(2 * 3 * 4 * 8), "logits must hold numbers"),
+        (npy_header((2, 3, 4), "<f16") + bytes(2 * 3 * 4 * 16), "logits must hold numbers"),
+        (npy_header((2, 3, 4), [("a", "<f4")]) + bytes(96), "logits must hold numbers"),
         (b"", "no plain NumPy array"),
         (b"\x93NUMPY\x01\x00", "no plain NumPy array"),
         (b"\x93NUMPY\x09\x00" + bytes(100), "no plain NumPy array"),
@@ -198,6 +206,33 @@ def test_safetensors_beyond_the_limit(tmp_path):
     save_file({"logits": torch.zeros(1, 3, 10**6), "labels": torch.zeros(1, 3).long()}, path)
     with pytest.raises(ValueError, match="take 12 MB; here at most 10 MB"):
         read(path)
+
+
+def test_many_positions_of_a_tiny_vocabulary(tmp_path):
+    """They take memory by themselves, however few bytes their logits have."""
+    path = tmp_path / "a.npz"
+    many = np.zeros((1, 2_000_000), dtype=np.int8)
+    np.savez_compressed(path, logits=many[..., None].astype(np.float16), labels=many)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match="has 2,000,000 tokens; here at most 1,000,000"):
+        read(path)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, logits=np.zeros((2, 3, 4)), labels=np.zeros((2, 3), int), sample_weight=[1.0])
+    with pytest.raises(ValueError, match=r"sample_weight must have the shape .* got \(1,\)"):
+        read(path)
+
+
+def test_very_many_arrays_and_long_names(tmp_path):
+    path = zipped(tmp_path / "a.npz", **{f"n{i}": b"" for i in range(101)})
+    with pytest.raises(ValueError, match="more than 100 arrays"):
+        read(path)
+    path = zipped(tmp_path / "b.npz", **{"x" * 60_000: b""})
+    with pytest.raises(ValueError, match="it holds x") as error:
+        read(path)
+    assert len(str(error.value)) < 200
 
 
 def test_arrays_that_are_missing_and_other_kinds_of_files(tmp_path):
