@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -359,4 +360,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    # Not by way of the interpreter's end, during which threads of pyarrow (huggingface/datasets
+    # issue 7566) and gloo (pytorch pull request 179291) now and then abort: all is written by now.
+    os._exit(status)

@@ -210,10 +210,10 @@ def test_the_command_line_shares_texts_out(tmp_path, number):
     data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
     texts = [text or "x" for text in worker.TEXTS[:number]]
     write_texts(data, texts)
-    (status, printed, _), (other_status, other_printed, _) = run(
+    (status, printed, error), (other_status, other_printed, other_error) = run(
         2, "--json", data, "--per-text", out
     )
-    assert (status, other_status, other_printed) == (0, 0, "")
+    assert (status, other_status, other_printed) == (0, 0, ""), (error, other_error)
     expected = load().compute(predictions=texts, model_id=TINY)
     found = json.loads(printed)
     assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
