@@ -3,43 +3,37 @@
     python app.py
 
 What it offers, and how much of the machine a visitor may use, stands in app_config.yaml. The
-numbers come from the metric, the sentences and pictures from app_views.py and heatmap.py; here are
-only the page, the limits, and the errors that a visitor is told.
+numbers come from app_service.py, the sentences and pictures from app_views.py and heatmap.py; here
+is only the page, with its errors and its bounds.
 """
 
-import contextlib
 import functools
 import html
-import inspect
 import logging
 import math
 import os
 import tempfile
-import threading
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-with contextlib.suppress(ImportError):  # of a Space with ZeroGPU, which wants to come before torch
+try:  # of a Space with ZeroGPU, which wants to come before torch
     import spaces
+except ImportError:
+    spaces = None
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
-import evaluate
 import gradio as gr
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
 
-from app_settings import Model, Settings, read_settings
-from app_views import Scored, chart, comparison, figures, logits_table, verdict
+from app_body import BoundedBody
+from app_service import Metrics, Visible
+from app_settings import Settings, read_settings
+from app_views import chart, comparison, figures, logits_table, verdict
 from heatmap import heatmap, visible
-from logits_file import read_logits_file, write_example
+from logits_file import write_example
 
-HERE = Path(__file__).resolve().parent
-TOP_K = 5
 MESSAGE_CHARACTERS = 400  # of what a visitor is told, which may repeat what was sent
-MOST_IGNORED_IDS = 16  # each takes a pass over the labels
 logger = logging.getLogger(__name__)
 
 # The arrow keys go from token to token; the tab key leads to the first one and past them all.
@@ -59,105 +53,6 @@ CSS = """
 .results :is(td, th):not(:last-child) { white-space: nowrap; }
 .results code { white-space: normal; overflow-wrap: anywhere; }
 """
-
-
-class Visible(Exception):  # noqa: N818
-    """What a visitor is told, in a sentence."""
-
-
-class Metrics:
-    """One metric for each listed model, loaded when it is first asked for, and one for logits."""
-
-    def __init__(self, settings: Settings):
-        self._settings = settings
-        self._models = {model.label: model for model in settings.models}
-        self._locks = {label: threading.Lock() for label in self._models}
-        self._scorers = {}
-        self.logits = self._load()
-        # A warning of the metric is shown to whom it concerns; Python catches them for all threads.
-        self.logits_lock = threading.Lock()
-
-    def warned(self, warning: warnings.WarningMessage) -> bool:
-        """Whether it is the metric's, and not that of another thread."""
-        package = Path(inspect.getfile(type(self.logits))).parent
-        return warning.category is UserWarning and Path(warning.filename).parent in (package, HERE)
-
-    @staticmethod
-    def _load():
-        return evaluate.load(str(HERE / "perplexity.py"))
-
-    def scorer(self, label: str):
-        """The metric's `text_scorer` of a listed model.
-
-        Raises:
-            Visible: the model is not listed, or cannot be loaded.
-        """
-        if not isinstance(label, str) or label not in self._models:
-            raise Visible("This model is not on the list.")
-        with self._locks[label]:
-            if label not in self._scorers:
-                self._scorers[label] = self._load_scorer(self._models[label])
-            return self._scorers[label]
-
-    def _load_scorer(self, model: Model):
-        kwargs = {"revision": model.revision, "dtype": model.dtype}
-        try:
-            return self._load().text_scorer(
-                model_id=_path_or_name(model.id),
-                model_kwargs={name: value for name, value in kwargs.items() if value is not None},
-            )
-        except (ValueError, TypeError, RuntimeError, ImportError):
-            logger.exception("%s cannot be loaded", model.label)
-            raise Visible(
-                f"{model.label} cannot be loaded at the moment. Choose another model."
-            ) from None
-
-    def score(self, text: str, label: str, progress: gr.Progress) -> Scored:
-        """A text under a model, within the limits.
-
-        Raises:
-            Visible: no text, too long a text, or too long a time.
-        """
-        limits = self._settings.limits
-        if not isinstance(text, str) or not text.strip():
-            raise Visible("There is no text. Type or paste one.")
-        if len(text) > limits.text_characters:
-            raise Visible(
-                f"The text has {len(text):,} characters; here at most "
-                f"{limits.text_characters:,} can be scored. Use the module for more."
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise Visible("The text holds half a character (a lone surrogate).") from None
-        scorer = self.scorer(label)
-        (encoded,) = scorer.encoder.encode([text], None)
-        if len(encoded.ids) > limits.text_tokens:
-            raise Visible(
-                f"For {label} the text has {len(encoded.ids):,} tokens; here at most "
-                f"{limits.text_tokens:,} can be scored. Use the module for more."
-            )
-        deadline = time.monotonic() + limits.time_s
-
-        def tell(done: int, total: int) -> None:
-            if time.monotonic() > deadline:
-                raise Visible(f"This took longer than {limits.time_s} s. Try a shorter text.")
-            progress(done / total, desc=f"{done:,} of {total:,} tokens")
-
-        (scored,) = scorer.score([text], top_k=TOP_K, progress=tell)
-        model = self._models[label]
-        signature = scorer.signature(with_contexts=False)
-        return Scored(
-            label,
-            scorer.describe(scored, with_expected=True),
-            scored.sums,
-            signature.replace(_path_or_name(model.id), model.id),  # no path of this machine
-        )
-
-
-def _path_or_name(model_id: str) -> str:
-    """A directory next to this file by its path, anything else as a name on the Hub."""
-    return str(HERE / model_id) if (HERE / model_id).is_dir() else model_id
 
 
 def told(handler: Callable) -> Callable:
@@ -180,7 +75,7 @@ def told(handler: Callable) -> Callable:
 
 def on_gpu(handler: Callable) -> Callable:
     """The handler with a GPU, on a Space with ZeroGPU."""
-    return spaces.GPU(handler) if "spaces" in globals() else handler
+    return handler if spaces is None else spaces.GPU(handler)
 
 
 def as_json(result: dict) -> dict:
@@ -202,7 +97,7 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     @on_gpu
     @told
     def score(text: str, model: str, progress=gr.Progress()):  # noqa: B008, Gradio's way
-        scored = metrics.score(text, model, progress)
+        scored = metrics.score(text, model, _shown_by(progress))
         result = figures(scored)
         del result["perplexities"], result["mean_perplexity"]  # of one text: the perplexity
         return verdict(result), heatmap(scored.score), chart(scored.score), as_json(result)
@@ -210,8 +105,9 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     @on_gpu
     @told
     def compare(text_a: str, model_a: str, text_b: str, model_b: str, progress=gr.Progress()):  # noqa: B008
-        a = metrics.score(text_a, model_a, progress)
-        b = metrics.score(text_b if text_b and text_b.strip() else text_a, model_b, progress)
+        tell = _shown_by(progress)
+        a = metrics.score(text_a, model_a, tell)
+        b = metrics.score(text_b if text_b and text_b.strip() else text_a, model_b, tell)
         shown = [comparison(a, b)]
         for scored in (a, b):
             shown += [verdict(figures(scored)), heatmap(scored.score)]
@@ -219,24 +115,7 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
 
     @told
     def logits(file, from_logits: bool, ignore_index: str, mask_token_id: str, shift: bool):
-        if file is None:
-            raise Visible("There is no file. Upload one, or make an example.")
-        try:
-            arrays = read_logits_file(Path(file), settings.limits.array_mb)
-            with metrics.logits_lock, warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                result = metrics.logits.compute(
-                    predictions=arrays["logits"],
-                    references=arrays["labels"],
-                    sample_weight=arrays.get("sample_weight"),
-                    from_logits=from_logits,
-                    ignore_index=_ids(ignore_index, "ignore_index"),
-                    mask_token_id=_id(mask_token_id, "mask_token_id"),
-                    shift=shift,
-                )
-        except (ValueError, TypeError) as error:
-            raise Visible(_names_of_the_file(error)) from None
-        notes = [_names_of_the_file(w.message) for w in caught if metrics.warned(w)]
+        result, notes = metrics.logits(file, from_logits, ignore_index, mask_token_id, shift)
         return logits_table(result, notes), as_json(result)
 
     def example():
@@ -245,26 +124,8 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     return {"score": score, "compare": compare, "logits": logits, "example": example}
 
 
-def _names_of_the_file(message: Exception) -> str:
-    """The metric speaks of its arguments, of which a file has two under other names."""
-    return str(message).replace("predictions", "logits").replace("references", "labels")
-
-
-def _id(text: str, name: str) -> int | None:
-    """A token id that was typed; None for an empty field."""
-    try:
-        return int(text) if text.strip() else None
-    except ValueError:
-        raise Visible(f"{name} must be a whole number, got {text.strip()[:40]!r}.") from None
-
-
-def _ids(text: str, name: str) -> tuple[int, ...] | None:
-    """Token ids with commas between; None for an empty field."""
-    parts = text.split(",", MOST_IGNORED_IDS)
-    if len(parts) > MOST_IGNORED_IDS:
-        raise Visible(f"{name} takes at most {MOST_IGNORED_IDS} ids here.")
-    found = [_id(part, name) for part in parts]
-    return tuple(token for token in found if token is not None) or None
+def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(done / total, desc=f"{done:,} of {total:,} tokens")
 
 
 def make_app(settings: Settings) -> gr.Blocks:
@@ -387,36 +248,6 @@ def launch(app: gr.Blocks, settings: Settings, **more) -> tuple:
     )
 
 
-class BoundedBody:
-    """Refuses what cannot be a request for a text of so many characters, before it is all read.
-
-    Gradio bounds uploads by itself, but not the bodies of calls, which it keeps while they wait.
-    """
-
-    def __init__(self, app, text_characters: int):
-        self._app = app
-        self._most = 2 * 6 * text_characters + 10_000  # two texts, each character as \uXXXX
-
-    async def __call__(self, scope, receive, send) -> None:
-        """ASGI."""
-        if scope["type"] != "http" or scope["path"].endswith("/upload"):
-            await self._app(scope, receive, send)
-            return
-        messages, size = [], 0
-        while not messages or messages[-1].get("more_body"):
-            messages.append(await receive())
-            size += len(messages[-1].get("body", b""))
-            if size > self._most:
-                answer = PlainTextResponse("The request is too large.", status_code=413)
-                await answer(scope, receive, send)
-                return
-
-        async def replay():
-            return messages.pop(0) if messages else await receive()
-
-        await self._app(scope, replay, send)
-
-
 if __name__ == "__main__":
-    chosen = read_settings(HERE / "app_config.yaml")
+    chosen = read_settings(Path(__file__).resolve().with_name("app_config.yaml"))
     launch(make_app(chosen), chosen)

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 sys.path.insert(0, str(ROOT))
 app = importlib.import_module("app")
+app_service = importlib.import_module("app_service")
 settings_of = importlib.import_module("app_settings")
 
 TINY = str(ROOT / "tiny_model")
@@ -302,7 +303,7 @@ def test_too_large_an_upload_is_refused(settings, tmp_path, outside):
 def test_what_takes_too_long_is_stopped(settings, outside, monkeypatch):
     page, url = serve(settings)
     clock = iter(range(0, 10**6, 1000))
-    monkeypatch.setattr(app, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(app_service, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     try:
         message = message_of(lambda: score(Client(url, verbose=False), PROSE))
     finally:

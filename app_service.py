@@ -1,0 +1,183 @@
+"""What the demo does for a visitor: texts and files of logits -> results, within the limits.
+
+Everything goes through the metric. Nothing of Gradio here.
+"""
+
+import inspect
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import evaluate
+
+from app_settings import Model, Settings
+from app_views import Scored
+from logits_file import read_logits_file
+
+HERE = Path(__file__).resolve().parent
+TOP_K = 5
+MOST_IGNORED_IDS = 16  # each takes a pass over the labels
+logger = logging.getLogger(__name__)
+
+
+class Visible(Exception):  # noqa: N818
+    """What a visitor is told, in a sentence."""
+
+
+class Metrics:
+    """One metric for each listed model, loaded when it is first asked for, and one for logits."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._models = {model.label: model for model in settings.models}
+        self._locks = {label: threading.Lock() for label in self._models}
+        self._scorers = {}
+        self._logits = self._load()
+        # A warning of the metric is shown to whom it concerns; Python catches them for all threads.
+        self._logits_lock = threading.Lock()
+
+    @staticmethod
+    def _load():
+        return evaluate.load(str(HERE / "perplexity.py"))
+
+    def scorer(self, label: str):
+        """The metric's `text_scorer` of a listed model.
+
+        Raises:
+            Visible: the model is not listed, or cannot be loaded.
+        """
+        if not isinstance(label, str) or label not in self._models:
+            raise Visible("This model is not on the list.")
+        with self._locks[label]:
+            if label not in self._scorers:
+                self._scorers[label] = self._load_scorer(self._models[label])
+            return self._scorers[label]
+
+    def _load_scorer(self, model: Model):
+        kwargs = {"revision": model.revision, "dtype": model.dtype}
+        try:
+            return self._load().text_scorer(
+                model_id=_path_or_name(model.id),
+                model_kwargs={name: value for name, value in kwargs.items() if value is not None},
+            )
+        except (ValueError, TypeError, RuntimeError, ImportError):
+            logger.exception("%s cannot be loaded", model.label)
+            raise Visible(
+                f"{model.label} cannot be loaded at the moment. Choose another model."
+            ) from None
+
+    def score(self, text: str, label: str, progress: Callable[[int, int], None]) -> Scored:
+        """A text under a model; `progress` is told of the tokens scored and to be scored.
+
+        Raises:
+            Visible: no text, too long a text, or too long a time.
+        """
+        limits = self._settings.limits
+        if not isinstance(text, str) or not text.strip():
+            raise Visible("There is no text. Type or paste one.")
+        if len(text) > limits.text_characters:
+            raise Visible(
+                f"The text has {len(text):,} characters; here at most "
+                f"{limits.text_characters:,} can be scored. Use the module for more."
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Visible("The text holds half a character (a lone surrogate).") from None
+        scorer = self.scorer(label)
+        (encoded,) = scorer.encoder.encode([text], None)
+        if len(encoded.ids) > limits.text_tokens:
+            raise Visible(
+                f"For {label} the text has {len(encoded.ids):,} tokens; here at most "
+                f"{limits.text_tokens:,} can be scored. Use the module for more."
+            )
+        deadline = time.monotonic() + limits.time_s
+
+        def tell(done: int, total: int) -> None:
+            if time.monotonic() > deadline:
+                raise Visible(f"This took longer than {limits.time_s} s. Try a shorter text.")
+            progress(done, total)
+
+        (scored,) = scorer.score([text], top_k=TOP_K, progress=tell)
+        model = self._models[label]
+        signature = scorer.signature(with_contexts=False)
+        return Scored(
+            label,
+            scorer.describe(scored, with_expected=True),
+            scored.sums,
+            signature.replace(_path_or_name(model.id), model.id),  # no path of this machine
+        )
+
+    def logits(
+        self,
+        file: str | None,
+        from_logits: bool,
+        ignore_index: str,
+        mask_token_id: str,
+        shift: bool,
+    ) -> tuple[dict, list[str]]:
+        """The result of a file of logits, and the metric's warnings.
+
+        Args:
+            file: its path.
+            ignore_index, mask_token_id: as typed; empty for none.
+
+        Raises:
+            Visible: no file, or one that cannot be read or computed.
+        """
+        if file is None:
+            raise Visible("There is no file. Upload one, or make an example.")
+        options = {
+            "from_logits": from_logits,
+            "ignore_index": _ids(ignore_index, "ignore_index"),
+            "mask_token_id": _id(mask_token_id, "mask_token_id"),
+            "shift": shift,
+        }
+        try:
+            arrays = read_logits_file(Path(file), self._settings.limits.array_mb)
+            with self._logits_lock, warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                result = self._logits.compute(
+                    predictions=arrays["logits"],
+                    references=arrays["labels"],
+                    sample_weight=arrays.get("sample_weight"),
+                    **options,
+                )
+        except (ValueError, TypeError) as error:
+            raise Visible(_names_of_the_file(error)) from None
+        return result, [_names_of_the_file(w.message) for w in caught if self._is_of_metric(w)]
+
+    def _is_of_metric(self, warning: warnings.WarningMessage) -> bool:
+        """Whether it is the metric's, and not that of another thread."""
+        package = Path(inspect.getfile(type(self._logits))).parent
+        return warning.category is UserWarning and Path(warning.filename).parent in (package, HERE)
+
+
+def _path_or_name(model_id: str) -> str:
+    """A directory next to this file by its path, anything else as a name on the Hub."""
+    return str(HERE / model_id) if (HERE / model_id).is_dir() else model_id
+
+
+def _names_of_the_file(message: Exception) -> str:
+    """The metric speaks of its arguments, of which a file has two under other names."""
+    return str(message).replace("predictions", "logits").replace("references", "labels")
+
+
+def _id(text: str, name: str) -> int | None:
+    """A token id that was typed; None for an empty field."""
+    try:
+        return int(text) if text.strip() else None
+    except ValueError:
+        raise Visible(f"{name} must be a whole number, got {text.strip()[:40]!r}.") from None
+
+
+def _ids(text: str, name: str) -> tuple[int, ...] | None:
+    """Token ids with commas between; None for an empty field."""
+    parts = text.split(",", MOST_IGNORED_IDS)
+    if len(parts) > MOST_IGNORED_IDS:
+        raise Visible(f"{name} takes at most {MOST_IGNORED_IDS} ids here.")
+    found = [_id(part, name) for part in parts]
+    return tuple(token for token in found if token is not None) or None
