@@ -4,6 +4,7 @@ import doctest
 import re
 import warnings
 
+import yaml
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,3 +30,17 @@ def test_the_links_into_the_repository_lead_somewhere():
 
 def test_the_two_commands_are_those_of_the_makefile():
     assert set(re.findall(r"make ([a-z]+)", README)) == {"run", "test"}
+
+
+def test_the_space_gets_what_the_demo_needs():
+    """The front matter configures the Space; Python 3.10 would be its default."""
+    front = yaml.safe_load(README.split("---")[1])
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    )
+    assert front["sdk"] == "gradio"
+    assert front["sdk_version"] == pins["gradio"]
+    assert front["python_version"] == "3.11"
+    assert (ROOT / front["app_file"]).exists()
