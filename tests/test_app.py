@@ -188,6 +188,22 @@ def test_warnings_of_the_metric_stand_above_the_table(client, tmp_path):
     assert table.startswith("⚠ logits[0, 0] holds NaN")
 
 
+def test_nothing_of_a_visitor_is_kept_or_told(client, settings, outside):
+    assert client.config["run_history"] is False
+    assert client.config["analytics_enabled"] is False
+    assert client.config["max_file_size"] == settings.limits.file_mb * 2**20
+
+
+def test_a_model_is_loaded_once(settings, monkeypatch):
+    metrics = app_service.Metrics(settings)
+    loaded = []
+    load_scorer = metrics._load_scorer
+    monkeypatch.setattr(metrics, "_load_scorer", lambda m: loaded.append(m) or load_scorer(m))
+    for _ in range(2):
+        metrics.score("The list.", LABEL, lambda done, total: None)
+    assert [model.label for model in loaded] == [LABEL]
+
+
 # --- what visitors do wrong -----------------------------------------------------------------------
 
 

@@ -192,6 +192,8 @@ def test_each_rank_scores_about_as_much():
         loads = [sum(len(portion[i][0]) for i in share) for share in shared]
         assert max(loads) < 1.1 * sum(loads) / num_ranks
     assert sum(map(len, shares(portion[:2], 3))) == 2
+    long_one = [("x" * 1000, None)] + [("x" * 10, None)] * 90
+    assert sorted(map(len, shares(long_one, 2))) == [1, 90]
 
 
 # --- the command line -----------------------------------------------------------------------------
