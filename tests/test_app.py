@@ -188,7 +188,7 @@ def test_warnings_of_the_metric_stand_above_the_table(client, tmp_path):
     assert table.startswith("⚠ logits[0, 0] holds NaN")
 
 
-def test_nothing_of_a_visitor_is_kept_or_told(client, settings, outside):
+def test_nothing_of_a_visitor_is_kept_or_told(client, settings):
     assert client.config["run_history"] is False
     assert client.config["analytics_enabled"] is False
     assert client.config["max_file_size"] == settings.limits.file_mb * 2**20
@@ -537,3 +537,8 @@ def test_the_page_fits(browser, url, theme, width):
         for element in page.locator(words).all():
             assert element.evaluate(CONTRAST) >= 4.5, element.evaluate("e => e.outerHTML")
     page.close()
+
+
+def test_the_server_asked_no_other_host(client, outside):
+    """In all tests of this file before this one."""
+    assert outside == []
