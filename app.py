@@ -91,8 +91,8 @@ def as_json(result: dict) -> dict:
 def make_handlers(settings: Settings) -> dict[str, Callable]:
     """What the endpoints /score, /compare, /logits and /example do."""
     metrics = Metrics(settings)
-    example_file = Path(tempfile.mkdtemp(prefix="perplexity-demo-")) / "example.npz"
-    write_example(example_file)
+    directory = tempfile.TemporaryDirectory(prefix="perplexity-demo-")  # goes with the process
+    write_example(Path(directory.name) / "example.npz")
 
     @on_gpu
     @told
@@ -119,7 +119,7 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
         return logits_table(result, notes), as_json(result)
 
     def example():
-        return str(example_file)
+        return str(Path(directory.name) / "example.npz")
 
     return {"score": score, "compare": compare, "logits": logits, "example": example}
 

@@ -3,6 +3,7 @@
 import html
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,11 @@ class Scored:
     def bits_per_byte(self) -> float:
         """Over the scored text; NaN where nothing was scored."""
         return text_result([self.sums])["bits_per_byte"]
+
+    @cached_property
+    def parts(self) -> "Parts | None":
+        """The text in parts, for an interval; None where it is too short."""
+        return parts_of(self.score)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def figures(scored: Scored) -> dict:
     """The result of `compute` for this text, with the interval that its parts give."""
     result = text_result([scored.sums])
     del result["num_truncated"]
-    parts = parts_of(scored.score)
+    parts = scored.parts
     low, high = math.nan, math.nan
     if parts is not None:
         totals = NllTotals.from_sequences(parts.nll, parts.num_tokens, parts.num_tokens.sum())
@@ -123,7 +129,7 @@ def difference(a: Scored, b: Scored) -> Difference:
     """a less b. The same text under two models is compared part by part, which leaves out what
     makes a part hard for both; different texts are taken as independent."""
     value = a.bits_per_byte - b.bits_per_byte
-    parts = [parts_of(scored.score) for scored in (a, b)]
+    parts = [a.parts, b.parts]
     if None in parts:
         return Difference(value, math.nan, math.nan)
     if a.score.text == b.score.text:
@@ -142,9 +148,9 @@ def difference(a: Scored, b: Scored) -> Difference:
 
 def comparison(a: Scored, b: Scored) -> str:
     """One line of Markdown that says which of A and B surprises less."""
-    found = difference(a, b)
     if (a.label, a.score.text) == (b.label, b.score.text):
         return "**A and B are the same text under the same model.**"
+    found = difference(a, b)
     if math.isnan(found.bits_per_byte):
         return "**Nothing to compare:** one of the texts has no token to score."
     line = (

@@ -342,9 +342,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("no files, and nothing on the standard input")
     try:
         result = run(args)
-        if result is None:
-            pass
-        elif args.json:
+        if result is None:  # the first rank has it
+            return 0
+        if args.json:
             shown = {name: value for name, value in result.items() if name != "perplexities"}
             print(json.dumps(finite(shown), allow_nan=False), flush=True)
         else:

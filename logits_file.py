@@ -21,7 +21,6 @@ MOST_POSITIONS = 1_000_000
 MOST_ARRAYS = 100  # entries of a file, read or not
 # The longest header of a .npy file that is read; that of a plain array has about 120 bytes.
 HEADER_BYTES = 4096
-DAMAGED = (zlib.error, lzma.LZMAError, EOFError, OSError)
 NUMPY_DTYPES = (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
 )  # fmt: skip
@@ -107,7 +106,15 @@ def _read_npz(path: Path, limit: int) -> dict[str, np.ndarray]:
                 name: _read_npy(archive, members[name], name, *header)
                 for name, header in headers.items()
             }
-    except (*DAMAGED, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    # RuntimeError is zipfile's for encryption, and for methods of compression it does not know.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as error:
         raise ValueError("The file is no .npz archive, or is damaged or encrypted.") from error
 
 

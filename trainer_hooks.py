@@ -202,11 +202,11 @@ def _gathered_rows(predictions) -> np.ndarray:
     """(N, 2) float64, from one array, or with eval_do_concat_batches=False from a list of them."""
     parts = predictions if isinstance(predictions, list) else [predictions]
     parts = [part.cpu() if isinstance(part, torch.Tensor) else part for part in parts]
-    if not all(np.ndim(part) == 2 and np.shape(part)[1] == 2 for part in parts):
-        found = ", ".join(f"{type(part).__name__} {np.shape(part)}" for part in parts[:1])
-        raise ValueError(
-            f"compute_metrics takes the sums (N, 2) of preprocess_logits_for_metrics, got {found}. "
-            "Give Trainer both: Trainer(..., **ppl.trainer_hooks()), and leave "
-            "eval_use_gather_object=False."
-        )
+    for part in parts:
+        if np.ndim(part) != 2 or np.shape(part)[1] != 2:
+            raise ValueError(
+                "compute_metrics takes the sums (N, 2) of preprocess_logits_for_metrics, got "
+                f"{type(part).__name__} {np.shape(part)}. Give Trainer both: "
+                "Trainer(..., **ppl.trainer_hooks()), and leave eval_use_gather_object=False."
+            )
     return np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])

@@ -64,12 +64,16 @@ def reference_perplexity(logits, targets, weights=None) -> float:
     return float(np.exp((nll * weights).sum() / weights.sum()))
 
 
-def start_ranks(num_ranks: int, *command) -> list[subprocess.Popen]:
-    """Start `python *command` as torchrun would, each rank in a process group of its own."""
+def free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return probe.getsockname()[1]
+
+
+def start_ranks(num_ranks: int, *command) -> list[subprocess.Popen]:
+    """Start `python *command` as torchrun would, each rank in a process group of its own."""
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment |= {"WORLD_SIZE": str(num_ranks), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(

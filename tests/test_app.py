@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load, random_batch
+from conftest import ROOT, free_port, load, random_batch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
@@ -370,9 +370,7 @@ def test_a_full_queue_is_told(settings, outside):
 
 def test_the_program_answers():
     """On the port that Gradio's own variable names, its default being 7860."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"GRADIO_SERVER_PORT": str(port)}
     process = subprocess.Popen([sys.executable, ROOT / "app.py"], env=environment, cwd="/")
     try:
