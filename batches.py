@@ -3,6 +3,7 @@
 Here the kinds and shapes of input are told apart and checked; `nll.py` does the arithmetic.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,19 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .nll import (
-    ROW_SUM_TOLERANCE,
-    TargetOutOfRangeError,
-    as_tensor,
-    check_types,
-    is_scored,
-    token_nll,
-    use_one_thread_after_fork,
-)
+from .nll import TargetOutOfRangeError, launch, use_one_thread_after_fork
 from .options import Options
-
-# Stands in for every target that is not scored: no vocabulary has it, and no user means it.
-UNSCORED = torch.iinfo(torch.int64).min
+from .reduction import ROW_SUM_TOLERANCE
+from .tensors import as_tensor, check_types, is_scored, to_host
 
 
 @dataclass(frozen=True)
@@ -50,8 +42,7 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
     """
     use_one_thread_after_fork()
     parts = [
-        _reduce(first_sequence, *tensors, options)
-        for first_sequence, *tensors in _parts(predictions, references, sample_weight, options)
+        _reduce(*part, options) for part in _parts(predictions, references, sample_weight, options)
     ]
     nan_places = [part.nan_place for part in parts if part.nan_place is not None]
     return SequenceSums(
@@ -64,9 +55,9 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
 
 def _parts(
     predictions, references, sample_weight, options: Options
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(number of the first sequence, logits (B, T, V), targets (B, T), weights (B, T)) of each
-    part of the input that is one tensor: all of it, or each sequence of a list."""
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor, str]]:
+    """(number of the first sequence, logits (B, T, V), targets (B, T), weights (B, T), name of the
+    weights) of each part of the input that is one tensor: all of it, or each sequence of a list."""
     for name, value in (("predictions", predictions), ("references", references)):
         if value is None:
             raise ValueError(f"{name} is missing: predictions and references go together.")
@@ -81,7 +72,7 @@ def _parts(
         logits, targets = as_tensor(logits, "predictions"), as_tensor(references, "references")
         _check_shapes(logits, targets, "", "B, ", options)
         weights = _weights(sample_weight, targets.shape, "sample_weight")
-        yield 0, logits, targets, weights
+        yield 0, logits, targets, weights, "sample_weight"
         return
 
     lists = {"predictions": list(predictions), "references": list(references)}
@@ -96,8 +87,9 @@ def _parts(
         targets = as_tensor(lists["references"][i], f"references{place}")
         _check_shapes(logits, targets, place, "", options)
         weight = None if sample_weight is None else [lists["sample_weight"][i]]
-        weights = _weights(weight, (1, *targets.shape), f"sample_weight{place}")
-        yield i, logits[None], targets[None], weights
+        name = f"sample_weight{place}"
+        weights = _weights(weight, (1, *targets.shape), name)
+        yield i, logits[None], targets[None], weights, name
 
 
 def _as_one_array(value) -> torch.Tensor | np.ndarray | None:
@@ -134,10 +126,10 @@ def _check_shapes(
 
 
 def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor:
-    """float64 weights of the shape of the targets, on the host; one per sequence is spread."""
+    """Weights of the shape of the targets, where they are; one per sequence is spread."""
     if sample_weight is None:
-        return torch.ones(shape, dtype=torch.float64, device="cpu")
-    weights = as_tensor(sample_weight, name).to("cpu", torch.float64)
+        return torch.ones((), dtype=torch.float64, device="cpu").expand(shape)
+    weights = as_tensor(sample_weight, name)
     if weights.shape == shape[:-1]:
         weights = weights[..., None].expand(shape)
     if weights.shape != shape:
@@ -145,8 +137,6 @@ def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor:
             f"{name} must have the shape {tuple(shape)} of the references, or "
             f"{tuple(shape[:-1])} with one weight per sequence, got {tuple(weights.shape)}."
         )
-    if not (weights.isfinite() & (weights >= 0)).all():
-        raise ValueError(f"{name} must be finite and not negative.")
     return weights
 
 
@@ -155,37 +145,41 @@ def _reduce(
     logits: torch.Tensor,  # (B, T, V)
     targets: torch.Tensor,  # (B, T)
     weights: torch.Tensor,  # (B, T)
+    weights_name: str,
     options: Options,
 ) -> SequenceSums:
-    targets = targets.to("cpu", torch.int64)
+    scored = is_scored(targets, options.unscored_ids) & (weights > 0).to(targets.device)
     if options.shift:
         # The targets move, not the logits, whose rows then stay one block of memory. The last
-        # position has no next token, so what wraps around to it gets weight 0.
-        targets, weights = targets.roll(-1, 1), weights.roll(-1, 1)
-        weights[:, -1:] = 0
-    scored = is_scored(targets, options.unscored_ids) & (weights > 0)
+        # position has no next token; what wraps around to it is not scored.
+        targets, weights, scored = (part.roll(-1, 1) for part in (targets, weights, scored))
+        scored[:, -1:] = False
+    launched = launch(
+        logits,
+        targets,
+        scored,
+        from_logits=options.from_logits,
+        dtype=options.dtype,
+        backend=options.backend,
+    )
+    # Until here nothing has waited for an accelerator; this does, once.
+    nll, faults, weights, scored = to_host(launched.stats.nll, launched.faults, weights, scored)
+    weights = weights.double()
+    if not (weights.isfinite() & (weights >= 0)).all():
+        raise ValueError(f"{weights_name} must be finite and not negative.")
     try:
-        taken = (scored & (targets == UNSCORED)).nonzero()
-        if len(taken) > 0:  # NaN that was cast to an integer, say
-            raise TargetOutOfRangeError(tuple(taken[0].tolist()), UNSCORED, logits.shape[-1])
-        nll = token_nll(
-            logits,
-            targets.where(scored, UNSCORED),
-            ignore_index=UNSCORED,
-            from_logits=options.from_logits,
-            dtype=options.dtype,
-        )
+        launched.check(int(faults))
     except TargetOutOfRangeError as error:
         sequence, position = error.place
         place = (first_sequence + sequence, position + options.shift)
         raise ValueError(error.message("references", place)) from None
-    if options.from_logits and _look_like_probabilities(logits, scored):
+    nll = nll.double()
+    if options.from_logits and _look_like_probabilities(logits, scored, nll):
         warnings.warn(
             "predictions look like probabilities: every value lies in [0, 1] and rows sum to 1. "
             "They were taken for logits, as asked; for probabilities pass from_logits=False.",
             stacklevel=2,
         )
-    nll = nll.to("cpu", torch.float64)
     nan_places = (nll.isnan() & scored).nonzero()
     nan_place = None
     if len(nan_places) > 0:
@@ -201,10 +195,19 @@ def _reduce(
     )
 
 
-def _look_like_probabilities(logits: torch.Tensor, scored: torch.Tensor) -> bool:
-    """Judged by the first scored rows; for logits the first of them settles it."""
-    rows = (logits[b, t].double() for b, t in scored.nonzero()[:16].tolist())
-    return bool(scored.any()) and all(
+def _look_like_probabilities(logits: torch.Tensor, scored: torch.Tensor, nll: torch.Tensor) -> bool:
+    """Judged by the first scored rows; for logits the first of them settles it.
+
+    Of V values p in [0, 1] that sum to 1, log(sum(exp p)) lies between log V and log(V + 2), so
+    that the nll, which is on the host, mostly rules it out, and no row has to be looked at.
+    """
+    places = scored.nonzero()[:16]
+    log_vocab_size = math.log(max(logits.shape[-1], 1))
+    first_nll = nll[tuple(places.T)]
+    if not ((first_nll > log_vocab_size - 1.1) & (first_nll < log_vocab_size + 1.2)).all():
+        return False
+    rows = (logits[b, t].double() for b, t in places.tolist())
+    return len(places) > 0 and all(
         row.min() >= 0 and row.max() <= 1 and abs(row.sum() - 1) <= ROW_SUM_TOLERANCE
         for row in rows
     )

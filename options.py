@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from .nll import IGNORE_INDEX, ignored_ids, reduction_dtype
+from .nll import IGNORE_INDEX, check_backend
+from .tensors import ignored_ids, reduction_dtype
 
 VERSION = "0.1.0"
 
@@ -23,6 +24,7 @@ class Options:
     mask_token_id: int | None = None
     shift: bool = False
     dtype: str = "float32"
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("from_logits", "shift"):
@@ -39,6 +41,7 @@ class Options:
         # One form for each meaning, so that equal settings compare and print alike.
         object.__setattr__(self, "ignore_index", tuple(sorted(set(ignored_ids(self.ignore_index)))))
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
+        check_backend(self.backend)
 
     @property
     def unscored_ids(self) -> tuple[int, ...]:
@@ -93,6 +96,7 @@ class TextOptions:
     window: int | None = None
     stride: int | None = None
     dtype: str = "float32"
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
@@ -106,6 +110,7 @@ class TextOptions:
             if value is not None:
                 object.__setattr__(self, name, positive_int(value, name))
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
+        check_backend(self.backend)
         disregarded = {
             "evaluate": ("window", "stride"),
             "lm-eval": ("stride", "max_length"),

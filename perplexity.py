@@ -19,10 +19,14 @@ from .batches import reduce_batch
 from .encoding import TextEncoder
 from .heatmap import heatmap
 from .language_model import LanguageModel, load_language_model
-from .nll import token_nll
+from .nll import token_nll, token_stats
+from .nll_torch import BLOCK_ON_CPU
+from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
 from .ranks import ALONE, Ranks
+from .reduction import TokenStats
 from .scoring import TextScore, TextScorer, checked_pairs
+from .tensors import as_tensor
 from .totals import NllTotals, text_result
 from .trainer_hooks import TrainerHooks
 from .windows import Window
@@ -49,6 +53,8 @@ Options, here and at `evaluate.load`:
     shift (bool): True if references are the input ids of a causal model: position t of the logits
         is then scored against id t+1. Default False.
     dtype (str): precision of the reduction, "float32" or "float64". Default "float32".
+    backend (str): what reduces the logits: "triton", "torch", or "auto", the default, for Triton on
+        CUDA and else torch.
 
 Texts and a causal language model, in place of logits and references:
     predictions: texts: a list, a column of a dataset, any iterable. A generator streams.
@@ -62,7 +68,7 @@ Texts and a causal language model, in place of logits and references:
     preset (str): "evaluate", "lm-eval", "hf-docs" or "llama.cpp", to get the numbers of those.
     batch_size (int): at most so many windows at once, besides the bound on their tokens.
     device, model_kwargs (dict), trust_remote_code (bool, default False): how the model is loaded.
-    dtype (str): as above.
+    dtype, backend (str): as above.
 
 Several processes, launched by torchrun or accelerate:
     sync (bool): the result, on every one of them, is that of all. Batches are added up over the
@@ -142,6 +148,7 @@ class Perplexity(evaluate.Metric):
     """
 
     token_nll = staticmethod(token_nll)
+    token_stats = staticmethod(token_stats)
 
     def __init__(self, *args, **kwargs):
         # What is no keyword of evaluate's is an option. evaluate itself swallows the keywords that
@@ -438,7 +445,8 @@ class Perplexity(evaluate.Metric):
             TypeError, ValueError: a model, tokenizer or option that does not fit, named.
         """
         check_names(TextOptions, options)
-        options = TextOptions(**{"dtype": self._options.dtype} | options)
+        own = {"dtype": self._options.dtype, "backend": self._options.backend}
+        options = TextOptions(**own | options)
         model_kwargs = model_kwargs or {}
         if (model_id is None) == (model is None):
             raise ValueError("Pass either model_id=, or model= and tokenizer=.")

@@ -116,6 +116,7 @@ class TextScorer:
             "stride": None if options.preset in ("evaluate", "llama.cpp") else self.stride,
             "contexts": with_contexts,
             "dtype": options.dtype,
+            "backend": options.backend,
         }
         return signature(settings)
 

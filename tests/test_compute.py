@@ -123,7 +123,7 @@ def test_signature_names_every_setting():
     logits, targets = random_batch()
     result = ppl.compute(predictions=logits, references=targets)
     assert result["signature"] == (
-        "from_logits:yes|ignore_index:-100,5|mask_token_id:0|shift:yes|dtype:float64|version:0.1.0"
+        "from_logits:yes|ignore_index:-100,5|mask_token_id:0|shift:yes|dtype:float64|backend:auto|version:0.1.0"
     )
 
 

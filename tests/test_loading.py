@@ -3,6 +3,7 @@
 import doctest
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,8 +115,9 @@ def test_siblings_are_imported_so_that_the_loader_finds_them():
     needed, queue = set(), ["perplexity"]
     while queue:
         text = (ROOT / f"{queue.pop()}.py").read_text()
-        for line in text.splitlines():
-            if line.startswith("from .") and (name := line.split()[1][1:]) not in needed:
-                needed.add(name)
-                queue.append(name)
+        names = re.findall(r"(?m)^from \.(\w+) import", text)
+        for line in re.findall(r"(?m)^from \. import (.*)", text):
+            names += line.split(", ")
+        queue += set(names) - needed
+        needed |= set(names)
     assert named == needed

@@ -181,7 +181,7 @@ def test_result_of_texts(ppl):
     assert "num_truncated" not in result
     assert result["signature"] == (
         f"model:{TINY}|model_dtype:float32|preset:none|start:<|bos|>|max_length:none|window:512|"
-        "stride:256|contexts:no|dtype:float32|version:0.1.0"
+        "stride:256|contexts:no|dtype:float32|backend:auto|version:0.1.0"
     )
 
 

@@ -1,0 +1,196 @@
+"""The torch backend of `nll.py`: blocks of rows pass through a buffer that is used again and again.
+
+It runs on every device. On a CPU it is the fastest that torch has, because the block and the buffer
+stay in its cache; see benchmarks/RESULTS.md for what was tried.
+"""
+
+import threading
+from collections.abc import Iterator
+
+import torch
+
+from .reduction import NO_PROBABILITY, OUT_OF_RANGE, ROW_SUM_TOLERANCE, UNNORMALISED, TokenStats
+
+# Elements of a block, at most: 16 MB of float32 on a CPU. Elsewhere a launch costs more than a
+# cache gives: 64 MB.
+BLOCK_ON_CPU = 2**22
+BLOCK_ELSEWHERE = 2**24
+
+_kept = threading.local()
+
+
+def reduce(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    scored: torch.Tensor,
+    out: TokenStats,
+    *,
+    from_logits: bool,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Reduce logits (..., V) to `out`; the same as `nll_triton.reduce`.
+
+    Args:
+        logits: (..., V) of any float dtype, device and strides.
+        targets, scored: (N,) int64 and bool, on any device; rows that are not scored are not read.
+        out: zeros (N,) on the device of the logits, of the dtype to reduce in.
+        from_logits: False for probabilities, of which nll is the only output.
+        logit_scale, softcap: score = softcap tanh(logit_scale logit / softcap).
+
+    Returns:
+        One int32 on the CPU: the bits of reduction.py that hold. If there is any but UNNORMALISED,
+        `out` is not complete.
+    """
+    vocab_size, dtype = logits.shape[-1], out.nll.dtype
+    # Decided on the host, once for all blocks: which rows are read at all.
+    host_targets, host_scored = targets.cpu(), scored.cpu()
+    if (host_scored & ((host_targets < 0) | (host_targets >= vocab_size))).any():
+        return _bits(OUT_OF_RANGE)
+    everywhere = host_scored.nonzero().squeeze(1).to(logits.device)
+    scored_targets = targets.to(logits.device)[everywhere]
+    found = TokenStats.zeros(len(everywhere), dtype, logits.device, with_all=out.rank is not None)
+    blocks = _Blocks(logits, dtype, len(everywhere), logit_scale, softcap)
+    done, faults = 0, 0
+    for rows, row_is_scored in _row_views(logits, host_scored.view(logits.shape[:-1])):
+        positions = row_is_scored.nonzero().squeeze(1)
+        for block in positions.split(blocks.num_rows) if len(positions) > 0 else ():
+            here = slice(done, done + len(block))
+            part = TokenStats(*(None if v is None else v[here] for v in vars(found).values()))
+            scores = blocks.read(rows, block)
+            if from_logits:
+                _reduce_logits(scores, scored_targets[here], part, blocks.buffer[: len(block)])
+            else:
+                faults |= _reduce_probabilities(scores, scored_targets[here], part)
+                if faults & NO_PROBABILITY:
+                    return _bits(faults)
+            done += len(block)
+    for name, values in vars(found).items():
+        if values is not None:
+            getattr(out, name)[everywhere] = values
+    return _bits(faults)
+
+
+def _bits(faults: int) -> torch.Tensor:
+    return torch.tensor([faults], dtype=torch.int32, device="cpu")
+
+
+def _row_views(
+    logits: torch.Tensor, scored: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """logits (..., V) and scored (...) as views (N, V) and (N,), in order.
+
+    One pair, unless the strides of the logits (those of a slice, say) forbid it.
+    """
+    try:
+        rows = logits.view(scored.numel(), logits.shape[-1])
+    except RuntimeError:
+        for logits_part, scored_part in zip(logits, scored, strict=True):
+            yield from _row_views(logits_part, scored_part)
+    else:
+        yield rows, scored.view(-1)
+
+
+class _Blocks:
+    """Blocks of rows as scores before softmax, in the dtype of the reduction."""
+
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        dtype: torch.dtype,
+        num_scored: int,
+        logit_scale: float,
+        softcap: float | None,
+    ):
+        self.num_rows = _block_rows(logits, num_scored)
+        self._shape = (self.num_rows, logits.shape[-1])
+        self._logit_scale, self._softcap = logit_scale, softcap
+        self.buffer = _buffer(self._shape, dtype, logits.device)
+        self._gathered = None  # rows that do not follow each other, of another dtype
+
+    def read(self, rows: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        """The scores of rows[block]: a view of the rows where that needs no copy, else of the
+        buffer."""
+        n, first, last = len(block), int(block[0]), int(block[-1])
+        buffer = self.buffer[:n]
+        if last - first + 1 == n:
+            scores = rows[first : last + 1]
+        elif rows.dtype == buffer.dtype:
+            scores = torch.index_select(rows, 0, block.to(rows.device), out=buffer)
+        else:
+            if self._gathered is None:
+                self._gathered = torch.empty(self._shape, dtype=rows.dtype, device=rows.device)
+            scores = torch.index_select(rows, 0, block.to(rows.device), out=self._gathered[:n])
+        changed = self._logit_scale != 1 or self._softcap is not None
+        if scores.dtype != buffer.dtype or (changed and scores is not buffer):
+            scores = buffer.copy_(scores)
+        if self._softcap is not None:
+            scores.mul_(self._logit_scale / self._softcap).tanh_().mul_(self._softcap)
+        elif changed:
+            scores.mul_(self._logit_scale)
+        return scores
+
+
+def _block_rows(logits: torch.Tensor, num_scored: int) -> int:
+    """How many rows are reduced at once.
+
+    On a CPU: few enough to stay in its cache, many enough to pay for the call (half a million
+    elements per thread measured best), and a multiple of the threads.
+    """
+    vocab_size = max(logits.shape[-1], 1)
+    if logits.device.type == "cpu":
+        threads = torch.get_num_threads()
+        num_rows = min(threads * 2**19, BLOCK_ON_CPU) // vocab_size
+        if num_rows > threads:
+            num_rows -= num_rows % threads
+    else:
+        num_rows = BLOCK_ELSEWHERE // vocab_size
+    return max(1, min(num_rows, num_scored))
+
+
+def _buffer(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Memory for a block. On a CPU each thread keeps its own: new memory comes page by page, which
+    took up to half of the time of the whole reduction."""
+    size = shape[0] * shape[1]
+    if device.type != "cpu" or dtype != torch.float32 or size > BLOCK_ON_CPU:
+        return torch.empty(shape, dtype=dtype, device=device)
+    kept = getattr(_kept, "buffer", None)
+    if kept is None or len(kept) < size:
+        with torch.inference_mode(False):  # a tensor made there could not be written to elsewhere
+            kept = _kept.buffer = torch.empty(size, dtype=dtype, device=device)
+    return kept[:size].view(shape)
+
+
+def _reduce_logits(
+    scores: torch.Tensor, targets: torch.Tensor, out: TokenStats, buffer: torch.Tensor
+) -> None:
+    """Write what is to be known of a block of rows; `buffer` may be the scores themselves."""
+    with_all = out.rank is not None
+    if with_all:
+        target_scores = scores.gather(1, targets[:, None])
+        torch.sum(scores > target_scores, -1, dtype=torch.int32, out=out.rank)
+        out.rank.add_(1)
+        peaks = scores.amax(-1)
+    log_probs = torch.log_softmax(scores, -1, out=buffer)
+    torch.gather(log_probs, 1, targets[:, None], out=out.nll[:, None])
+    torch.sub(0, out.nll, out=out.nll)  # not neg(), which gives -0.0
+    if with_all:
+        # Of a row of nothing but -inf, log_softmax is NaN.
+        torch.sub(peaks, log_probs.amax(-1).where(peaks > -torch.inf, 0), out=out.lse)
+        probabilities = log_probs.exp()
+        # 0 log 0 = 0, and not 0 * -inf.
+        log_probs.clamp_(min=torch.finfo(log_probs.dtype).min)
+        torch.sub(0, probabilities.mul_(log_probs).sum(-1), out=out.entropy)
+
+
+def _reduce_probabilities(
+    probabilities: torch.Tensor, targets: torch.Tensor, out: TokenStats
+) -> int:
+    """The same of probabilities; returns what is wrong with them."""
+    row_sums = probabilities.sum(-1)
+    # A sum that is not finite has a value that is not.
+    if not (row_sums.isfinite() & (probabilities.amin(-1) >= 0)).all():
+        return NO_PROBABILITY
+    target_probabilities = probabilities.gather(1, targets[:, None]).squeeze(1)
+    torch.sub(row_sums.log(), target_probabilities.log(), out=out.nll)
+    return UNNORMALISED if ((row_sums - 1).abs() > ROW_SUM_TOLERANCE).any() else 0
