@@ -19,6 +19,7 @@ from .batches import reduce_batch
 from .encoding import TextEncoder
 from .heatmap import heatmap
 from .language_model import LanguageModel, load_language_model
+from .linear_nll import linear_token_nll
 from .nll import token_nll, token_stats
 from .nll_torch import BLOCK_ON_CPU
 from .nll_triton import why_not
@@ -149,6 +150,7 @@ class Perplexity(evaluate.Metric):
 
     token_nll = staticmethod(token_nll)
     token_stats = staticmethod(token_stats)
+    linear_token_nll = staticmethod(linear_token_nll)
 
     def __init__(self, *args, **kwargs):
         # What is no keyword of evaluate's is an option. evaluate itself swallows the keywords that
