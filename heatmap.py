@@ -46,9 +46,10 @@ STYLE = """
 def heatmap(score) -> str:
     """The HTML of a `TextScore`: a legend in bits, and the text with a tooltip for each token.
 
-    A tooltip holds the token, its surprisal -log2 p in bits, its probability p, and where they were
-    asked for (`top_k`) its rank and the tokens that the model expected. Tokens can be focused, the
-    first by the tab key. Everything that comes from the text or the model is escaped.
+    A tooltip holds the token, its surprisal -log2 p in bits, its probability p, its rank, the
+    entropy of the prediction, which is the surprisal that the model expected, and where they were
+    asked for (`top_k`) the likeliest tokens. Tokens can be focused, the first by the tab key.
+    Everything that comes from the text or the model is escaped.
     """
     tokens = "".join(_token(score, i) for i in range(len(score.tokens)))
     steps = range(0, SCALE_BITS + 1, 4)
@@ -82,9 +83,8 @@ def tooltip(score, i: int) -> str:
     if math.isnan(score.nll[i]):
         return "\n".join([*lines, "not scored: nothing stands in front of it"])
     lines[0] += f"  {score.nll[i] / math.log(2):.2f} bits"
-    lines.append(f"probability {probability(score.nll[i])}")
-    if score.ranks is not None:
-        lines[-1] += f", rank {score.ranks[i]:,}"
+    lines.append(f"probability {probability(score.nll[i])}, rank {score.ranks[i]:,}")
+    lines.append(f"entropy of the prediction {score.entropy[i] / math.log(2):.2f} bits")
     if score.expected is not None:
         lines.append("expected:")
         lines += [

@@ -17,7 +17,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from .nll import token_nll
+from .linear_nll import LogitsBuffer, rows_at_once
+from .nll import launch
+from .tensors import to_host
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +27,9 @@ logger = logging.getLogger(__name__)
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """What bounds the memory of a batch."""
-
-    tokens_per_batch: int  # padded, read by the decoder at once
-    logits_at_once: int  # elements of one product of the output layer
-
-
-ON_CPU = _Limits(tokens_per_batch=2048, logits_at_once=2**23)  # 32 MB of float32 logits
-ON_ACCELERATOR = _Limits(tokens_per_batch=16384, logits_at_once=2**26)  # 256 MB
+# Padded tokens that the decoder reads at once, which bounds the memory of a batch.
+TOKENS_ON_CPU = 2048
+TOKENS_ON_ACCELERATOR = 16384
 LOGITS_PER_BATCH = 2**26  # elements, where a model's own logits are used: 256 MB in float32
 # model_max_length of a tokenizer that knows no limit is 1e30.
 NO_LIMIT = 10**6
@@ -55,9 +50,22 @@ class ScoredSpan:
     """nll of ids[first:] of a span, in nats, with what else was asked for."""
 
     nll: torch.Tensor  # (scored,) on the CPU
+    entropy: torch.Tensor | None = None  # (scored,) of the prediction, nats
+    rank: torch.Tensor | None = None  # (scored,) 1 + the number of likelier tokens
     expected_ids: torch.Tensor | None = None  # (scored, top_k)
     expected_nll: torch.Tensor | None = None  # (scored, top_k)
-    rank: torch.Tensor | None = None  # (scored,) 1 + the number of likelier tokens
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What a model makes of the output of its last layer, see `nll.launch`."""
+
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        scores = logits * self.logit_scale
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
 def load_language_model(
@@ -171,20 +179,12 @@ class LanguageModel:
         return int(length) if length < NO_LIMIT else DEFAULT_CONTEXT
 
     @property
-    def _limits(self) -> _Limits:
-        return ON_CPU if self.device.type == "cpu" else ON_ACCELERATOR
-
-    @property
     def tokens_per_batch(self) -> int:
         """The padded tokens that one batch may hold."""
-        budget = self._limits.tokens_per_batch
+        budget = TOKENS_ON_CPU if self.device.type == "cpu" else TOKENS_ON_ACCELERATOR
         if self._head is None:
             budget = min(budget, LOGITS_PER_BATCH // self._vocab_size)
         return max(budget, 1)
-
-    @property
-    def _rows_at_once(self) -> int:
-        return max(1, self._limits.logits_at_once // self._vocab_size)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -207,19 +207,23 @@ class LanguageModel:
 
     @torch.inference_mode()
     def launch(
-        self, spans: Sequence[Span], dtype: str = "float32", top_k: int = 0
+        self,
+        spans: Sequence[Span],
+        dtype: str = "float32",
+        backend: str = "auto",
+        top_k: int | None = None,
     ) -> Callable[[], list[ScoredSpan]]:
         """Start to score a batch of spans; calling what is returned gives the results.
 
         An accelerator works on while the next batch is made ready, until the results are called
-        for. With `top_k`, they hold the likeliest next tokens at each position, and the rank of
-        the one that came.
+        for. With a number for `top_k`, they hold the entropy of each prediction, the rank of the
+        token that came, and so many of the likeliest tokens.
         """
         with self._lock:
-            return self._launch(spans, dtype, top_k)
+            return self._launch(spans, dtype, backend, top_k)
 
     def _launch(
-        self, spans: Sequence[Span], dtype: str, top_k: int
+        self, spans: Sequence[Span], dtype: str, backend: str, top_k: int | None
     ) -> Callable[[], list[ScoredSpan]]:
         # Padded on the right, whatever the tokenizer says: a causal model does not see what stands
         # behind a token, and the positions 0, 1, 2... that it counts by itself are right. The
@@ -238,21 +242,31 @@ class LanguageModel:
         hidden, logits = self._forward(inputs.to(self.device), mask.to(self.device))
         source = logits if self._head is None else hidden
         selected = source[rows.to(source.device), places.to(source.device)]  # (scored, H or V)
-        parts = []
-        for at in range(0, len(targets), self._rows_at_once):
-            part = selected[at : at + self._rows_at_once]
+        options = {"dtype": dtype, "backend": backend, "with_all": top_k is not None}
+        options |= {"logit_scale": self._scores.logit_scale, "softcap": self._scores.softcap}
+        launched, columns = [], []
+        at_once = rows_at_once(self._vocab_size, source.device)
+        for part, part_targets in zip(selected.split(at_once), targets.split(at_once), strict=True):
             part = part if self._head is None else self._project(part)
-            part_targets = targets[at : at + self._rows_at_once]
-            nll = token_nll(part, part_targets, dtype=dtype)
-            top = _likeliest(part, part_targets, top_k) if top_k > 0 else (None, None, None)
-            parts.append((nll, *top))
-        columns = [
-            torch.cat(column) if column[0] is not None else None
-            for column in zip(*parts, strict=True)
-        ]
+            all_of_it = torch.ones_like(part_targets, dtype=torch.bool)
+            launched.append(launch(part, part_targets, all_of_it, **options))
+            found = [launched[-1].stats.nll]
+            if top_k is not None:
+                stats = launched[-1].stats
+                values, ids = part.topk(min(top_k, self._vocab_size), -1)
+                # Neither a scale nor a cap changes the order.
+                expected_nll = stats.lse[:, None] - self._scores(values.to(stats.lse.dtype))
+                found += [stats.entropy, stats.rank, ids, expected_nll]
+            columns.append(found)
 
         def results() -> list[ScoredSpan]:
-            split = [[None] * len(counts) if c is None else c.cpu().split(counts) for c in columns]
+            on_host = to_host(
+                *(torch.cat(column) for column in zip(*columns, strict=True)),
+                *(part.faults for part in launched),
+            )
+            for part, faults in zip(launched, on_host[-len(launched) :], strict=True):
+                part.check(int(faults))
+            split = [column.split(counts) for column in on_host[: -len(launched)]]
             return [ScoredSpan(*values) for values in zip(*split, strict=True)]
 
         return results
@@ -264,14 +278,7 @@ class LanguageModel:
         changed = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
         if type(head) is not nn.Linear or changed or head.weight.dtype != hidden.dtype:
             return head(hidden)
-        # Into one buffer: allocating 32 MB for each product costs about as much as the product.
-        buffer = self._buffer
-        if buffer is None or (buffer.device, buffer.dtype) != (hidden.device, hidden.dtype):
-            shape = (self._rows_at_once, self._vocab_size)
-            buffer = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
-            self._buffer = buffer
-        logits = torch.mm(hidden, head.weight.t(), out=buffer[: len(hidden)])
-        return logits if head.bias is None else logits.add_(head.bias)
+        return self._buffer.product(hidden, head.weight, head.bias)
 
     def _forward(
         self, inputs: torch.Tensor, mask: torch.Tensor, head_input: torch.Tensor | None = None
@@ -302,15 +309,17 @@ class LanguageModel:
 
     @torch.inference_mode()
     def _probe(self) -> None:
-        """Find out whether the model is causal, and whether its logits are its output layer's."""
-        self._buffer, self._head = None, None
+        """Find out whether the model is causal, and how its logits come from its output layer."""
+        self._buffer, self._head, self._scores = LogitsBuffer(), None, _Scores()
         with self.evaluating():
             self._check_causal()
             head = _output_layer(self.model)
             self._probed = self._layers()
-            if isinstance(head, nn.Module) and self._is_the_output(head):
-                self._head = head
-                return
+            if isinstance(head, nn.Module):
+                for scores in dict.fromkeys([_Scores(), _stated_scores(self.model.config)]):
+                    if self._is_the_output(head, scores):
+                        self._head, self._scores = head, scores
+                        return
         logger.warning(
             "The logits of %s are not those of its output layer; they are used as the model "
             "returns them, which takes more memory.",
@@ -338,8 +347,8 @@ class LanguageModel:
                 "masked language models and encoders do; a causal language model is needed."
             )
 
-    def _is_the_output(self, head: nn.Module) -> bool:
-        """Whether the model's logits are head(hidden states), also where those are large.
+    def _is_the_output(self, head: nn.Module, scores: _Scores) -> bool:
+        """Whether the model's logits are scores(head(hidden states)), also where those are large.
 
         Soft-capping changes small logits by less than a rounding error, so a large input is put
         into the output layer.
@@ -354,7 +363,7 @@ class LanguageModel:
             noise = torch.randn(hidden.shape, generator=generator, device="cpu")
             noise = noise.to(hidden.device, hidden.dtype)
             scale = 300 / head(noise).abs().max().clamp(min=1e-6)
-            expected = head(noise * scale)
+            expected = scores(head(noise * scale))
             _, logits = self._forward(inputs, torch.ones_like(inputs), head_input=noise * scale)
         finally:
             self._head = None
@@ -372,12 +381,12 @@ def _shape(layer: nn.Module | None) -> tuple[int, ...] | None:
     return None if weight is None else tuple(weight.shape)
 
 
-def _likeliest(
-    logits: torch.Tensor, targets: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(ids, nll in nats) of the k likeliest tokens, each (n, k), likeliest first; and the ranks of
-    the targets, (n,): 1 for the likeliest, and for its equals."""
-    log_probs = logits.float().log_softmax(-1)
-    values, ids = log_probs.topk(min(k, logits.shape[-1]), -1)
-    target = log_probs.gather(-1, targets[:, None].to(logits.device))
-    return ids, -values, 1 + (log_probs > target).sum(-1)
+def _stated_scores(config) -> _Scores:
+    """What a configuration says of the logits: a cap as Gemma 2 has it, a factor as Cohere's, or a
+    divisor as Granite's."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    logit_scale = getattr(config, "logit_scale", None) or 1.0
+    return _Scores(
+        logit_scale=logit_scale / (getattr(config, "logits_scaling", None) or 1.0),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )

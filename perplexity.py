@@ -403,12 +403,12 @@ class Perplexity(evaluate.Metric):
         trust_remote_code: bool = False,
         **options,
     ) -> list[TextScore]:
-        """Token by token: for each text its tokens, their places, and the nll of each in nats.
+        """Token by token: for each text its tokens, their places, and of each its nll, the entropy
+        of the prediction, both in nats, and the rank that it had there.
 
         Args:
             texts, contexts, model_id, ...: as for `compute`.
-            top_k: also give the so many tokens that the model expected most in each place, and the
-                rank of the one that came.
+            top_k: also give the so many tokens that the model expected most in each place.
 
         Raises:
             TypeError, ValueError: as `compute`.

@@ -39,6 +39,7 @@ class ScoredText:
     nll: np.ndarray  # (ids,) nats, NaN where not scored
     weights: np.ndarray  # (ids,) 0 where not scored
     scored: np.ndarray  # (ids,) bool
+    entropy: np.ndarray  # (ids,) nats, NaN where not scored, or not asked for
     ranks: np.ndarray  # (ids,) 0 where not scored, or not asked for
     num_bytes: int = 0
     num_words: int = 0
@@ -64,15 +65,16 @@ class TextScore:
     """A text token by token, for people: the tokens, where they stand, and how surprising each is.
 
     The offsets cover the text without gaps; a space belongs to the token behind it. Without a fast
-    tokenizer they are None. `expected` and `ranks` are None unless asked for.
+    tokenizer they are None. `expected` is None unless asked for.
     """
 
     text: str
     tokens: list[str]
     offsets: list[tuple[int, int]] | None  # characters [start, end)
     nll: list[float]  # nats; NaN where not scored
+    entropy: list[float]  # nats, the nll to be expected before the token came; NaN: not scored
+    ranks: list[int]  # 1 + the number of tokens likelier than this; 0: not scored
     expected: list[list[tuple[str, float]]] | None = None  # likeliest tokens, each with its nll
-    ranks: list[int] | None = None  # 1 + the number of tokens likelier than this; 0: not scored
 
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
@@ -135,7 +137,7 @@ class TextScorer:
             texts: the texts. For the presets "hf-docs" and "llama.cpp" they are joined into one.
             contexts: one prompt for each text, which conditions it and is not scored.
             batch_size: at most so many windows at once, besides the bound on their tokens.
-            top_k: keep the likeliest tokens at each scored position.
+            top_k: keep so many of the likeliest tokens at each scored position.
             progress: show a progress bar with tokens per second and the perplexity so far; or a
                 function that is called with the numbers of tokens scored and to be scored.
 
@@ -201,7 +203,7 @@ class TextScorer:
         return portion
 
     def _sums(self, portion, batch_size, bar) -> list[TextSums]:
-        return [text.sums for text in self._score_portion(portion, batch_size, 0, bar)]
+        return [text.sums for text in self._score_portion(portion, batch_size, None, bar)]
 
     def _pairs(self, texts, contexts) -> Iterator[tuple[str, str | None]]:
         """Texts and contexts, checked, and joined where the preset joins them."""
@@ -213,8 +215,13 @@ class TextScorer:
         return iter([(JOINTS[self.options.preset].join(text for text, _ in pairs), None)])
 
     def _score_portion(
-        self, portion: list[tuple[str, str | None]], batch_size, top_k: int, bar: "_Progress"
+        self,
+        portion: list[tuple[str, str | None]],
+        batch_size,
+        top_k: int | None,
+        bar: "_Progress",
     ) -> list[ScoredText]:
+        """The texts of a portion; with top_k None, of each token nothing but its nll."""
         if batch_size is not None:
             batch_size = positive_int(batch_size, "batch_size")
         if not portion:  # as the share of one rank may be
@@ -226,6 +233,7 @@ class TextScorer:
                 nll=np.full(len(encoded.ids), np.nan),
                 weights=np.zeros(len(encoded.ids)),
                 scored=np.zeros(len(encoded.ids), dtype=bool),
+                entropy=np.full(len(encoded.ids), np.nan),
                 ranks=np.zeros(len(encoded.ids), dtype=np.int64),
             )
             for encoded in self.encoder.encode(texts, None if contexts[0] is None else contexts)
@@ -243,7 +251,8 @@ class TextScorer:
         with self.model.evaluating():
             for batch in _packed(jobs, self.model.tokens_per_batch, batch_size):
                 spans = [self._span(result.encoded, window) for result, window in batch]
-                launched.append((batch, self.model.launch(spans, self.options.dtype, top_k)))
+                options = (self.options.dtype, self.options.backend, top_k)
+                launched.append((batch, self.model.launch(spans, *options)))
                 if len(launched) == 2:  # an accelerator has the next batch before this one is read
                     _collect(*launched.pop(0), bar)
             for batch, span_results in launched:
@@ -318,8 +327,9 @@ class TextScorer:
             tokens=[decode(i) for i in text.ids[begin:]],
             offsets=offsets,
             nll=result.nll[begin:].tolist(),
+            entropy=result.entropy[begin:].tolist(),
+            ranks=result.ranks[begin:].tolist(),
             expected=expected,
-            ranks=result.ranks[begin:].tolist() if with_expected else None,
         )
 
 
@@ -399,9 +409,10 @@ def _collect(
         result.nll[here] = scored.nll.numpy()
         result.weights[here] = window.weight
         result.scored[here] = True
-        if scored.expected_ids is not None:
-            ids, nll = scored.expected_ids.tolist(), scored.expected_nll.tolist()
+        if scored.rank is not None:
+            result.entropy[here] = scored.entropy.numpy()
             result.ranks[here] = scored.rank.numpy()
+            ids, nll = scored.expected_ids.tolist(), scored.expected_nll.tolist()
             for i in range(window.stop - window.first):
                 result.expected[window.first + i] = ids[i], nll[i]
         bar.add(result.nll[here], window.weight)

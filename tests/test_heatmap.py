@@ -21,8 +21,9 @@ def make_score(pieces, bits, **more):
         "tokens": pieces,
         "offsets": list(itertools.pairwise([0, *ends])),
         "nll": [b * LN2 for b in bits],
+        "entropy": [2.5 * LN2] * len(pieces),
+        "ranks": [1] * len(pieces),
         "expected": None,
-        "ranks": None,
     }
     return SimpleNamespace(**(defaults | more))
 
@@ -68,7 +69,8 @@ def test_colour_and_tooltip_of_each_token():
     assert first["style"] == "--s:25"  # 4 of 16 bits
     assert second["style"] == "--s:100"  # beyond the end of the scale
     assert first["aria-label"] == (
-        "“The”  4.00 bits\nprobability 6.2%, rank 3\nexpected:\n      50%  “A”\n     6.2%  “The”"
+        "“The”  4.00 bits\nprobability 6.2%, rank 3\nentropy of the prediction 2.50 bits\n"
+        "expected:\n      50%  “A”\n     6.2%  “The”"
     )
     assert "rank 1,200" in second["aria-label"]
     assert [first["tabindex"], second["tabindex"]] == ["0", "-1"]
@@ -80,7 +82,9 @@ def test_what_is_not_scored_or_not_known():
     assert first["class"] == "unscored"
     assert "not scored" in first["aria-label"]
     assert second["style"] == "--s:100"
-    assert second["aria-label"] == "“b”  inf bits\nprobability 0e+00%"
+    assert second["aria-label"] == (
+        "“b”  inf bits\nprobability 0e+00%, rank 1\nentropy of the prediction 2.50 bits"
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,7 @@ def test_what_is_not_scored_or_not_known():
     ],
 )
 def test_nothing_of_the_text_becomes_markup(evil):
-    score = make_score([evil, "x"], [1, 1], expected=[[(evil, 1.0)], [(evil, 1.0)]], ranks=[1, 1])
+    score = make_score([evil, "x"], [1, 1], expected=[[(evil, 1.0)], [(evil, 1.0)]])
     (attributes, shown), _ = tokens_of(score)
     assert shown == evil
     assert set(attributes) == {"style", "tabindex", "role", "aria-label"}

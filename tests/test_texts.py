@@ -432,19 +432,23 @@ def test_score_gives_every_token_its_place(ppl):
                 assert token in [name for name, _ in expected]
 
 
-def test_score_gives_the_rank_among_all_tokens(ppl, models):
-    model, tokenizer = models["qwen"]
+@pytest.mark.parametrize("name", ["qwen", "gemma"])
+def test_score_gives_rank_and_entropy_among_all_tokens(ppl, models, name):
+    model, tokenizer = models[name]
     text = "Hello there, Hello there, you"
-    (score,) = ppl.score([text], model=model, tokenizer=tokenizer, top_k=1)
-    ids = ids_of(tokenizer, text)
+    (score,) = ppl.score([text], model=model, tokenizer=tokenizer, add_start_token=False)
+    ids = ids_of(tokenizer, text, start=False)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
-    order = logits.argsort(descending=True)
-    expected = [order[i].tolist().index(token) + 1 for i, token in enumerate(ids[1:])]
+    # Gemma's cap makes equals of the likeliest: all of them have rank 1.
+    expected = [1 + (row > row[token]).sum() for row, token in zip(logits, ids[1:], strict=True)]
     assert score.ranks == [0, *expected]
     assert max(expected) > 2
-    (plain,) = ppl.score([text], model=model, tokenizer=tokenizer)
-    assert plain.ranks is None
+    log_probs = logits.double().log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    assert math.isnan(score.entropy[0])
+    assert score.entropy[1:] == pytest.approx(entropy.tolist(), rel=1e-4)
+    assert score.expected is None
 
 
 def test_a_function_is_told_of_the_progress(ppl):
@@ -675,26 +679,72 @@ def test_dropout_is_off_and_training_goes_on(ppl, models):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("name", "falls_back"), [("llama", False), ("gemma", True)])
-def test_models_that_change_their_logits_are_noticed(ppl, models, name, falls_back, caplog):
-    # With the usual small initial weights soft-capping is below any rounding error; still noticed.
-    tokenizer = models[name][1]
-    config = config_of(name, len(tokenizer))
-    config.initializer_range = 0.02
-    if falls_back:
+class Halved(transformers.LlamaForCausalLM):
+    """It changes its logits, and its configuration does not say so."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * 0.5
+        return output
+
+
+def with_changed_logits(name, vocab_size):
+    if name == "halved":
+        return Halved(config_of("llama", vocab_size))
+    if name in ("llama", "gemma"):
+        config = config_of(name, vocab_size)
+        # With the usual small initial weights soft-capping is below any rounding error.
+        config.initializer_range = 0.02
         config.final_logit_softcapping = 30.0
-    model = AutoModelForCausalLM.from_config(config).eval()
+        return AutoModelForCausalLM.from_config(config)
+    shape = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    shape |= {"vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 64}
+    shape |= {"max_position_embeddings": CONTEXT}
+    if name == "cohere":
+        config = transformers.CohereConfig(**shape, logit_scale=0.0625, initializer_range=0.5)
+    else:
+        config = transformers.GraniteConfig(**shape, logits_scaling=8.0, initializer_range=0.5)
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "cohere", "granite", "halved"])
+def test_models_that_change_their_logits(ppl, name, caplog):
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = with_changed_logits(name, len(tokenizer)).eval()
     with caplog.at_level(logging.WARNING):
-        ppl.compute(predictions=["Hello there"], model=model, tokenizer=tokenizer)
-    assert ("are not those of its output layer" in caplog.text) == falls_back
+        result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+        score = ppl.score(TEXTS, model=model, tokenizer=tokenizer, top_k=3)
+    assert_equals(result, expected_result(model, tokenizer, TEXTS))
+    for text in score:  # the likeliest are on the scale of the others
+        for nll, rank, expected in zip(text.nll, text.ranks, text.expected, strict=True):
+            if 0 < rank <= 3:
+                assert nll == pytest.approx(expected[rank - 1][1], abs=1e-4)
+    # What the configuration states needs no logits of whole batches.
+    assert ("are not those of its output layer" in caplog.text) == (name == "halved")
+
+
+def test_logits_of_a_bfloat16_model_are_not_rounded(ppl, models):
+    config = config_of("llama", len(models["llama"][1]))
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(40)
+    tokenizer = models["llama"][1]
+    (score,) = ppl.score([TEXTS[5]], model=model, tokenizer=tokenizer, add_start_token=False)
+    ids = ids_of(tokenizer, TEXTS[5], start=False)
+    with torch.no_grad():
+        hidden = model.model(input_ids=torch.tensor([ids[:-1]])).last_hidden_state[0]
+        logits = hidden.double() @ model.lm_head.weight.double().t()
+        rounded = model.lm_head(hidden)
+    targets = torch.tensor(ids[1:])
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert score.nll[1:] == pytest.approx(expected.tolist(), abs=1e-4)
+    worse = torch.nn.functional.cross_entropy(rounded.double(), targets, reduction="none")
+    assert (worse - expected).abs().max() > 1e-3
 
 
 def test_logits_never_exist_for_a_whole_batch(ppl, models, monkeypatch):
     """The output layer sees a handful of rows at a time, and only those that are scored."""
-    language_model = sibling("language_model")
-    limits = language_model.ON_CPU
-    small = type(limits)(limits.tokens_per_batch, logits_at_once=3072 * 5)
-    monkeypatch.setattr(language_model, "ON_CPU", small)
+    monkeypatch.setattr(sibling("linear_nll"), "LOGITS_ON_CPU", 3072 * 5)
     model, tokenizer = models["llama"]
     rows = []
     original = torch.mm
