@@ -202,7 +202,7 @@ def launch(
     dtype = torch.float64 if logits.dtype == torch.float64 else reduction_dtype(dtype)
     flat_targets = targets.to(torch.int64).flatten()
     flat_scored = scored.flatten()
-    stats = TokenStats.zeros(targets.numel(), dtype, logits.device, with_all=with_all)
+    stats = TokenStats.empty(targets.numel(), dtype, logits.device, with_all=with_all)
     arguments = (logits, flat_targets, flat_scored, stats)
     options = {"from_logits": from_logits, "logit_scale": logit_scale, "softcap": softcap}
     with torch.no_grad():

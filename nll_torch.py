@@ -34,7 +34,7 @@ def reduce(
     Args:
         logits: (..., V) of any float dtype, device and strides.
         targets, scored: (N,) int64 and bool, on any device; rows that are not scored are not read.
-        out: zeros (N,) on the device of the logits, of the dtype to reduce in.
+        out: where to write, (N,) on the device of the logits, of the dtype to reduce in.
         from_logits: False for probabilities, of which nll is the only output.
         logit_scale, softcap: score = softcap tanh(logit_scale logit / softcap).
 
@@ -49,25 +49,24 @@ def reduce(
         return _bits(OUT_OF_RANGE)
     everywhere = host_scored.nonzero().squeeze(1).to(logits.device)
     scored_targets = targets.to(logits.device)[everywhere]
-    found = TokenStats.zeros(len(everywhere), dtype, logits.device, with_all=out.rank is not None)
+    found = TokenStats.empty(len(everywhere), dtype, logits.device, with_all=out.rank is not None)
     blocks = _Blocks(logits, dtype, len(everywhere), logit_scale, softcap)
     done, faults = 0, 0
     for rows, row_is_scored in _row_views(logits, host_scored.view(logits.shape[:-1])):
         positions = row_is_scored.nonzero().squeeze(1)
         for block in positions.split(blocks.num_rows) if len(positions) > 0 else ():
             here = slice(done, done + len(block))
-            part = TokenStats(*(None if v is None else v[here] for v in vars(found).values()))
-            scores = blocks.read(rows, block)
+            part = (blocks.read(rows, block), scored_targets[here], found[here])
             if from_logits:
-                _reduce_logits(scores, scored_targets[here], part, blocks.buffer[: len(block)])
+                _reduce_logits(*part, blocks.buffer[: len(block)])
             else:
-                faults |= _reduce_probabilities(scores, scored_targets[here], part)
+                faults |= _reduce_probabilities(*part)
                 if faults & NO_PROBABILITY:
                     return _bits(faults)
             done += len(block)
     for name, values in vars(found).items():
         if values is not None:
-            getattr(out, name)[everywhere] = values
+            getattr(out, name).zero_()[everywhere] = values
     return _bits(faults)
 
 

@@ -75,7 +75,7 @@ def reduce(
     Args:
         logits: (..., V), float32, float16 or bfloat16, of any strides.
         targets, scored: (N,) int64 and bool, on any device; rows that are not scored are not read.
-        out: zeros (N,) float32, on the device of the logits.
+        out: where to write, (N,) float32, on the device of the logits.
         from_logits: False for probabilities, of which nll is the only output.
         logit_scale, softcap: score = softcap tanh(logit_scale logit / softcap).
 
@@ -88,8 +88,9 @@ def reduce(
     faults = torch.zeros(1, dtype=torch.int32, device=device)
     for begin, rows in _grouped(logits):
         here = slice(begin, begin + rows.shape[0] * rows.shape[1])
-        part = TokenStats(*(None if v is None else v[here] for v in vars(out).values()))
-        _launch(rows, targets[here], scored[here], part, faults, from_logits, logit_scale, softcap)
+        _launch(
+            rows, targets[here], scored[here], out[here], faults, from_logits, logit_scale, softcap
+        )
     return faults
 
 

@@ -27,13 +27,17 @@ class TokenStats:
     rank: torch.Tensor | None = None  # int32, 1 + the number of logits above that of the target
 
     @classmethod
-    def zeros(
+    def empty(
         cls, size: int, dtype: torch.dtype, device: torch.device, *, with_all: bool
     ) -> "TokenStats":
-        """`size` tokens of which nothing is known yet."""
+        """Memory for `size` tokens."""
         dtypes = [dtype, dtype, dtype, torch.int32] if with_all else [dtype]
-        return cls(*(torch.zeros(size, dtype=dtype, device=device) for dtype in dtypes))
+        return cls(*(torch.empty(size, dtype=dtype, device=device) for dtype in dtypes))
 
     def view(self, shape: torch.Size) -> "TokenStats":
         """The same in another shape."""
         return TokenStats(*(None if v is None else v.view(shape) for v in vars(self).values()))
+
+    def __getitem__(self, tokens: slice) -> "TokenStats":
+        """Views of some of the tokens."""
+        return TokenStats(*(None if v is None else v[tokens] for v in vars(self).values()))

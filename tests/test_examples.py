@@ -1,10 +1,11 @@
-"""The programs under examples/ print what README.md says."""
+"""The programs under examples/ print what README.md says; benchmarks say what they need."""
 
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 
@@ -30,3 +31,12 @@ def test_eval_loss_is_not_perplexity():
         perplexity, exp_eval_loss, reported = values
         assert reported == pytest.approx(perplexity, rel=2e-5, abs=0.01)
         assert exp_eval_loss != pytest.approx(perplexity, rel=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens where there is no GPU")
+def test_the_benchmark_of_the_gpu_says_that_it_needs_one():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "bench_gpu.py"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == "bench_gpu.py needs a CUDA device.\n"

@@ -32,7 +32,7 @@ def reduce(logits, targets, scored=None, with_all=False, **options):
     size = targets.numel()
     scored = torch.ones(size, dtype=torch.bool, device=DEVICE) if scored is None else scored
     device = torch.device(DEVICE)
-    out = reduction.TokenStats.zeros(size, torch.float32, device, with_all=with_all)
+    out = reduction.TokenStats.empty(size, torch.float32, device, with_all=with_all)
     for values in vars(out).values():
         if values is not None:
             values.fill_(-77)
@@ -425,7 +425,7 @@ def test_auto_goes_on_with_torch_where_triton_fails(monkeypatch, caplog):
     monkeypatch.setattr(nll_triton, "reduce", fail)
     logits, targets = rows(3, 50)
     arguments = (logits, targets, torch.ones_like(targets, dtype=torch.bool))
-    out = reduction.TokenStats.zeros(3, torch.float32, logits.device, with_all=False)
+    out = reduction.TokenStats.empty(3, torch.float32, logits.device, with_all=False)
     options = {"from_logits": True}
     assert nll._by_triton(*arguments, out, may_fail=True, **options) is None
     assert "no C compiler" in caplog.text

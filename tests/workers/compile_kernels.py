@@ -95,7 +95,7 @@ def main(capability: str, directory: str) -> None:
         logits = torch.empty(shape, dtype=dtype)
         logits = logits[..., 0] if logits.dim() == 3 else logits
         size = len(logits)
-        out = reduction.TokenStats.zeros(
+        out = reduction.TokenStats.empty(
             size, torch.float32, logits.device, with_all=options.pop("with_all", False)
         )
         targets, scored = torch.zeros(size, dtype=torch.int64), torch.ones(size, dtype=torch.bool)
