@@ -14,7 +14,7 @@ import torch
 from .nll import TargetOutOfRangeError, launch, use_one_thread_after_fork
 from .options import Options
 from .reduction import ROW_SUM_TOLERANCE
-from .tensors import as_tensor, check_types, is_scored, to_host
+from .tensors import as_tensor, check_types, is_scored, to_device, to_host
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
 
 def _parts(
     predictions, references, sample_weight, options: Options
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor, str]]:
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor | None, str]]:
     """(number of the first sequence, logits (B, T, V), targets (B, T), weights (B, T), name of the
     weights) of each part of the input that is one tensor: all of it, or each sequence of a list."""
     for name, value in (("predictions", predictions), ("references", references)):
@@ -125,10 +125,10 @@ def _check_shapes(
     raise ValueError(message)
 
 
-def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor:
+def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None:
     """Weights of the shape of the targets, where they are; one per sequence is spread."""
     if sample_weight is None:
-        return torch.ones((), dtype=torch.float64, device="cpu").expand(shape)
+        return None
     weights = as_tensor(sample_weight, name)
     if weights.shape == shape[:-1]:
         weights = weights[..., None].expand(shape)
@@ -144,11 +144,15 @@ def _reduce(
     first_sequence: int,
     logits: torch.Tensor,  # (B, T, V)
     targets: torch.Tensor,  # (B, T)
-    weights: torch.Tensor,  # (B, T)
+    weights: torch.Tensor | None,  # (B, T), None for 1
     weights_name: str,
     options: Options,
 ) -> SequenceSums:
-    scored = is_scored(targets, options.unscored_ids) & (weights > 0).to(targets.device)
+    scored = is_scored(targets, options.unscored_ids)
+    if weights is None:
+        weights = torch.ones((), dtype=torch.float64, device="cpu").expand(targets.shape)
+    else:
+        scored &= to_device(weights > 0, scored.device)
     if options.shift:
         # The targets move, not the logits, whose rows then stay one block of memory. The last
         # position has no next token; what wraps around to it is not scored.

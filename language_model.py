@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from .linear_nll import LogitsBuffer, rows_at_once
 from .nll import launch
-from .tensors import to_host
+from .tensors import to_device, to_host
 
 logger = logging.getLogger(__name__)
 
@@ -239,9 +239,11 @@ class LanguageModel:
         places = torch.cat([torch.arange(s.first - 1, len(s.ids) - 1) for s in spans])
         targets = torch.cat([torch.tensor(span.ids[span.first :]) for span in spans])
 
-        hidden, logits = self._forward(inputs.to(self.device), mask.to(self.device))
+        inputs, mask = to_device(inputs, self.device), to_device(mask, self.device)
+        hidden, logits = self._forward(inputs, mask)
         source = logits if self._head is None else hidden
-        selected = source[rows.to(source.device), places.to(source.device)]  # (scored, H or V)
+        rows, places = to_device(rows, source.device), to_device(places, source.device)
+        selected = source[rows, places]  # (scored, H or V)
         options = {"dtype": dtype, "backend": backend, "with_all": top_k is not None}
         options |= {"logit_scale": self._scores.logit_scale, "softcap": self._scores.softcap}
         launched, columns = [], []

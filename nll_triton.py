@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 
 from .reduction import ROW_SUM_TOLERANCE, TokenStats
+from .tensors import to_device
 
 try:
     import triton
@@ -84,7 +85,7 @@ def reduce(
         target that is OUT_OF_RANGE is NaN.
     """
     device = logits.device
-    targets, scored = targets.to(device).contiguous(), scored.to(device).contiguous()
+    targets, scored = (to_device(part, device).contiguous() for part in (targets, scored))
     faults = torch.zeros(1, dtype=torch.int32, device=device)
     for begin, rows in _grouped(logits):
         here = slice(begin, begin + rows.shape[0] * rows.shape[1])

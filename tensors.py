@@ -109,14 +109,32 @@ def reduction_dtype(dtype: str | torch.dtype) -> torch.dtype:
     raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}.')
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on `device`, where a copy does not wait for work that is under way.
+
+    CUDA has taken a copy of the host's memory when it returns, so that this is safe there, in this
+    direction. (CUDA Runtime API, "API synchronization behavior".)
+    """
+    not_waiting = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.to(device, non_blocking=not_waiting)
+
+
 def to_host(*tensors: torch.Tensor) -> list[torch.Tensor]:
     """The tensors on the CPU, by one copy from each device: every copy waits for the device."""
     on_host = list(tensors)
     for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
         here = [i for i, tensor in enumerate(tensors) if tensor.device == device]
-        parts = [tensors[i].contiguous().view(-1).view(torch.uint8) for i in here]
-        copied = torch.cat(parts).cpu().split([len(part) for part in parts])
-        for i, part in zip(here, copied, strict=True):
-            # A copy of the part, because a view of another dtype has to begin at its multiple.
-            on_host[i] = part.clone().view(tensors[i].dtype).view(tensors[i].shape)
+        for i, copied in zip(here, in_one_copy([tensors[i] for i in here]), strict=True):
+            on_host[i] = copied
     return on_host
+
+
+def in_one_copy(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of one device, of any shapes and dtypes, on the CPU."""
+    parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    copied = torch.cat(parts).cpu().split([len(part) for part in parts])
+    # Cloned, because a view of another dtype has to begin at a multiple of its size.
+    return [
+        part.clone().view(tensor.dtype).view(tensor.shape)
+        for part, tensor in zip(copied, tensors, strict=True)
+    ]
