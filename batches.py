@@ -130,6 +130,8 @@ def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None
     if sample_weight is None:
         return None
     weights = as_tensor(sample_weight, name)
+    if weights.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {weights.dtype}.")
     if weights.shape == shape[:-1]:
         weights = weights[..., None].expand(shape)
     if weights.shape != shape:
@@ -152,7 +154,8 @@ def _reduce(
     if weights is None:
         weights = torch.ones((), dtype=torch.float64, device="cpu").expand(targets.shape)
     else:
-        scored &= to_device(weights > 0, scored.device)
+        # In float32, because not every type of weights can be compared.
+        scored &= to_device(weights.float() > 0, scored.device)
     if options.shift:
         # The targets move, not the logits, whose rows then stay one block of memory. The last
         # position has no next token; what wraps around to it is not scored.
@@ -210,7 +213,7 @@ def _look_like_probabilities(logits: torch.Tensor, scored: torch.Tensor, nll: to
     first_nll = nll[tuple(places.T)]
     if not ((first_nll > log_vocab_size - 1.1) & (first_nll < log_vocab_size + 1.2)).all():
         return False
-    rows = (logits[b, t].double() for b, t in places.tolist())
+    rows = (logits[b, t].cpu().double() for b, t in places.tolist())
     return len(places) > 0 and all(
         row.min() >= 0 and row.max() <= 1 and abs(row.sum() - 1) <= ROW_SUM_TOLERANCE
         for row in rows

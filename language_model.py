@@ -1,9 +1,9 @@
 """A causal language model -> the nll of the next tokens, without logits for a whole batch.
 
 The decoder runs on padded batches. The output layer then runs on the positions that are scored
-only, a few at a time, so that logits exist for those few. Models that change their logits behind
-the output layer (soft-capping, scaling), and models whose output layer is not found, are noticed by
-a probe and use the logits that they return.
+only, a few at a time, so that logits exist for those few. A probe tells whether that, with the cap
+or the scale that a configuration states, gives the model's own logits. Models that change them in
+another way, and models whose output layer is not found, use the logits that they return.
 """
 
 import logging
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from .linear_nll import LogitsBuffer, rows_at_once
+from .linear_nll import LogitsBuffer, is_positive, rows_at_once
 from .nll import launch
 from .tensors import to_device, to_host
 
@@ -225,24 +225,12 @@ class LanguageModel:
     def _launch(
         self, spans: Sequence[Span], dtype: str, backend: str, top_k: int | None
     ) -> Callable[[], list[ScoredSpan]]:
-        # Padded on the right, whatever the tokenizer says: a causal model does not see what stands
-        # behind a token, and the positions 0, 1, 2... that it counts by itself are right. The
-        # padding id is any valid one.
-        length = max(len(span.ids) for span in spans) - 1
-        inputs = torch.zeros(len(spans), length, dtype=torch.int64)
-        mask = torch.zeros_like(inputs)
-        for row, span in enumerate(spans):
-            inputs[row, : len(span.ids) - 1] = torch.tensor(span.ids[:-1])
-            mask[row, : len(span.ids) - 1] = 1
-        counts = [len(span.ids) - span.first for span in spans]
-        rows = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor(counts))
-        places = torch.cat([torch.arange(s.first - 1, len(s.ids) - 1) for s in spans])
-        targets = torch.cat([torch.tensor(span.ids[span.first :]) for span in spans])
-
+        with torch.device("cpu"):  # whatever torch's default is: it is moved as a whole
+            inputs, mask, rows, places, targets = _padded(spans)
         inputs, mask = to_device(inputs, self.device), to_device(mask, self.device)
         hidden, logits = self._forward(inputs, mask)
         source = logits if self._head is None else hidden
-        rows, places = to_device(rows, source.device), to_device(places, source.device)
+        rows, places, targets = (to_device(part, source.device) for part in (rows, places, targets))
         selected = source[rows, places]  # (scored, H or V)
         options = {"dtype": dtype, "backend": backend, "with_all": top_k is not None}
         options |= {"logit_scale": self._scores.logit_scale, "softcap": self._scores.softcap}
@@ -256,7 +244,7 @@ class LanguageModel:
             if top_k is not None:
                 stats = launched[-1].stats
                 values, ids = part.topk(min(top_k, self._vocab_size), -1)
-                # Neither a scale nor a cap changes the order.
+                # Neither a positive scale nor a cap changes the order.
                 expected_nll = stats.lse[:, None] - self._scores(values.to(stats.lse.dtype))
                 found += [stats.entropy, stats.rank, ids, expected_nll]
             columns.append(found)
@@ -268,6 +256,7 @@ class LanguageModel:
             )
             for part, faults in zip(launched, on_host[-len(launched) :], strict=True):
                 part.check(int(faults))
+            counts = [len(span.ids) - span.first for span in spans]
             split = [column.split(counts) for column in on_host[: -len(launched)]]
             return [ScoredSpan(*values) for values in zip(*split, strict=True)]
 
@@ -374,6 +363,27 @@ class LanguageModel:
         )
 
 
+def _padded(spans: Sequence[Span]) -> tuple[torch.Tensor, ...]:
+    """Input ids and attention mask (B, T), and of each token to be scored the row, the place of the
+    hidden state that predicts it, and the id, (scored,) each.
+
+    Padded on the right, whatever the tokenizer says: a causal model does not see what stands behind
+    a token, and the positions 0, 1, 2... that it counts by itself are right. The padding id is any
+    valid one.
+    """
+    length = max(len(span.ids) for span in spans) - 1
+    inputs = torch.zeros(len(spans), length, dtype=torch.int64)
+    mask = torch.zeros_like(inputs)
+    for row, span in enumerate(spans):
+        inputs[row, : len(span.ids) - 1] = torch.tensor(span.ids[:-1])
+        mask[row, : len(span.ids) - 1] = 1
+    counts = torch.tensor([len(span.ids) - span.first for span in spans])
+    rows = torch.repeat_interleave(torch.arange(len(spans)), counts)
+    places = torch.cat([torch.arange(span.first - 1, len(span.ids) - 1) for span in spans])
+    targets = torch.cat([torch.tensor(span.ids[span.first :]) for span in spans])
+    return inputs, mask, rows, places, targets
+
+
 def _output_layer(model: nn.Module) -> nn.Module | None:
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
@@ -387,8 +397,11 @@ def _stated_scores(config) -> _Scores:
     """What a configuration says of the logits: a cap as Gemma 2 has it, a factor as Cohere's, or a
     divisor as Granite's."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    logit_scale = getattr(config, "logit_scale", None) or 1.0
+    stated = {}
+    for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"):
+        value = getattr(config, name, None)  # MPT's logit_scale, for one, may be a string
+        stated[name] = float(value) if is_positive(value) else None
     return _Scores(
-        logit_scale=logit_scale / (getattr(config, "logits_scaling", None) or 1.0),
-        softcap=getattr(config, "final_logit_softcapping", None),
+        logit_scale=(stated["logit_scale"] or 1.0) / (stated["logits_scaling"] or 1.0),
+        softcap=stated["final_logit_softcapping"],
     )

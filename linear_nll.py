@@ -5,6 +5,8 @@ A few rows at a time pass through one buffer: the product with the weight, and t
 is faster can only be told on a GPU.
 """
 
+import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +19,8 @@ from .tensors import as_tensor, check_types, is_scored
 # MiB, which at the largest vocabularies are still rows enough to keep the matrix units busy.
 LOGITS_ON_CPU = 2**23
 LOGITS_ELSEWHERE = 2**26 - 2**20
+# What can be multiplied.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # So many rows fill the tiles of a matrix product on a GPU.
 ROWS_OF_TILE = 128
 # Elements of a weight that are turned into float32 at once: 16 MB.
@@ -52,20 +56,23 @@ def linear_token_nll(
         targets: (...), integer ids.
         bias: (vocab_size,) or None.
         softcap, logit_scale: as above; a softcap is positive.
-        ignore_index, dtype, backend: as for `token_nll`.
+        ignore_index, backend: as for `token_nll`.
+        dtype: the precision of the reduction; the product is made in that of the weight, but at
+            least in float32.
 
     Returns:
         nll, the shape of `targets`, float32 or float64, on the device of `hidden`; 0 where ignored.
 
     Raises:
-        TypeError: hidden or weight that are not floating point, targets that are not integers.
-        ValueError: shapes that do not fit, a softcap that is not positive, and as `token_nll`.
+        TypeError: hidden, weight or bias that are not float16, bfloat16, float32 or float64;
+            targets that are not integers.
+        ValueError: shapes that do not fit, a softcap or scale that is not positive, and as
+            `token_nll`.
     """
     hidden, weight = as_tensor(hidden, "hidden"), as_tensor(weight, "weight")
     targets = as_tensor(targets, "targets")
     bias = None if bias is None else as_tensor(bias, "bias")
     check_types(hidden, targets, "hidden", "targets")
-    check_types(weight, targets, "weight", "targets")
     fits = hidden.dim() > 0 and weight.dim() == 2 and hidden.shape[-1] == weight.shape[1]
     if not fits or hidden.shape[:-1] != targets.shape:
         raise ValueError(
@@ -76,8 +83,13 @@ def linear_token_nll(
         raise ValueError(
             f"bias must be (vocab_size,), here {tuple(weight.shape[:1])}, got {tuple(bias.shape)}."
         )
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive or None, got {softcap!r}.")
+    for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype not in FLOATS:
+            names = "float16, bfloat16, float32 or float64"
+            raise TypeError(f"{name} must be {names}, got {tensor.dtype}.")
+    for name, value in (("softcap", softcap), ("logit_scale", logit_scale)):
+        if not is_positive(value) and not (name == "softcap" and value is None):
+            raise ValueError(f"{name} must be a positive number, got {value!r}.")
     with torch.no_grad():
         scored = is_scored(targets, ignore_index)
         positions = scored.flatten().nonzero().squeeze(1)
@@ -114,10 +126,10 @@ class LogitsBuffer:
         They are float32, or float64 for float64 weights; n is at most `rows_at_once`.
         """
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        size = rows_at_once(len(weight), hidden.device) * len(weight)
+        size = len(hidden) * len(weight)
         # Kept, because allocating 32 MB for each product costs a CPU about as much as the product.
         self._logits = _memory(self._logits, size, dtype, hidden.device)
-        logits = self._logits[: len(hidden) * len(weight)].view(len(hidden), len(weight))
+        logits = self._logits[:size].view(len(hidden), len(weight))
         if hidden.dtype == weight.dtype == dtype:
             torch.mm(hidden, weight.t(), out=logits)
         elif hidden.dtype == weight.dtype and _keeps_float32(hidden.device):
@@ -137,6 +149,11 @@ class LogitsBuffer:
             part = weight[first : first + at_once]
             upcast = self._weight[: part.numel()].view(part.shape).copy_(part)
             torch.mm(hidden, upcast.t(), out=logits[:, first : first + len(part)])
+
+
+def is_positive(value) -> bool:
+    """Whether it is a positive and finite number."""
+    return isinstance(value, numbers.Real) and 0 < value < math.inf
 
 
 def rows_at_once(vocab_size: int, device: torch.device) -> int:

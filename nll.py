@@ -110,6 +110,8 @@ def token_stats(
         entropy = -sum(p log p, -1) with p = softmax(logits, -1)        nats, of the prediction
         rank    = 1 + sum(logits > logits[target], -1)                  1 where it is the argmax
 
+    Where a row holds NaN, nothing can be said of its order, and the rank means nothing.
+
     Args, Raises: as `token_nll`.
 
     Returns:
@@ -191,13 +193,14 @@ def launch(
         targets: (...), integers.
         scored: (...), bool.
         from_logits, dtype, backend: as for `token_nll`.
-        with_all: also lse, entropy and rank, of logits.
+        with_all: also lse, entropy and rank; not of probabilities.
         logit_scale, softcap: score = softcap tanh(logit_scale logit / softcap), or without a
             softcap score = logit_scale logit.
 
     Raises:
         ValueError: a dtype or backend that there is not, or that cannot run here.
     """
+    assert from_logits or not with_all
     use_one_thread_after_fork()
     dtype = torch.float64 if logits.dtype == torch.float64 else reduction_dtype(dtype)
     flat_targets = targets.to(torch.int64).flatten()
@@ -226,7 +229,8 @@ def _takes_triton(logits: torch.Tensor, dtype: torch.dtype, backend: str) -> boo
         return False
     reason = nll_triton.why_not(logits, dtype)
     if backend == "auto":
-        return logits.device.type == "cuda" and reason is None and not _triton_failed
+        can = reason is None and not nll_triton.INTERPRETED and not _triton_failed
+        return logits.device.type == "cuda" and can
     if reason is not None:
         raise ValueError(f'backend="triton" cannot run: {reason}. backend="auto" finds another.')
     return True
@@ -237,6 +241,8 @@ def _by_triton(*arguments, may_fail: bool, **options) -> torch.Tensor | None:
     global _triton_failed
     try:
         return nll_triton.reduce(*arguments, **options)
+    except torch.cuda.OutOfMemoryError:  # torch would need more
+        raise
     # Whatever it is that a compiler meets on the machine of a user: no C compiler, a card too old.
     except Exception as error:
         if not may_fail:

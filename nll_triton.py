@@ -48,7 +48,7 @@ def why_not(logits: torch.Tensor, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot reduce these logits in `dtype`; None if they can."""
     if triton is None:
         return "Triton is not installed (pip install triton)"
-    if logits.device.type != "cuda" and isinstance(_row_kernel, triton.JITFunction):
+    if logits.device.type != "cuda" and not INTERPRETED:
         return (
             f"the logits are on the device {logits.device.type!r}, and it needs CUDA, or on a CPU "
             "TRITON_INTERPRET=1 in the environment before the first import"
@@ -57,6 +57,7 @@ def why_not(logits: torch.Tensor, dtype: torch.dtype) -> str | None:
         return (
             "it reduces float32, float16 and bfloat16 in float32, and was asked to reduce "
             f"{logits.dtype} in {dtype}".replace("torch.", "")
+            + " (lists and NumPy's arrays are float64 by default)"
         )
     return None
 
@@ -152,7 +153,8 @@ def _launch(
         "NUM_BLOCKS": triton.next_power_of_2(num_blocks),
         "FROM_LOGITS": from_logits,
         "WITH_ALL": with_all,
-        # So that the two kernels round alike.
+        # The same for both kernels, so that these add up, and round, alike.
+        "num_warps": NUM_WARPS,
         "enable_fp_fusion": False,
     }
     with torch.cuda.device_of(logits):  # the kernels run on torch's current device
@@ -175,12 +177,11 @@ def _launch(
             VECTOR=vector,
             ALIGNED=aligned,
             SHARED=num_programs > 1,
-            num_warps=NUM_WARPS,
             **({} if with_all else REGISTERS),
             **options,
         )
         if num_programs > 1:
-            _merge_kernel[(num_rows,)](*tensors, *sizes, ROW_SUM_TOLERANCE, num_warps=1, **options)
+            _merge_kernel[(num_rows,)](*tensors, *sizes, ROW_SUM_TOLERANCE, **options)
 
 
 @_jit
@@ -375,9 +376,21 @@ def _score(logits, logit_scale, softcap, SCALED: tl.constexpr, SOFTCAP: tl.const
     if SCALED:
         scores *= logit_scale
     if SOFTCAP:
-        # tanh(z) = 1 - 2 / (exp(2 z) + 1), which also holds where exp overflows.
-        scores = softcap * (1 - 2 / (_exp(scores * (2 / softcap)) + 1))
+        scores = softcap * _tanh(scores / softcap)
     return scores
+
+
+@_jit
+def _tanh(z):
+    """tanh to a few units in the last place; the interpreter knows none."""
+    # Far from 0: (1 - t) / (1 + t) with t = exp(-2 |z|), of the sign of z. Near 0, where 1 - t
+    # would cancel: z - z^3/3 + 2 z^5/15 - 17 z^7/315 + 62 z^9/2835, off by less than 1e-8 of it.
+    t = _exp(-2 * tl.abs(z))
+    far = (1 - t) / (1 + t)
+    square = z * z
+    series = -17 / 315 + square * (62 / 2835)
+    series = 1 + square * (-1 / 3 + square * (2 / 15 + square * series))
+    return tl.where(tl.abs(z) < 0.25, z * series, tl.where(z < 0, -far, far))
 
 
 @_jit
@@ -450,3 +463,7 @@ def _finish_row(
             tl.atomic_or(faults_ptr, 2)  # NO_PROBABILITY
         if tl.abs(total - 1) > row_sum_tolerance:
             tl.atomic_or(faults_ptr, 4)  # UNNORMALISED
+
+
+# Whether the kernels run in NumPy, which is for tests.
+INTERPRETED = triton is not None and not isinstance(_row_kernel, triton.JITFunction)

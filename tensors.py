@@ -91,7 +91,9 @@ def ignored_ids(ignore_index: int | Sequence[int] | None) -> tuple[int, ...]:
 
 def is_scored(targets: torch.Tensor, ignore_index: int | Sequence[int] | None) -> torch.Tensor:
     """Bool tensor, True where the target is none of the ignored ids."""
-    scored = torch.ones(targets.shape, dtype=torch.bool, device=targets.device)
+    # subtle: compared with a narrower type, such as uint8, an id would wrap around to another.
+    targets = targets.to(torch.int64)
+    scored = torch.ones_like(targets, dtype=torch.bool)
     for ignored_id in ignored_ids(ignore_index):
         scored &= targets != ignored_id
     return scored

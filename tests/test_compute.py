@@ -436,3 +436,40 @@ def test_weights_count_only_relative_to_each_other(seed, factor):
     other = METRIC.compute(predictions=logits, references=targets, sample_weight=weights * factor)
     for name in ("perplexity", "perplexity_ci_low", "perplexity_ci_high"):
         assert other[name] == pytest.approx(one[name], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.uint16, torch.uint64, torch.float16], ids=str
+)
+def test_weights_of_every_type(ppl, dtype):
+    logits, targets = random_batch()
+    weights = torch.tensor([[1, 0, 1, 1, 0, 1, 1]]).repeat(3, 1)
+    result = ppl.compute(predictions=logits, references=targets, sample_weight=weights.to(dtype))
+    assert result["num_tokens"] == 15
+    expected = reference_perplexity(logits, targets, weights.numpy())
+    assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_complex_weights_are_refused(ppl):
+    logits, targets = random_batch()
+    weights = torch.ones(3, 7, dtype=torch.complex64)
+    with pytest.raises(TypeError, match=r"sample_weight must hold real numbers, got torch.complex"):
+        ppl.add_batch(predictions=logits, references=targets, sample_weight=weights)
+
+
+def test_dtype_is_that_of_the_reduction(ppl):
+    logits, targets = random_batch(vocab_size=5000)
+    result = ppl.compute(predictions=logits, references=targets, dtype="float64")
+    assert result["perplexity"] == pytest.approx(reference_perplexity(logits, targets), rel=1e-13)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("kind", ["sure", "wrong", "uniform"])
+def test_probabilities_of_every_kind_are_noticed(ppl, vocab_size, kind):
+    probabilities = torch.full((2, 3, vocab_size), 1 / vocab_size)
+    targets = torch.zeros(2, 3, dtype=torch.int64)
+    if kind != "uniform":
+        place = 0 if kind == "sure" else vocab_size - 1
+        probabilities = torch.eye(vocab_size)[torch.full((2, 3), place)]
+    with pytest.warns(UserWarning, match="predictions look like probabilities"):
+        ppl.compute(predictions=probabilities, references=targets)

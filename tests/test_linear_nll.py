@@ -92,6 +92,35 @@ def test_ignored_rows_are_not_multiplied(pattern, monkeypatch):
     assert (found[ignored] == 0).all()
 
 
+def test_a_weight_is_upcast_in_parts():
+    hidden, weight, targets = layer(3, 70, 100_000, torch.bfloat16)
+    assert weight.numel() > linear_nll.UPCAST_AT_ONCE
+    assert_near(linear_token_nll(hidden, weight, targets), reference(hidden, weight, targets))
+
+
+def test_the_bias_reaches_every_part():
+    hidden, weight, targets = layer(400, 4, 50257)
+    bias = torch.linspace(-5, 5, 50257, device=DEVICE)
+    expected = reference(hidden, weight, targets, bias=bias)
+    assert_near(linear_token_nll(hidden, weight, targets, bias=bias), expected)
+
+
+def test_dtype_of_the_reduction():
+    hidden, weight, targets = layer(5, 4, 30)
+    nll = linear_token_nll(hidden, weight, targets, dtype="float64")
+    assert nll.dtype == torch.float64
+    logits = (hidden @ weight.t()).cpu()
+    assert_near(nll, reference_nll(logits, targets.cpu()), tolerance=1e-6)
+
+
+def test_one_row_takes_the_memory_of_one():
+    buffer = linear_nll.LogitsBuffer()
+    hidden, weight, _ = layer(3, 4, 1000)
+    for num_rows in (1, 3, 2):
+        assert buffer.product(hidden[:num_rows], weight, None).shape == (num_rows, 1000)
+        assert buffer._logits.numel() == 1000 * max(num_rows, 3 * (num_rows == 2))
+
+
 def test_several_dimensions_strides_and_ids():
     hidden, weight, targets = layer(24, 6, 50)
     hidden, targets = hidden.view(2, 12, 6)[:, 1::2], targets.view(2, 12)[:, 1::2]
@@ -153,10 +182,16 @@ def test_out_of_range_targets_are_named():
     [
         ({"hidden": torch.zeros(3, 5)}, ValueError, r"\(3, 5\), \(30, 4\) and \(3,\)"),
         ({"targets": torch.zeros(2).long()}, ValueError, r"targets \(...\), got"),
-        ({"weight": torch.zeros(30, 4).long()}, TypeError, "weight must be floating-point"),
+        ({"weight": torch.zeros(30, 4).long()}, TypeError, "weight must be float16, bfloat16,"),
+        ({"weight": torch.zeros(30, 4).to(torch.float8_e4m3fn)}, TypeError, "got torch.float8"),
+        ({"bias": torch.zeros(30) * 1j}, TypeError, "bias must be float16.*complex64"),
         ({"targets": torch.zeros(3)}, TypeError, "targets must be integer token ids"),
         ({"bias": torch.zeros(4)}, ValueError, r"bias must be \(vocab_size,\), here \(30,\)"),
-        ({"softcap": 0.0}, ValueError, "softcap must be positive or None, got 0.0"),
+        ({"softcap": 0.0}, ValueError, "softcap must be a positive number, got 0.0"),
+        ({"softcap": math.inf}, ValueError, "softcap must be a positive number, got inf"),
+        ({"softcap": "30"}, ValueError, "softcap must be a positive number, got '30'"),
+        ({"logit_scale": None}, ValueError, "logit_scale must be a positive number, got None"),
+        ({"logit_scale": math.nan}, ValueError, "logit_scale must be a positive number, got nan"),
         ({"backend": "gpu"}, ValueError, "backend must be one of"),
     ],
 )

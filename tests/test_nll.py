@@ -1,6 +1,7 @@
 """token_nll against torch's cross entropy in float64, over dtypes, shapes, strides and ignores."""
 
 import math
+import threading
 import warnings
 
 import numpy as np
@@ -35,6 +36,66 @@ def test_equals_float64_cross_entropy_within_1e_5_nats(shape, dtype):
     assert nll.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(nll.double(), reference_nll(logits, targets), rtol=0, atol=tolerance)
+
+
+# 262144: the error of one sum over all columns would be 2e-5 or more. 131074: two pieces. 131101 is
+# a prime, of which there are no pieces.
+@pytest.mark.parametrize("vocab_size", [131074, 131101, 262144])
+@pytest.mark.parametrize("kind", ["rows", "apart", "bfloat16", "-inf first"])
+def test_the_largest_vocabularies(vocab_size, kind):
+    logits, targets = rows(24, vocab_size, torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    if kind == "apart":
+        wide = torch.zeros(24, vocab_size + 3)
+        wide[:, :vocab_size] = logits
+        logits = wide[:, :vocab_size]
+    if kind == "-inf first":
+        logits[3, :70000] = -math.inf
+        logits[4] = -math.inf
+        targets[3] = 100_000
+    targets[5] = -100
+    found = nll_module.token_stats(logits, targets)
+    only = token_nll(logits, targets)
+    scored = (targets != -100) & (logits.amax(-1) > -math.inf)
+    assert only[~scored].nan_to_num(0).count_nonzero() == 0
+    logits, targets = logits[scored], targets[scored]
+    log_probs = logits.double().log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs.clamp(min=-1e300)).sum(-1)
+    expected = {"nll": reference_nll(logits, targets), "lse": logits.double().logsumexp(-1)}
+    for name, values in (expected | {"entropy": entropy}).items():
+        near = {"rtol": 0, "atol": 1e-5, "msg": name}
+        torch.testing.assert_close(getattr(found, name)[scored].double(), values, **near)
+    torch.testing.assert_close(only[scored].double(), expected["nll"], rtol=0, atol=5e-6)
+    ranks = 1 + (logits > logits.gather(1, targets[:, None])).sum(-1)
+    assert torch.equal(found.rank[scored].long(), ranks)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ignored"), [(torch.uint8, -100), (torch.int8, 261), (torch.uint16, -100)], ids=str
+)
+def test_narrow_integers_are_not_ignored_for_their_last_bits(dtype, ignored):
+    # -100 is 156 in the last 8 bits, 65436 in the last 16; 261 is 5.
+    target = {torch.uint8: 156, torch.int8: 5, torch.uint16: 65436}[dtype]
+    logits, _ = rows(1, 70000)
+    targets = torch.tensor([target])
+    found = token_nll(logits, targets.to(dtype), ignore_index=ignored)
+    assert found.item() == pytest.approx(reference_nll(logits, targets).item(), abs=1e-5)
+
+
+def test_the_kept_memory_serves_inside_and_outside_of_inference_mode():
+    logits, targets = rows(4, 100, torch.bfloat16)
+    expected = token_nll(logits, targets)
+    found = []
+
+    def reduce():  # in a thread of its own, which has kept nothing yet
+        with torch.inference_mode():
+            found.append(token_nll(logits, targets))
+        found.append(token_nll(logits, targets))
+
+    thread = threading.Thread(target=reduce)
+    thread.start()
+    thread.join()
+    assert len(found) == 2
+    assert all(torch.equal(nll, expected) for nll in found)
 
 
 def test_float16_tails_stay_finite_where_log_of_softmax_gives_inf():
@@ -135,7 +196,7 @@ def test_large_storage_offsets():
         pytest.skip("this torch has no float8")
     num_rows, vocab_size = 8200, 2**18
     logits = torch.empty(num_rows, vocab_size, dtype=torch.float8_e4m3fn)
-    last = torch.randn(3, vocab_size).to(torch.float8_e4m3fn)
+    last = rows(3, vocab_size, torch.float8_e4m3fn)[0]
     logits[-3:] = last
     targets = torch.full((num_rows,), -100)
     targets[-3:] = torch.tensor([5, 6, 7])

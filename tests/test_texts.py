@@ -723,6 +723,34 @@ def test_models_that_change_their_logits(ppl, name, caplog):
     assert ("are not those of its output layer" in caplog.text) == (name == "halved")
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"logit_scale": "inv_sqrt_d_model"},  # MPT's, which transformers does not read
+        {"logit_scale": [1.0]},
+        {"final_logit_softcapping": 0.0},
+        {"logit_scale": -1.0},
+    ],
+    ids=str,
+)
+def test_what_a_configuration_states_may_be_anything(ppl, stated):
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = AutoModelForCausalLM.from_config(config_of("llama", len(tokenizer))).eval()
+    for name, value in stated.items():
+        setattr(model.config, name, value)
+    result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+    assert_equals(result, expected_result(model, tokenizer, TEXTS))
+
+
+def test_another_default_device(ppl):
+    expected = ppl.compute(predictions=TEXTS, model_id=TINY)
+    try:
+        torch.set_default_device("meta")
+        assert ppl.compute(predictions=TEXTS, model_id=TINY) == expected
+    finally:
+        torch.set_default_device(None)
+
+
 def test_logits_of_a_bfloat16_model_are_not_rounded(ppl, models):
     config = config_of("llama", len(models["llama"][1]))
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
