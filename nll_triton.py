@@ -451,9 +451,9 @@ def _finish_row(
             # Moments about the maximum of the row. Where weights are 0, peaks may be -inf.
             shifts = tl.where(weights == 0, 0.0, peaks - peak)
             moment = tl.sum((moments + sums * shifts) * weights, 0)
-            entropy = log_total - moment / total
             tl.store(lse_ptr + row, peak + log_total)
-            tl.store(entropy_ptr + row, tl.where(entropy < 0, 0.0, entropy))
+            # Here, too, no term is negative.
+            tl.store(entropy_ptr + row, log_total - moment / total)
             tl.store(rank_ptr + row, 1 + tl.sum(counts, 0).to(tl.int32))
     else:
         total = tl.sum(sums, 0)

@@ -276,6 +276,13 @@ def test_unnormalised_probabilities_are_normalised_with_a_warning():
     torch.testing.assert_close(nll, torch.full((300,), math.log(80000 / 3)))
 
 
+def test_one_unnormalised_row_among_several_blocks_is_told_of():
+    probabilities = torch.full((300, 20000), 1 / 20000)
+    probabilities[0, 0] += 0.1
+    with pytest.warns(UserWarning, match="do not sum to 1"):
+        token_nll(probabilities, torch.zeros(300).long(), from_logits=False)
+
+
 def test_bfloat16_softmax_is_near_enough_to_one():
     probabilities = rows(50, 50257, scale=1.0)[0].softmax(-1).bfloat16()
     with warnings.catch_warnings():

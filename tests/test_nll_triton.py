@@ -115,6 +115,9 @@ def views(vocab_size=9001):
         "vocabulary outside": one.permute(2, 0, 1).contiguous().permute(1, 2, 0),
         "four dimensions": base.permute(3, 0, 1, 2),
         "four that are no three": base[:, :3].permute(1, 3, 0, 2),
+        "groups of an odd stride": one.view(-1).as_strided(
+            (3, 3, vocab_size // 8 * 8), (3 * (vocab_size // 8 * 8) + 1, vocab_size // 8 * 8, 1)
+        ),
         "one row of an odd start": one.view(-1)[5 : 5 + vocab_size][None],
     }
 
@@ -526,7 +529,18 @@ def test_every_launch_compiles_without_spilling(capability, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(kernels) == 13
+    assert len(kernels) == 16
+    layouts = {
+        (kernel["case"], kernel["kernel"]): kernel["block_layouts"]
+        for kernel in kernels
+        if kernel["block_layouts"]
+    }
+    # Whether one program adds up the 64 blocks of a row, or that after several: in the same order.
+    assert list(layouts) == [
+        ("float32, 64 blocks", "_row_kernel"),
+        ("float32, 64 blocks, shared", "_merge_kernel"),
+    ]
+    assert len(set(map(tuple, layouts.values()))) == 1
     for kernel in kernels:
         assert kernel["stack_bytes"] == 0, kernel
         if kernel["kernel"] == "_merge_kernel" or "1" in kernel["case"].split():

@@ -34,6 +34,8 @@ CASES = {
     "bfloat16, probabilities": ((600, ODD), torch.bfloat16, {"from_logits": False}),
     "bfloat16, all outputs": ((600, ALIGNED), torch.bfloat16, {"with_all": True}),
     "float32, all outputs, shared": ((3, ODD), torch.float32, {"with_all": True}),
+    "float32, 64 blocks": ((600, 262144), torch.float32, {}),
+    "float32, 64 blocks, shared": ((3, 262144), torch.float32, {}),
     "float32, vocabulary of 1": ((2, 1), torch.float32, {}),
     "float32, columns apart": ((600, 1000, 2), torch.float32, {}),
 }
@@ -86,7 +88,15 @@ def describe(name: str, kernel, directory: Path) -> dict:
         "wide_loads": len(re.findall(r"LDG\.E\.128", code)),
         "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
         "stack_bytes": int(re.search(r"STACK:(\d+)", usage).group(1)),
+        "block_layouts": block_layouts(kernel.asm["ttgir"]),
     }
+
+
+def block_layouts(code: str) -> list[str]:
+    """How what is known of 64 blocks is spread over threads where it is added up."""
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", code, flags=re.MULTILINE))
+    sums = re.findall(r"arith\.addf.*?\}\) : \(tensor<64xf32, (#\w+)>\)", code, flags=re.DOTALL)
+    return sorted({layouts[name] for name in sums})
 
 
 def main(capability: str, directory: str) -> None:
