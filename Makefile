@@ -18,6 +18,7 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/bench_nll.py
+	$(BIN)/python benchmarks/bench_cpu_kernel.py
 	$(BIN)/python benchmarks/bench_text.py
 	$(BIN)/python benchmarks/bench_trainer.py
 

@@ -5,7 +5,6 @@ the buffer stay in the cache; benchmarks/RESULTS.md has what was tried.
 """
 
 import functools
-import threading
 from collections.abc import Iterator
 
 import torch
@@ -19,8 +18,6 @@ BLOCK_ELSEWHERE = 2**24
 
 # Columns that are added up in one go.
 WIDEST_PIECE = 2**16
-
-_kept = threading.local()
 
 
 def reduce(
@@ -108,7 +105,8 @@ class _Blocks:
         self.num_rows = _block_rows(logits, num_scored)
         self._shape = (self.num_rows, logits.shape[-1])
         self._logit_scale, self._softcap = logit_scale, softcap
-        self.buffer = _buffer(self._shape, dtype, logits.device)
+        # One for all blocks: to allocate for each would cost more than the arithmetic.
+        self.buffer = torch.empty(self._shape, dtype=dtype, device=logits.device)
         self._gathered = None  # rows that do not follow each other, of another dtype
 
     def read(self, rows: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
@@ -151,19 +149,6 @@ def _block_rows(logits: torch.Tensor, num_scored: int) -> int:
     else:
         num_rows = BLOCK_ELSEWHERE // vocab_size
     return max(1, min(num_rows, num_scored))
-
-
-def _buffer(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Memory for a block. On a CPU each thread keeps its own: new memory comes page by page, which
-    took up to half of the time of the whole reduction."""
-    size = shape[0] * shape[1]
-    if device.type != "cpu" or dtype != torch.float32 or size > BLOCK_ON_CPU:
-        return torch.empty(shape, dtype=dtype, device=device)
-    kept = getattr(_kept, "buffer", None)
-    if kept is None or len(kept) < size:
-        with torch.inference_mode(False):  # a tensor made there could not be written to elsewhere
-            kept = _kept.buffer = torch.empty(size, dtype=dtype, device=device)
-    return kept[:size].view(shape)
 
 
 def _reduce_logits(

@@ -1,7 +1,6 @@
 """token_nll against torch's cross entropy in float64, over dtypes, shapes, strides and ignores."""
 
 import math
-import threading
 import warnings
 
 import numpy as np
@@ -79,23 +78,6 @@ def test_narrow_integers_are_not_ignored_for_their_last_bits(dtype, ignored):
     targets = torch.tensor([target])
     found = token_nll(logits, targets.to(dtype), ignore_index=ignored)
     assert found.item() == pytest.approx(reference_nll(logits, targets).item(), abs=1e-5)
-
-
-def test_the_kept_memory_serves_inside_and_outside_of_inference_mode():
-    logits, targets = rows(4, 100, torch.bfloat16)
-    expected = token_nll(logits, targets)
-    found = []
-
-    def reduce():  # in a thread of its own, which has kept nothing yet
-        with torch.inference_mode():
-            found.append(token_nll(logits, targets))
-        found.append(token_nll(logits, targets))
-
-    thread = threading.Thread(target=reduce)
-    thread.start()
-    thread.join()
-    assert len(found) == 2
-    assert all(torch.equal(nll, expected) for nll in found)
 
 
 def test_float16_tails_stay_finite_where_log_of_softmax_gives_inf():
