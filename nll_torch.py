@@ -136,13 +136,13 @@ def _block_rows(logits: torch.Tensor, num_scored: int) -> int:
     """How many rows are reduced at once.
 
     On a CPU: few enough to stay in its cache, many enough to pay for the calls (half a million
-    elements per thread measured best, and more where rows are reduced in pieces, which stay in the
-    cache by themselves and take more calls), and a multiple of the threads.
+    elements per thread measured best, or twice as many where rows are reduced in pieces, which take
+    more calls), and a multiple of the threads.
     """
     vocab_size = max(logits.shape[-1], 1)
     if logits.device.type == "cpu":
         threads = torch.get_num_threads()
-        block = threads * 2**19 if vocab_size <= WIDEST_PIECE else BLOCK_ON_CPU
+        block = threads * (2**19 if vocab_size <= WIDEST_PIECE else 2**20)
         num_rows = min(block, BLOCK_ON_CPU) // vocab_size
         if num_rows > threads:
             num_rows -= num_rows % threads
