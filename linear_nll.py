@@ -87,9 +87,10 @@ def linear_token_nll(
         if tensor is not None and tensor.dtype not in FLOATS:
             names = "float16, bfloat16, float32 or float64"
             raise TypeError(f"{name} must be {names}, got {tensor.dtype}.")
-    for name, value in (("softcap", softcap), ("logit_scale", logit_scale)):
-        if not is_positive(value) and not (name == "softcap" and value is None):
-            raise ValueError(f"{name} must be a positive number, got {value!r}.")
+    if softcap is not None and not is_positive(softcap):
+        raise ValueError(f"softcap must be a positive number or None, got {softcap!r}.")
+    if not is_positive(logit_scale):
+        raise ValueError(f"logit_scale must be a positive number, got {logit_scale!r}.")
     with torch.no_grad():
         scored = is_scored(targets, ignore_index)
         positions = scored.flatten().nonzero().squeeze(1)
