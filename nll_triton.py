@@ -248,7 +248,7 @@ def _row_kernel(
     ids = tl.arange(0, NUM_BLOCKS)
     stop = tl.minimum(first + blocks_per_program, n_blocks)
     padding = float("-inf") if FROM_LOGITS else 0.0
-    # What is known of each block; see _reduce_block.
+    # What is known of each block; see _add_block.
     peaks = tl.full([NUM_BLOCKS], padding, tl.float32)
     sums = tl.zeros([NUM_BLOCKS], tl.float32)
     moments = tl.zeros([NUM_BLOCKS], tl.float32)
@@ -261,12 +261,10 @@ def _row_kernel(
     for block in range(first, tl.minimum(stop, num_whole)):
         block_ptr = tl.multiple_of(row_ptr + (head + block * BLOCK_SIZE), 16)
         scores = _score(tl.load(block_ptr + lanes), logit_scale, softcap, SCALED, SOFTCAP)
-        peak, total, moment, count = _reduce_block(scores, target_score, FROM_LOGITS, WITH_ALL)
-        here = ids == block
-        peaks = tl.where(here, peak, peaks)
-        sums = tl.where(here, total, sums)
-        moments = tl.where(here, moment, moments)
-        counts = tl.where(here, count, counts)
+        known = (ids == block, peaks, sums, moments, counts)
+        peaks, sums, moments, counts = _add_block(
+            scores, target_score, *known, FROM_LOGITS, WITH_ALL
+        )
     for block in range(tl.maximum(first, num_whole), stop):
         places = block * BLOCK_SIZE + lanes
         inside = places < n_cols
@@ -277,12 +275,10 @@ def _row_kernel(
             cols = cols.to(tl.int64) * col_stride
         logits = tl.load(row_ptr + cols, mask=inside, other=0.0)
         scores = tl.where(inside, _score(logits, logit_scale, softcap, SCALED, SOFTCAP), padding)
-        peak, total, moment, count = _reduce_block(scores, target_score, FROM_LOGITS, WITH_ALL)
-        here = ids == block
-        peaks = tl.where(here, peak, peaks)
-        sums = tl.where(here, total, sums)
-        moments = tl.where(here, moment, moments)
-        counts = tl.where(here, count, counts)
+        known = (ids == block, peaks, sums, moments, counts)
+        peaks, sums, moments, counts = _add_block(
+            scores, target_score, *known, FROM_LOGITS, WITH_ALL
+        )
 
     if SHARED:
         own = (ids >= first) & (ids < stop)
@@ -400,9 +396,21 @@ def _exp(x):
 
 
 @_jit
-def _reduce_block(scores, target_score, FROM_LOGITS: tl.constexpr, WITH_ALL: tl.constexpr):
-    """Of a block of scores s, their maximum m, sum e, sum e (s - m) and the count of s above the
-    target's, with e = exp(s - m); of probabilities p, their minimum and sum p.
+def _add_block(
+    scores,  # (BLOCK_SIZE,)
+    target_score,
+    here,  # (NUM_BLOCKS,), whether it is this block
+    peaks,
+    sums,
+    moments,
+    counts,  # (NUM_BLOCKS,) each
+    FROM_LOGITS: tl.constexpr,
+    WITH_ALL: tl.constexpr,
+):
+    """What is known of the blocks of a row, with one block more.
+
+    Of scores s that is their maximum m, sum e, sum e (s - m) and the count of s above the target's,
+    with e = exp(s - m); of probabilities p, their minimum and sum p.
     """
     moment = 0.0
     count = 0.0
@@ -418,7 +426,11 @@ def _reduce_block(scores, target_score, FROM_LOGITS: tl.constexpr, WITH_ALL: tl.
     else:
         peak = tl.min(scores, 0)
         total = tl.sum(scores, 0)
-    return peak, total, moment, count
+    peaks = tl.where(here, peak, peaks)
+    sums = tl.where(here, total, sums)
+    moments = tl.where(here, moment, moments)
+    counts = tl.where(here, count, counts)
+    return peaks, sums, moments, counts
 
 
 @_jit

@@ -8,16 +8,16 @@ they cost in the module is in bench_nll.py.
 
 import functools
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
-from report import environment, table, write_section
+from report import environment, interleaved, table, write_section
 
 NUM_ROWS, VOCAB_SIZE = 1000, 50257
 WIDE_ROWS, WIDE_VOCAB_SIZE, WIDTH = 190, 262144, 65536
 BLOCK = 20  # rows of the narrow one: 4 MB of float32
 REPEATS = 11
+CALLS = 100  # of what takes microseconds
 KEPT = torch.empty(2**24)
 SECOND = torch.empty(2**24)
 # Read between any two measurements, so that no logits are left in a cache.
@@ -60,8 +60,8 @@ def mkldnn(block):
     torch.softmax(block.to_mkldnn(), -1)
 
 
-def in_pieces(block):
-    pieces = block.view(-1, WIDTH)
+def in_pieces(block, width=WIDTH):
+    pieces = block.view(-1, width)
     log_probs = torch.log_softmax(pieces, -1, out=buffer_like(pieces))
     (pieces[:, 0] - log_probs[:, 0]).view(len(block), -1).logsumexp(-1)
 
@@ -86,22 +86,20 @@ def with_fresh_memory(logits: torch.Tensor) -> None:
 
 
 def in_halves(row: torch.Tensor) -> None:
-    halves = row.view(2, -1)
-    log_probs = torch.log_softmax(halves, -1, out=buffer_like(halves))
-    (halves[:, 0] - log_probs[:, 0]).logsumexp(-1)
+    in_pieces(row, row.shape[-1] // 2)
+
+
+def over_and_over(function: Callable, row: torch.Tensor) -> None:
+    for _ in range(CALLS):
+        function(row)
 
 
 def measure(title: str, methods: dict[str, Callable], calls: int = 1) -> str:
-    """A table of median times, interleaved, of `calls` calls each; a first round warms up."""
-    seconds = {name: [] for name in methods}
-    for round_number in range(REPEATS + 1):
-        for name, method in methods.items():
-            OTHER_DATA.sum()
-            start = time.perf_counter()
-            for _ in range(calls):
-                method()
-            if round_number > 0:
-                seconds[name].append((time.perf_counter() - start) / calls)
+    """A table of the median times of a call, where a method makes so many calls."""
+    seconds = {
+        name: [value / calls for value in values]
+        for name, values in interleaved(methods, REPEATS, between=OTHER_DATA.sum).items()
+    }
     first = statistics.median(next(iter(seconds.values())))
     rows = [
         [
@@ -145,11 +143,15 @@ def main() -> None:
         "whole rows, errors of 2e-5 to 5e-5 nats, not 1e-6": run(over_blocks, kept, wide, 4),
         "copied tiles of 65536": run(over_blocks, in_tiles, wide, 16),
     }
+    row = wide[:1].clone()
+    short = row[:, :50258].clone()
     one = {
-        "a row of 50258 on one core": run(kept, wide[:1, :50258].clone()),
-        "the same, halves on two cores": run(in_halves, wide[:1, :50258].clone()),
-        "a row of 262144 on one core": run(kept, wide[:1].clone()),
-        "the same, halves on two cores (nll_torch.py: quarters)": run(in_halves, wide[:1].clone()),
+        "a row of 50258 on one core": run(over_and_over, kept, short),
+        "the same, halves on two cores": run(over_and_over, in_halves, short),
+        "a row of 262144 on one core": run(over_and_over, kept, row),
+        "the same, halves on two cores (nll_torch.py: quarters)": run(
+            over_and_over, in_halves, wide[:1].clone()
+        ),
     }
     parts = [
         environment(["torch"]),
@@ -157,7 +159,7 @@ def main() -> None:
         measure(f"float32, {NUM_ROWS} x {VOCAB_SIZE}", narrow),
         measure(f"bfloat16, {NUM_ROWS} x {VOCAB_SIZE}", low),
         measure(f"float32, {WIDE_ROWS} x {WIDE_VOCAB_SIZE}", wider),
-        measure("float32, a single row, of which the cache keeps a copy", one, calls=100),
+        measure("float32, a single row, of which the cache keeps a copy", one, CALLS),
     ]
     write_section("Blocks of logits on a CPU (bench_cpu_kernel.py)", "\n\n".join(parts))
 

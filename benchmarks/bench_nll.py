@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
@@ -26,7 +25,7 @@ import torch
 import torch.nn.functional as F
 import torcheval.metrics.functional
 import torchmetrics.functional.text
-from report import ROOT, environment, table, write_section
+from report import ROOT, environment, interleaved, table, write_section
 
 ELEMENTS = 50_000_000  # logits of one timing: 200 MB in float32, far beyond any cache
 REPEATS = 15
@@ -86,18 +85,6 @@ def random_logits(num_rows: int, vocab_size: int, dtype: torch.dtype):
     torch.manual_seed(0)
     logits = torch.randn(num_rows, vocab_size).to(dtype)
     return logits, torch.randint(vocab_size, (num_rows,))
-
-
-def interleaved(methods: dict, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each method in each round; a first round warms up and is not counted."""
-    seconds = {name: [] for name in methods}
-    for round_number in range(repeats + 1):
-        for name, method in methods.items():
-            start = time.perf_counter()
-            method()
-            if round_number > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def bench_speed(dtype: torch.dtype, vocab_size: int, num_rows: int) -> str:

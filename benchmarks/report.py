@@ -1,10 +1,12 @@
-"""What the benchmarks share: where and with what they ran, tables, and sections of RESULTS.md."""
+"""What the benchmarks share: times in turn, where and with what they ran, tables, RESULTS.md."""
 
 import datetime
 import importlib.metadata
 import platform
 import re
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +40,25 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; the first column is text, the others are figures."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def interleaved(
+    methods: dict[str, Callable], repeats: int, between: Callable | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each method in each round; a first round warms up and is not counted.
+
+    `between`, if given, runs before each method, and outside of its time.
+    """
+    seconds = {name: [] for name in methods}
+    for round_number in range(repeats + 1):
+        for name, method in methods.items():
+            if between is not None:
+                between()
+            start = time.perf_counter()
+            method()
+            if round_number > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def write_section(title: str, body: str) -> None:

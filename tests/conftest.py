@@ -47,6 +47,14 @@ def ppl():
     return load()
 
 
+def random_rows(num_rows, vocab_size, dtype=torch.float32, seed=0, scale=3.0):
+    """Logits (N, V) and targets (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(num_rows, vocab_size, generator=generator)
+    targets = torch.randint(vocab_size, (num_rows,), generator=generator)
+    return logits.to(dtype), targets
+
+
 def random_batch(batch=3, length=7, vocab_size=11, seed=0, dtype=torch.float32):
     """Logits (B, T, V) and targets (B, T)."""
     generator = torch.Generator().manual_seed(seed)

@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import load, reference_nll, sibling
+from conftest import random_rows as rows
 
 nll_module = sibling("nll")
 token_nll = nll_module.token_nll
-
-
-def rows(num_rows, vocab_size, dtype=torch.float32, seed=0, scale=3.0):
-    generator = torch.Generator().manual_seed(seed)
-    logits = scale * torch.randn(num_rows, vocab_size, generator=generator)
-    targets = torch.randint(vocab_size, (num_rows,), generator=generator)
-    return logits.to(dtype), targets
 
 
 # 1 row and a vocabulary of 1: the degenerate ends. 50257: GPT-2's, odd, so that rows are unaligned.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, load, random_batch, reference_nll, sibling
+from conftest import ROOT, load, random_batch, random_rows, reference_nll, sibling
 
 pytest.importorskip("triton", reason="Triton is made for Linux")
 nll, nll_triton, reduction = sibling("nll"), sibling("nll_triton"), sibling("reduction")
@@ -20,11 +20,8 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 INF = math.inf
 
 
-def rows(num_rows, vocab_size, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(num_rows, vocab_size, generator=generator)
-    targets = torch.randint(vocab_size, (num_rows,), generator=generator)
-    return logits.to(dtype).to(DEVICE), targets.to(DEVICE)
+def rows(num_rows, vocab_size, dtype=torch.float32):
+    return tuple(part.to(DEVICE) for part in random_rows(num_rows, vocab_size, dtype))
 
 
 def reduce(logits, targets, scored=None, with_all=False, **options):
