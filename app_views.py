@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from totals import Z_95, NllTotals, TextSums, text_result
+from totals import NllTotals, TextSums, student_t_95, text_result
 
 # The interval of one text comes from its consecutive parts, each of about eight tokens at least.
 BYTES_PER_PART = 32
@@ -67,15 +67,6 @@ def parts_of(score) -> Parts | None:
     return Parts(sums(nll), sums(np.ones(len(nll))), sums(sizes))
 
 
-def student_t_95(degrees: int) -> float:
-    """Two-sided 95% quantile of Student's t, within 0.4% from 7 degrees of freedom on.
-
-    The expansion in 1/degrees of Abramowitz and Stegun, 26.7.5.
-    """
-    z = Z_95
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
-
 def figures(scored: Scored) -> dict:
     """The result of `compute` for this text, with the interval that its parts give."""
     result = text_result([scored.sums])
@@ -84,8 +75,7 @@ def figures(scored: Scored) -> dict:
     low, high = math.nan, math.nan
     if parts is not None:
         totals = NllTotals.from_sequences(parts.nll, parts.num_tokens, parts.num_tokens.sum())
-        margin = student_t_95(len(parts.nll) - 1) * totals.standard_error
-        low, high = (float(np.exp(totals.mean_nll + sign * margin)) for sign in (-1, 1))
+        low, high = totals.perplexity_interval
     return {
         **result,
         "parts_ci_low": low,
@@ -135,14 +125,13 @@ def difference(a: Scored, b: Scored) -> Difference:
     if a.score.text == b.score.text:
         bytes_ = np.maximum(parts[0].num_bytes, parts[1].num_bytes)
         totals = NllTotals.from_sequences(parts[0].nll - parts[1].nll, bytes_, 0)
-        error = totals.standard_error
+        margin = totals.margin / math.log(2)
     else:
-        error = math.hypot(
-            *(NllTotals.from_sequences(p.nll, p.num_bytes, 0).standard_error for p in parts)
-        )
-    # For two texts the fewer degrees of freedom, which errs on the side of a wider interval.
-    degrees = min(len(p.nll) for p in parts) - 1
-    margin = student_t_95(degrees) * error / math.log(2)
+        both = [NllTotals.from_sequences(part.nll, part.num_bytes, 0) for part in parts]
+        error = math.hypot(*(totals.standard_error for totals in both))
+        # The fewer degrees of freedom, which errs on the side of a wider interval.
+        degrees = min(totals.effective_sequences for totals in both) - 1
+        margin = student_t_95(degrees) * error / math.log(2)
     return Difference(value, value - margin, value + margin)
 
 

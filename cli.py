@@ -315,7 +315,9 @@ def load_scorer(args: argparse.Namespace, device):
 def as_table(result: dict, model: str) -> str:
     """The result for people."""
     low, high = result["perplexity_ci_low"], result["perplexity_ci_high"]
-    interval = "" if math.isnan(low) else f"95% interval {low:.2f} to {high:.2f}"
+    interval = f"95% interval {low:.2f} to {high:.2f}"
+    if math.isnan(low):
+        interval = "no 95% interval: too few texts, or too unequal ones"
     rows = [
         ("perplexity", f"{result['perplexity']:.2f}", interval),
         ("mean perplexity", f"{result['mean_perplexity']:.2f}", "mean of one for each text"),

@@ -80,7 +80,8 @@ Returns:
     mean_nll: nats per token.
     bits_per_token: mean_nll / ln 2.
     perplexity_ci_low, perplexity_ci_high: its 95% confidence interval, with each sequence as one
-        independent sample; NaN for fewer than two sequences.
+        independent sample; NaN for fewer than two sequences, also where they are so unequal that
+        they count as fewer than two equal ones.
     num_tokens, num_sequences: how many were scored.
     signature: every setting that changes the number.
     For texts also: perplexities, one for each text; mean_perplexity, their mean; bits_per_byte,
@@ -102,12 +103,13 @@ Examples:
     >>> logits = np.array([[[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
     >>> ppl.add_batch(predictions=logits, references=[[0, 1]])
     >>> ppl.add_batch(predictions=logits, references=[[2, -100]])
+    >>> ppl.add_batch(predictions=logits, references=[[1, 1]])
     >>> {name: value if isinstance(value, int) else round(value, 4)
     ...  for name, value in ppl.compute().items() if name != "signature"}
     ... # doctest: +NORMALIZE_WHITESPACE
-    {'perplexity': 2.7461, 'mean_nll': 1.0102, 'bits_per_token': 1.4574,
-     'perplexity_ci_low': 0.5509, 'perplexity_ci_high': 13.6884,
-     'num_tokens': 3, 'num_sequences': 2}
+    {'perplexity': 3.2037, 'mean_nll': 1.1643, 'bits_per_token': 1.6797,
+     'perplexity_ci_low': 0.3208, 'perplexity_ci_high': 31.9907,
+     'num_tokens': 5, 'num_sequences': 3}
 
     Probabilities, as keras_hub takes them:
 

@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-# Two-sided 95% quantile of the normal distribution.
-Z_95 = 1.96
+# Beyond this many degrees of freedom Student's t has the first six digits of the normal quantile.
+MOST_DEGREES = 1e6
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,26 @@ class NllTotals:
         return math.sqrt(correction * residual_sq) / self.weight_sum
 
     @property
+    def effective_sequences(self) -> float:
+        """(sum W_d)^2 / sum W_d^2: as many sequences of equal weight vary as much; 0 for none.
+
+        (Kish, Survey Sampling, 1965, section 8.2.)
+        """
+        return self.weight_sum**2 / self.weight_sum_sq if self.weight_sum_sq > 0 else 0.0
+
+    @property
+    def margin(self) -> float:
+        """Half the width of the 95% confidence interval of mean_nll, nats: t se.
+
+        t is the quantile of Student's t at `effective_sequences` - 1 degrees of freedom, because
+        few or unequal sequences make 1.96 too small. NaN for fewer than two effective sequences.
+        """
+        return student_t_95(self.effective_sequences - 1) * self.standard_error
+
+    @property
     def perplexity_interval(self) -> tuple[float, float]:
-        """95% confidence interval of the perplexity, exp(mean_nll -+ 1.96 se)."""
-        margin = Z_95 * self.standard_error
+        """95% confidence interval of the perplexity, exp(mean_nll -+ margin)."""
+        margin = self.margin
         return _exp(self.mean_nll - margin), _exp(self.mean_nll + margin)
 
     def result(self) -> dict[str, float | int]:
@@ -156,6 +173,31 @@ def text_result(texts: Iterable[TextSums]) -> dict[str, float | int | list[float
         "num_words": num_words,
         "num_truncated": sum(text.truncated for text in texts),
     }
+
+
+def student_t_95(degrees: float) -> float:
+    """Two-sided 95% quantile of Student's t; NaN below 1 degree of freedom, fractions allowed.
+
+    With t = sqrt(degrees) tan(angle), P(|T| < t) = 2 c integral_0^angle cos(x)^(degrees-1) dx and
+    c = Gamma((degrees+1)/2) / (Gamma(degrees/2) sqrt(pi)). The integrand is smooth, so that 32
+    Gauss-Legendre nodes give 9 digits.
+    """
+    if not degrees > 1 - 1e-9:  # two equal weights give 1 or, by rounding, a hair less
+        return math.nan
+    degrees = min(degrees, MOST_DEGREES)
+    nodes, weights = np.polynomial.legendre.leggauss(32)
+    log_c = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - math.log(math.pi) / 2
+
+    def probability(t: float) -> float:
+        angle = math.atan(t / math.sqrt(degrees))
+        density = np.cos(angle * (nodes + 1) / 2) ** (degrees - 1)
+        return math.exp(log_c) * angle * float(weights @ density)
+
+    low, high = 1.9, 12.8  # the quantiles of infinitely many degrees and of one lie between
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability(middle) < 0.95 else (low, middle)
+    return low
 
 
 def _exp(exponent: float) -> float:

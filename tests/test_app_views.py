@@ -16,10 +16,6 @@ TINY = str(ROOT / "tiny_model")
 PROSE = "Return the number of items in the list, or zero if it is empty. " * 10
 
 
-# Two-sided 95% quantiles from a printed table, by degrees of freedom.
-STUDENT_T = {7: 2.3646, 9: 2.2622, 19: 2.0930, 29: 2.0452}
-
-
 @pytest.fixture(scope="module")
 def scorer():
     return load().text_scorer(model_id=TINY)
@@ -59,20 +55,15 @@ def test_parts_are_consecutive_and_lose_nothing(scorer):
     assert parts.num_bytes.sum() == scored.sums.num_bytes == len(PROSE)
 
 
-@pytest.mark.parametrize(("degrees", "quantile"), STUDENT_T.items())
-def test_the_quantile_of_student(degrees, quantile):
-    assert app_views.student_t_95(degrees) == pytest.approx(quantile, rel=4e-3)
-
-
 def test_parts_by_hand():
     """40 tokens of 8 bytes are 10 parts of 4 tokens, whose means here are 0, 1, 2, ... 9."""
     scored = made(np.repeat(np.arange(10.0), 4))
     parts = app_views.parts_of(scored.score)
     assert parts.nll.tolist() == [4.0 * i for i in range(10)]
     result = app_views.figures(scored)
-    margin = STUDENT_T[9] * np.std(np.arange(10), ddof=1) / math.sqrt(10)
-    assert math.log(result["parts_ci_high"]) == pytest.approx(4.5 + margin, rel=3e-3)
-    assert math.log(result["parts_ci_low"]) == pytest.approx(4.5 - margin, rel=3e-3)
+    margin = 2.26215716 * np.std(np.arange(10), ddof=1) / math.sqrt(10)
+    assert math.log(result["parts_ci_high"]) == pytest.approx(4.5 + margin, rel=1e-6)
+    assert math.log(result["parts_ci_low"]) == pytest.approx(4.5 - margin, rel=1e-6)
     assert result["num_parts"] == 10
 
 
@@ -118,7 +109,7 @@ def test_one_text_under_two_models_is_compared_in_pairs():
     per_part = -(0.5 + small).reshape(20, 4).sum(1) / math.log(2)
     error = np.std(per_part, ddof=1) / math.sqrt(20) / 32
     assert found.bits_per_byte == pytest.approx(per_part.mean() / 32)
-    assert found.high - found.bits_per_byte == pytest.approx(STUDENT_T[19] * error, rel=3e-3)
+    assert found.high - found.bits_per_byte == pytest.approx(2.09302405 * error, rel=1e-6)
     assert found.high < 0
     assert "so A surprises its model less" in app_views.comparison(a, b)
     assert "so B surprises its model less" in app_views.comparison(b, a)
@@ -134,7 +125,7 @@ def test_two_texts_are_independent():
         errors.append(np.std(per_part, ddof=1) / math.sqrt(count))
     assert found.bits_per_byte == pytest.approx(a.bits_per_byte - b.bits_per_byte)
     assert found.high - found.bits_per_byte == pytest.approx(
-        STUDENT_T[9] * math.hypot(*errors), rel=3e-3
+        2.26215716 * math.hypot(*errors), rel=1e-6
     )
     assert "which may be chance" in app_views.comparison(a, b)
 
