@@ -70,7 +70,7 @@ def parts_of(score) -> Parts | None:
 def figures(scored: Scored) -> dict:
     """The result of `compute` for this text, with the interval that its parts give."""
     result = text_result([scored.sums])
-    del result["num_truncated"]
+    del result["num_truncated"], result["num_truncated_contexts"]
     parts = scored.parts
     low, high = math.nan, math.nan
     if parts is not None:

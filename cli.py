@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from totals import TextSums, text_result
+from totals import TextSums
 
 TABULAR = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -273,7 +273,7 @@ def run(args: argparse.Namespace) -> dict | None:
     empty = sum(text.num_tokens == 0 for text in sums)
     if empty > 0:
         print(f"warning: {empty} of {len(sums)} texts have no token to score", file=sys.stderr)
-    return {**text_result(sums), "signature": signature}
+    return scorer.result(sums, with_contexts=False)
 
 
 def join_launch() -> tuple:
@@ -328,7 +328,7 @@ def as_table(result: dict, model: str) -> str:
         ("tokens", f"{result['num_tokens']:,}", ""),
         ("bytes", f"{result['num_bytes']:,}", ""),
     ]
-    if result["num_truncated"] > 0:
+    if result.get("num_truncated", 0) > 0:
         rows.append(("texts cut", f"{result['num_truncated']:,}", "by --max-length"))
     lines = [f"  {name:<16}{value:>12}   {note}".rstrip() for name, value, note in rows]
     return "\n".join([model, *lines, f"  {result['signature']}"])

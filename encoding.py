@@ -1,13 +1,18 @@
 """Texts -> token ids: the start token, the prompt, truncation, and the place of each token."""
 
+import itertools
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .options import TextOptions
+
+# How tokenizers with byte fallback, such as Llama 2's, spell a token of one byte.
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+DUMMY_PREFIX = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's mark of a space
 
 
 @dataclass(frozen=True)
@@ -17,23 +22,68 @@ class EncodedText:
     text: str
     ids: list[int]  # start token, context, text
     num_prefix: int  # how many of the ids stand before the text
-    ends: np.ndarray | None  # character of the text at which each id ends; 0 for the prefix
+    places: "Places | None"  # of the ids in the text; None from a slow tokenizer
     truncated: bool
 
     def span(self, first: int, stop: int) -> str:
-        """The part of the text that ids[first:stop] stand for; needs character offsets."""
+        """The part of the text that ids[first:stop] stand for; needs places."""
+        last = self._takes_the_rest(stop)
+        ends = self.places.ends
+        return self.text[ends[first - 1] : None if last else ends[stop - 1]]
+
+    def num_bytes(self, first: int, stop: int) -> int:
+        """UTF-8 bytes of the text that ids[first:stop] stand for; needs places."""
+        byte_ends = self.places.byte_ends
+        last = self._takes_the_rest(stop)
+        end = len(self.text.encode()) if last else int(byte_ends[stop - 1])
+        return end - int(byte_ends[first - 1])
+
+    def _takes_the_rest(self, stop: int) -> bool:
         # Spaces that a tokenizer leaves out of its offsets belong to the token behind them.
-        last = stop == len(self.ids) and not self.truncated
-        return self.text[self.ends[first - 1] : None if last else self.ends[stop - 1]]
+        return stop == len(self.ids) and not self.truncated
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each id ends in a text, (ids,) int64. Both never fall."""
+
+    ends: np.ndarray  # in characters
+    byte_ends: np.ndarray  # in UTF-8 bytes; a character of several tokens is divided among them
+
+    @classmethod
+    def of(cls, text: str, offsets: list[tuple[int, int]], sizes: "_TokenSizes", ids) -> "Places":
+        """From a tokenizer's offsets, characters [start, end) of each id."""
+        starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+        # A special token behind the text is at (0, 0).
+        reached = np.maximum.accumulate(ends)
+        bytes_before = _bytes_before(text)
+        byte_ends = bytes_before[reached]
+        # The next token continues the character in which this one ends.
+        split = (starts[1:] < reached[:-1]) & (reached[:-1] <= ends[1:])
+        for i in np.flatnonzero(split):
+            begin = byte_ends[i - 1] if i > 0 else 0
+            byte_ends[i] = min(begin + sizes[ids[i]], byte_ends[i])
+        return cls(reached, byte_ends)
+
+    def behind(self, context: str, num_prefix: int) -> "Places":
+        """The places in a text that stands behind a context, and behind so many ids of prefix."""
+        before = np.zeros(num_prefix, dtype=np.int64)
+        ends = np.maximum(self.ends - len(context), 0)
+        byte_ends = np.maximum(self.byte_ends - len(context.encode()), 0)
+        return Places(np.concatenate([before, ends]), np.concatenate([before, byte_ends]))
+
+    def __getitem__(self, ids: slice) -> "Places":
+        return Places(self.ends[ids], self.byte_ends[ids])
 
 
 class TextEncoder:
-    """Encodes texts in batches under one policy of start token and truncation."""
+    """Encodes texts in batches under one policy of start token, contexts and truncation."""
 
     def __init__(self, tokenizer, options: TextOptions):
         self.tokenizer = tokenizer
         self.options = options
         self.start_id = self._start_id()
+        self._sizes = _TokenSizes(tokenizer)
 
     def _start_id(self) -> int | None:
         start = self.options.add_start_token
@@ -44,6 +94,9 @@ class TextEncoder:
         start = self.tokenizer.bos_token_id
         if start is None and self.options.preset == "lm-eval":
             start = self.tokenizer.eos_token_id
+        # The tool puts a BOS only where the tokenizer itself does: GPT-2's has one, and does not.
+        if self.options.preset == "llama.cpp" and self.tokenizer("a").input_ids[:1] != [start]:
+            return None
         return start
 
     @property
@@ -51,45 +104,115 @@ class TextEncoder:
         """For the signature: the start token as text, or why there is none."""
         if self.options.preset == "hf-docs":
             return "tokenizer"  # whatever the tokenizer itself adds
-        if self.start_id is None:
-            return "none" if self.options.add_start_token is False else "none(no-bos)"
-        return str(self.tokenizer.convert_ids_to_tokens(self.start_id))
+        if self.start_id is not None:
+            name = self.tokenizer.convert_ids_to_tokens(self.start_id)
+            return str(self.start_id if name is None else name)
+        if self.options.add_start_token is False:
+            return "none"
+        return "none(no-bos)" if self.tokenizer.bos_token_id is None else "none(not-added)"
 
     def encode(self, texts: Sequence[str], contexts: Sequence[str] | None) -> list[EncodedText]:
         """Encode a batch of texts, each behind its context where there are contexts."""
-        preset = self.options.preset
-        # The recipe lets the tokenizer add what it wants, and lm-eval puts its prefix before that.
-        own_specials = preset in ("hf-docs", "lm-eval")
-        prefix = [] if preset == "hf-docs" or self.start_id is None else [self.start_id]
         texts = list(texts)
-        ids, ends = self._tokenize(texts, own_specials)
-        if preset == "lm-eval" and prefix:
+        if contexts is None:
+            encoded = self._without_contexts(texts)
+        elif self.options.join_contexts == "text" and self._is_fast:
+            encoded = self._joined_by_places(texts, list(contexts))
+        elif self.options.join_contexts == "text":
+            encoded = self._joined_by_ids_in_common(texts, list(contexts))
+        else:
+            encoded = self._apart(texts, list(contexts))
+        return [self._cut(self._started(text)) for text in encoded]
+
+    def _without_contexts(self, texts: list[str]) -> list[EncodedText]:
+        # The recipe lets the tokenizer add what it wants, and lm-eval puts its prefix before that.
+        own_specials = self.options.preset in ("hf-docs", "lm-eval")
+        ids, places = self._tokenize(texts, own_specials)
+        if self.options.preset == "lm-eval" and self.start_id is not None:
             # A text that brings the prefix itself is tokenised without special tokens.
-            spelt = self.tokenizer.decode(prefix)
+            spelt = self.tokenizer.decode([self.start_id])
             bring = [i for i, text in enumerate(texts) if spelt and text.startswith(spelt)]
             if bring:
-                plain_ids, plain_ends = self._tokenize([texts[i] for i in bring], False)
-                for i, *pair in zip(bring, plain_ids, plain_ends, strict=True):
-                    ids[i], ends[i] = pair
-        prefixes = [prefix] * len(texts)
-        if contexts is not None:
-            context_ids, _ = self._tokenize(list(contexts), False)
-            prefixes = [prefix + context for context in context_ids]
+                plain = self._tokenize([texts[i] for i in bring])
+                for i, *pair in zip(bring, *plain, strict=True):
+                    ids[i], places[i] = pair
         return [
-            self._put_together(*parts) for parts in zip(texts, prefixes, ids, ends, strict=True)
+            EncodedText(text, text_ids, 0, text_places, False)
+            for text, text_ids, text_places in zip(texts, ids, places, strict=True)
         ]
 
-    def _put_together(self, text: str, prefix: list[int], ids: list[int], ends) -> EncodedText:
-        whole = prefix + ids
-        limit = self.options.max_length
-        kept = whole if limit is None else whole[:limit]
-        if ends is not None:
-            ends = np.maximum.accumulate([0] * len(prefix) + ends, dtype=np.int64)[: len(kept)]
-        return EncodedText(text, kept, min(len(prefix), len(kept)), ends, len(kept) < len(whole))
+    def _joined_by_places(self, texts: list[str], contexts: list[str]) -> list[EncodedText]:
+        """Context and text as one string; a token that spans both belongs to the text."""
+        wholes = [context + text for context, text in zip(contexts, texts, strict=True)]
+        encoded = []
+        columns = (texts, contexts, *self._tokenize(wholes))
+        for text, context, ids, places in zip(*columns, strict=True):
+            # Not for an empty context: a tokenizer's dummy prefix may end at 0.
+            num_context = int((places.ends <= len(context)).sum()) if context else 0
+            encoded.append(EncodedText(text, ids, num_context, places.behind(context, 0), False))
+        return encoded
 
-    def _tokenize(self, texts: list[str], special_tokens: bool) -> tuple[list, list]:
-        """Ids, and the character at which each ends (None from a slow tokenizer), of each text."""
-        fast = getattr(self.tokenizer, "is_fast", False)
+    def _joined_by_ids_in_common(self, texts: list[str], contexts: list[str]) -> list[EncodedText]:
+        """The same from a slow tokenizer: the context's are the ids that it has also alone."""
+        wholes = [context + text for context, text in zip(contexts, texts, strict=True)]
+        (alone, _), (joined, _) = self._tokenize(contexts), self._tokenize(wholes)
+        encoded = []
+        for text, ids, context_ids in zip(texts, joined, alone, strict=True):
+            pairs = zip(ids, context_ids, strict=False)
+            num_context = sum(
+                1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+            )
+            encoded.append(EncodedText(text, ids, num_context, None, False))
+        return encoded
+
+    def _apart(self, texts: list[str], contexts: list[str]) -> list[EncodedText]:
+        """Context and text tokenised each by itself, and their ids joined."""
+        (context_ids, _), (ids, places) = self._tokenize(contexts), self._tokenize(texts)
+        return [
+            EncodedText(
+                text, before + behind, len(before), place and place.behind("", len(before)), False
+            )
+            for text, before, behind, place in zip(texts, context_ids, ids, places, strict=True)
+        ]
+
+    def _started(self, text: EncodedText) -> EncodedText:
+        """With the start token in front."""
+        start, preset = self.start_id, self.options.preset
+        if start is None or preset == "hf-docs":
+            return text
+        # A text that brings the start token, as chat templates render it, has it already. Other
+        # people's programs put a second one.
+        if preset is None and text.ids[:1] == [start]:
+            return text
+        return replace(
+            text,
+            ids=[start, *text.ids],
+            num_prefix=1 + text.num_prefix,
+            places=text.places and text.places.behind("", 1),
+        )
+
+    def _cut(self, text: EncodedText) -> EncodedText:
+        limit = self.options.max_length
+        if limit is None or len(text.ids) <= limit:
+            return text
+        return replace(
+            text,
+            ids=text.ids[:limit],
+            num_prefix=min(text.num_prefix, limit),
+            places=text.places and text.places[:limit],
+            truncated=True,
+        )
+
+    @property
+    def _is_fast(self) -> bool:
+        return getattr(self.tokenizer, "is_fast", False)
+
+    def _tokenize(
+        self, texts: list[str], special_tokens: bool = False
+    ) -> tuple[list[list[int]], list[Places | None]]:
+        """The ids of each text, and their places."""
+        # llama.cpp takes special tokens that are spelt in a text for plain text.
+        options = {"split_special_tokens": True} if self.options.preset == "llama.cpp" else {}
         logger = logging.getLogger("transformers.tokenization_utils_base")
         level = logger.level
         # It warns of texts longer than the model's context, for which there are windows here.
@@ -100,16 +223,48 @@ class TextEncoder:
                 add_special_tokens=special_tokens,
                 return_attention_mask=False,
                 return_token_type_ids=False,
-                return_offsets_mapping=fast,
+                return_offsets_mapping=self._is_fast,
                 truncation=False,
                 padding=False,
+                **options,
             )
         finally:
             logger.setLevel(level)
-        if not fast:
+        if not self._is_fast:
             return encoded["input_ids"], [None] * len(texts)
-        ends = [[end for _, end in offsets] for offsets in encoded["offset_mapping"]]
-        return encoded["input_ids"], ends
+        columns = (texts, encoded["offset_mapping"], encoded["input_ids"])
+        places = [
+            Places.of(text, offsets, self._sizes, ids)
+            for text, offsets, ids in zip(*columns, strict=True)
+        ]
+        return encoded["input_ids"], places
+
+
+class _TokenSizes(dict):
+    """Token id -> bytes of a token that ends inside a character, looked up once.
+
+    Only tokens of bytes do: <0xF0> is one byte, and in a byte-level vocabulary (GPT-2's), each
+    character of a token is one. Of other tokens, the mark of a dummy prefix may share the place of
+    the first character; it is no byte of the text.
+    """
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token_id: int) -> int:
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        size = 1 if BYTE_TOKEN.fullmatch(token) else len(token.replace(DUMMY_PREFIX, ""))
+        return self.setdefault(token_id, size)
+
+
+def _bytes_before(text: str) -> np.ndarray:
+    """UTF-8 bytes before each character of a text, and of all of it: (characters + 1,)."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    sizes = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
 def count_words(text: str, preset: str | None) -> int:

@@ -75,6 +75,8 @@ def check_names(options, given: dict) -> None:
 # Other people's numbers, see `TextOptions.preset`.
 PRESETS = ("evaluate", "lm-eval", "hf-docs", "llama.cpp")
 
+JOIN_CONTEXTS = ("text", "ids")
+
 
 @dataclass(frozen=True)
 class TextOptions:
@@ -82,6 +84,7 @@ class TextOptions:
 
     preset: whose conventions are followed, one of PRESETS; None for this module's own.
     add_start_token: True puts the tokenizer's BOS in front of each text, an id that id, False none.
+    join_contexts: "text" tokenises a context and its text as one string, "ids" each by itself.
     max_length: most tokens of a text, start token and context included; None never cuts.
     window: how many tokens the model reads at once; None for the model's context length.
     stride: how many tokens each further window scores; None for half of the window.
@@ -92,6 +95,7 @@ class TextOptions:
 
     preset: str | None = None
     add_start_token: bool | int = True
+    join_contexts: str = "text"
     max_length: int | None = None
     window: int | None = None
     stride: int | None = None
@@ -101,9 +105,14 @@ class TextOptions:
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {PRESETS} or None, got {self.preset!r}.")
-        if not isinstance(self.add_start_token, int) or self.add_start_token < 0:
-            raise TypeError(
-                f"add_start_token must be True, False or a token id, got {self.add_start_token!r}."
+        start = self.add_start_token
+        if not isinstance(start, (int, np.integer)) or start < 0:
+            raise TypeError(f"add_start_token must be True, False or a token id, got {start!r}.")
+        if not isinstance(start, bool):
+            object.__setattr__(self, "add_start_token", int(start))
+        if self.join_contexts not in JOIN_CONTEXTS:
+            raise ValueError(
+                f"join_contexts must be one of {JOIN_CONTEXTS}, got {self.join_contexts!r}."
             )
         for name in ("max_length", "window", "stride"):
             value = getattr(self, name)

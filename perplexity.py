@@ -18,7 +18,8 @@ import evaluate
 from .batches import reduce_batch
 from .encoding import TextEncoder
 from .heatmap import heatmap
-from .language_model import LanguageModel, load_language_model
+from .identity import files_of
+from .language_model import LanguageModel, load_model
 from .linear_nll import linear_token_nll
 from .nll import token_nll, token_stats
 from .nll_torch import BLOCK_ON_CPU
@@ -28,7 +29,7 @@ from .ranks import ALONE, Ranks
 from .reduction import TokenStats
 from .scoring import TextScore, TextScorer, checked_pairs
 from .tensors import as_tensor
-from .totals import NllTotals, text_result
+from .totals import NllTotals
 from .trainer_hooks import TrainerHooks
 from .windows import Window
 
@@ -462,16 +463,19 @@ class Perplexity(evaluate.Metric):
             key = (id(model), id(tokenizer))
         else:
             settings = repr(sorted(model_kwargs.items()))
-            key = (model_id, id(tokenizer), str(device), settings, trust_remote_code)
-        if self._loaded is None or self._loaded[0] != key or not self._loaded[1].is_current:
+            files = files_of(model_id, model_kwargs.get("subfolder"))
+            key = (model_id, id(tokenizer), str(device), settings, trust_remote_code, files)
+        if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # makes room before the next one is loaded
-            if model is not None:
-                loaded = LanguageModel(model, tokenizer)
-            else:
-                loaded = load_language_model(
+            name = None
+            if model is None:
+                model, tokenizer, name = load_model(
                     model_id, tokenizer, device, model_kwargs, trust_remote_code
                 )
-            self._loaded = key, loaded
+            self._loaded = key, LanguageModel(model, tokenizer, name)
+        elif not self._loaded[1].is_current:
+            changed = self._loaded[1]
+            self._loaded = key, LanguageModel(changed.model, changed.tokenizer, changed.name)
         return TextScorer(self._loaded[1], options)
 
     def _compute_texts(
@@ -504,10 +508,16 @@ class Perplexity(evaluate.Metric):
                 f"The model gives NaN for predictions[{undefined[0]}], so the perplexity is NaN.",
                 stacklevel=3,
             )
-        result = text_result(sums)
-        if scorer.options.max_length is None:
-            del result["num_truncated"]
-        return {**result, "signature": scorer.signature(contexts is not None)}
+        result = scorer.result(sums, with_contexts=contexts is not None)
+        if result.get("num_truncated_contexts", 0) > 0:
+            first = next(i for i, text in enumerate(sums) if text.context_truncated)
+            warnings.warn(
+                f"{result['num_truncated_contexts']} of {len(sums)} contexts are longer than the "
+                f"window of {scorer.window} tokens, the first of them contexts[{first}]; they were "
+                "cut from the left.",
+                stacklevel=3,
+            )
+        return result
 
     def _compute_logits(
         self, predictions, references, sample_weight, options: Options, sync: bool

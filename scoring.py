@@ -9,6 +9,7 @@ import functools
 import hashlib
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,16 +18,19 @@ from tqdm.auto import tqdm
 
 from .encoding import EncodedText, TextEncoder, count_words
 from .heatmap import heatmap
+from .identity import quantization_name, tokenizer_id, weights_id
 from .language_model import LanguageModel, Span
 from .options import TextOptions, positive_int, signature
 from .ranks import ALONE, Ranks
-from .totals import TextSums
+from .totals import TextSums, text_result, token_standard_error
 from .windows import Window, half_windows, recipe_windows, sliding_windows
 
-# What a process sorts and answers together: enough for batches of equal length, little enough to
-# stream, and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens.
+# What a process sorts and packs together: enough for batches of equal length, little enough to
+# stream, and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens. The first
+# portions are smaller, so that a slow model has something to show early.
 TEXTS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 2**18
+CHARACTERS_AT_FIRST = 2**12
 # The texts of these presets are one: the recipe joins them so, and llama.cpp reads a file.
 JOINTS = {"hf-docs": "\n\n", "llama.cpp": "\n"}
 
@@ -43,20 +47,38 @@ class ScoredText:
     ranks: np.ndarray  # (ids,) 0 where not scored, or not asked for
     num_bytes: int = 0
     num_words: int = 0
+    context_truncated: bool = False
+    num_open_windows: int = 0  # of which the nll is not here yet
     expected: dict[int, tuple[list[int], list[float]]] = field(default_factory=dict)
+
+    @classmethod
+    def unscored(cls, encoded: EncodedText) -> "ScoredText":
+        """Memory for the scores of a text."""
+        size = len(encoded.ids)
+        return cls(
+            encoded,
+            nll=np.full(size, np.nan),
+            weights=np.zeros(size),
+            scored=np.zeros(size, dtype=bool),
+            entropy=np.full(size, np.nan),
+            ranks=np.zeros(size, dtype=np.int64),
+        )
 
     @property
     def sums(self) -> TextSums:
         """What the result of a corpus needs of it."""
         scored = self.weights > 0  # a preset may give a scored token no weight
+        unweighted = self.nll[self.scored]
         return TextSums(
             nll_sum=float(self.nll[scored] @ self.weights[scored]),
             weight_sum=float(self.weights.sum()),
-            unweighted_nll_sum=float(self.nll[self.scored].sum()),
+            unweighted_nll_sum=float(unweighted.sum()),
+            token_nll_sq_sum=float(unweighted @ unweighted),
             num_tokens=int(scored.sum()),
             num_bytes=self.num_bytes,
             num_words=self.num_words,
             truncated=self.encoded.truncated,
+            context_truncated=self.context_truncated,
         )
 
 
@@ -99,6 +121,12 @@ class TextScorer:
         if options.preset == "llama.cpp":
             next(half_windows(self.window, self.window))  # raises where the window is too short
         next(sliding_windows(2, self.window, self.stride))  # raises where the stride does not fit
+        start_id = self.encoder.start_id
+        if start_id is not None and start_id >= model.num_embeddings:
+            raise ValueError(
+                f"The start token is id {start_id}, but the model {model.name} has "
+                f"{model.num_embeddings} embeddings. Pass another id to add_start_token, or False."
+            )
 
     @property
     def joins_texts(self) -> bool:
@@ -110,17 +138,33 @@ class TextScorer:
         options = self.options
         settings = {
             "model": self.model.name,
+            "weights": weights_id(self.model.model),
             "model_dtype": self.model.dtype,
+            "quantization": quantization_name(self.model.model.config),
+            "tokenizer": tokenizer_id(self.model.tokenizer),
             "preset": options.preset,
             "start": self.encoder.start_name,
             "max_length": options.max_length,
             "window": self.window,
             "stride": None if options.preset in ("evaluate", "llama.cpp") else self.stride,
-            "contexts": with_contexts,
+            "contexts": options.join_contexts if with_contexts else False,
             "dtype": options.dtype,
             "backend": options.backend,
         }
         return signature(settings)
+
+    def result(
+        self, sums: Sequence[TextSums], with_contexts: bool
+    ) -> dict[str, float | int | str | list[float]]:
+        """The result of a corpus as a user gets it, from the sums of its texts."""
+        result = text_result(sums)
+        if self.options.max_length is None:
+            del result["num_truncated"]
+        if not with_contexts:
+            del result["num_truncated_contexts"]
+        if self.options.preset == "llama.cpp":
+            result["perplexity_standard_error"] = token_standard_error(sums)
+        return {**result, "signature": self.signature(with_contexts)}
 
     def score(
         self,
@@ -173,6 +217,11 @@ class TextScorer:
         """
         portions = _portions(self._pairs(texts, contexts), ranks.size)
         with _Progress(progress and ranks.rank == 0) as bar:
+            if ranks.size == 1:
+                for portion in portions:
+                    scored = self._score_portion(portion, batch_size, None, bar)
+                    yield from ((text.encoded.text, text.sums) for text in scored)
+                return
             while (portion := self._next_portion(portions, ranks)) is not None:
                 shares = _shares(portion, ranks.size)
                 own = [portion[i] for i in shares[ranks.rank]]
@@ -190,8 +239,6 @@ class TextScorer:
         def fingerprint() -> str:
             nonlocal portion
             portion = next(portions, None)
-            if ranks.size == 1:
-                return ""
             settings = self.signature(with_contexts=False)
             return hashlib.sha256(repr((settings, portion)).encode()).hexdigest()
 
@@ -212,7 +259,10 @@ class TextScorer:
         pairs = checked_pairs(texts, contexts)
         if not self.joins_texts:
             return pairs
-        return iter([(JOINTS[self.options.preset].join(text for text, _ in pairs), None)])
+        joined = JOINTS[self.options.preset].join(text for text, _ in pairs)
+        # The tool drops the line end of a file.
+        joined = joined.removesuffix("\n") if self.options.preset == "llama.cpp" else joined
+        return iter([(joined, None)])
 
     def _score_portion(
         self,
@@ -220,50 +270,48 @@ class TextScorer:
         batch_size,
         top_k: int | None,
         bar: "_Progress",
-    ) -> list[ScoredText]:
-        """The texts of a portion; with top_k None, of each token nothing but its nll."""
+    ) -> Iterator[ScoredText]:
+        """The texts of a portion, each as soon as it and all before it are scored; with top_k None,
+        of each token nothing but its nll."""
         if batch_size is not None:
             batch_size = positive_int(batch_size, "batch_size")
         if not portion:  # as the share of one rank may be
-            return []
+            return
         texts, contexts = zip(*portion, strict=True)
-        results = [
-            ScoredText(
-                encoded,
-                nll=np.full(len(encoded.ids), np.nan),
-                weights=np.zeros(len(encoded.ids)),
-                scored=np.zeros(len(encoded.ids), dtype=bool),
-                entropy=np.full(len(encoded.ids), np.nan),
-                ranks=np.zeros(len(encoded.ids), dtype=np.int64),
-            )
-            for encoded in self.encoder.encode(texts, None if contexts[0] is None else contexts)
-        ]
+        encoded = self.encoder.encode(texts, None if contexts[0] is None else contexts)
+        waiting = deque(ScoredText.unscored(text) for text in encoded)
         jobs: list[tuple[ScoredText, Window]] = []
-        for result in results:
+        for result in waiting:
             self.model.check_ids(result.encoded.ids)
             windows = list(self._windows(result.encoded))
+            result.num_open_windows = len(windows)
             jobs += [(result, window) for window in windows]
             self._count(result, windows)
         bar.expect(sum(window.stop - window.first for _, window in jobs))
         jobs.sort(key=lambda job: -job[1].num_inputs)  # the longest first: memory runs out early
         launched: list[tuple[list[tuple[ScoredText, Window]], Callable]] = []
-        # Not across a yield: the caller may train the model, or stop to read, in between.
-        with self.model.evaluating():
-            for batch in _packed(jobs, self.model.tokens_per_batch, batch_size):
-                spans = [self._span(result.encoded, window) for result, window in batch]
-                options = (self.options.dtype, self.options.backend, top_k)
-                launched.append((batch, self.model.launch(spans, *options)))
-                if len(launched) == 2:  # an accelerator has the next batch before this one is read
-                    _collect(*launched.pop(0), bar)
-            for batch, span_results in launched:
-                _collect(batch, span_results, bar)
-        return results
+        for batch in _packed(jobs, self.model, batch_size):
+            spans = [self._span(result.encoded, window) for result, window in batch]
+            options = (self.options.dtype, self.options.backend, top_k)
+            launched.append((batch, self.model.launch(spans, *options)))
+            if len(launched) == 2:  # an accelerator has the next batch before this one is read
+                _collect(*launched.pop(0), bar)
+                yield from _finished(waiting)
+        for batch, span_results in launched:
+            _collect(batch, span_results, bar)
+        yield from _finished(waiting)
 
     def _windows(self, text: EncodedText) -> Iterator[Window]:
         num_ids = len(text.ids)
         match self.options.preset:
             case "hf-docs":
                 return recipe_windows(num_ids, self.window, self.stride)
+            case "llama.cpp" if num_ids < 2 * self.window:
+                raise ValueError(
+                    f'preset="llama.cpp" needs two chunks of {self.window} tokens at least, as the '
+                    f"tool does; the texts have {num_ids} tokens. Pass more text or a smaller "
+                    "window."
+                )
             case "llama.cpp":
                 return half_windows(num_ids, self.window)
             case "evaluate" if num_ids > self.window:
@@ -286,6 +334,7 @@ class TextScorer:
         text, preset = result.encoded, self.options.preset
         if not windows:
             return
+        result.context_truncated = windows[0].start > 0
         ranges: list[list[int]] = []
         for window in windows:
             if ranges and ranges[-1][1] == window.first:
@@ -295,21 +344,24 @@ class TextScorer:
         all_of_it = ranges == [[text.num_prefix, len(text.ids)]] and not text.truncated
         if preset == "lm-eval" or all_of_it:
             parts = [text.text]
-        elif text.ends is not None:
+        elif text.places is not None:
             parts = [text.span(*scored) for scored in ranges]
         else:
             decode = self.model.tokenizer.decode
             parts = [decode(text.ids[first:stop]) for first, stop in ranges]
-        result.num_bytes = sum(len(part.encode("utf-8")) for part in parts)
         result.num_words = sum(count_words(part, preset) for part in parts)
+        result.num_bytes = sum(len(part.encode()) for part in parts)
+        if text.places is not None and preset != "lm-eval":
+            # Not of the parts: a character may have tokens that are scored and tokens that are not.
+            result.num_bytes = sum(text.num_bytes(*scored) for scored in ranges)
 
     def describe(self, result: ScoredText, with_expected: bool) -> TextScore:
         """The result for people: without start token and prompt, ids as text."""
         text, begin = result.encoded, result.encoded.num_prefix
         decode = _cached_decoder(self.model.tokenizer)
         offsets = None
-        if text.ends is not None:
-            ends = [0, *text.ends[begin:].tolist()]
+        if text.places is not None:
+            ends = [0, *text.places.ends[begin:].tolist()]
             if len(ends) > 1 and not text.truncated:
                 ends[-1] = len(text.text)
             offsets = list(itertools.pairwise(ends))
@@ -354,17 +406,21 @@ def checked_pairs(
                 "contexts must hold one prompt for each text; there are more "
                 f"{'contexts' if text is missing else 'texts'}, beyond {number}."
             )
-        if not isinstance(text, str):
-            raise TypeError(f"predictions[{number}] must be a string, got {type(text).__name__}.")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"predictions[{number}] is no valid Unicode text: {error}.") from None
-        if contexts is not None and not isinstance(context, str):
-            raise TypeError(f"contexts[{number}] must be a string, got {type(context).__name__}.")
+        _check_text(text, f"predictions[{number}]")
+        if contexts is not None:
+            _check_text(context, f"contexts[{number}]")
         yield text, context
     if number < 0:
         raise ValueError("predictions holds no texts.")
+
+
+def _check_text(text, name: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string, got {type(text).__name__}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is no valid Unicode text: {error}.") from None
 
 
 class _Progress:
@@ -415,22 +471,30 @@ def _collect(
             ids, nll = scored.expected_ids.tolist(), scored.expected_nll.tolist()
             for i in range(window.stop - window.first):
                 result.expected[window.first + i] = ids[i], nll[i]
+        result.num_open_windows -= 1
         bar.add(result.nll[here], window.weight)
+
+
+def _finished(waiting: deque[ScoredText]) -> Iterator[ScoredText]:
+    """The first of the texts, as many as are scored wholly; they leave the queue."""
+    while waiting and waiting[0].num_open_windows == 0:
+        yield waiting.popleft()
 
 
 def _portions(
     pairs: Iterator[tuple[str, str | None]], num_ranks: int = 1
 ) -> Iterator[list[tuple[str, str | None]]]:
-    """Lists of consecutive pairs: for each rank TEXTS_AT_ONCE, or CHARACTERS_AT_ONCE."""
+    """Lists of consecutive pairs: for each rank TEXTS_AT_ONCE, or a number of characters that
+    doubles from CHARACTERS_AT_FIRST to CHARACTERS_AT_ONCE."""
     portion: list[tuple[str, str | None]] = []
-    characters = 0
+    characters, limit = 0, CHARACTERS_AT_FIRST
     for text, context in pairs:
         portion.append((text, context))
         characters += len(text)
-        full = len(portion) == TEXTS_AT_ONCE * num_ranks
-        if full or characters >= CHARACTERS_AT_ONCE * num_ranks:
+        if len(portion) == TEXTS_AT_ONCE * num_ranks or characters >= limit * num_ranks:
             yield portion
             portion, characters = [], 0
+            limit = min(2 * limit, CHARACTERS_AT_ONCE)
     if portion:
         yield portion
 
@@ -451,13 +515,18 @@ def _shares(portion: list[tuple[str, str | None]], num_ranks: int) -> list[list[
 
 
 def _packed(
-    jobs: Sequence[tuple[ScoredText, Window]], tokens_per_batch: int, batch_size: int | None
+    jobs: Sequence[tuple[ScoredText, Window]], model: LanguageModel, batch_size: int | None
 ) -> Iterator[list[tuple[ScoredText, Window]]]:
-    """Consecutive jobs, in batches of at most so many padded tokens; at least one job in each."""
+    """Consecutive jobs, in batches of as many padded tokens as the model takes; at least one job
+    in each."""
+    if not model.takes_batches:
+        batch_size = 1
     batch: list[tuple[ScoredText, Window]] = []
     for job in jobs:  # sorted: the first of a batch is its longest
-        full = batch and (len(batch) + 1) * batch[0][1].num_inputs > tokens_per_batch
-        if full or len(batch) == batch_size:
+        longest = batch[0][1].num_inputs if batch else job[1].num_inputs
+        full = (len(batch) + 1) * longest > model.tokens_per_batch or len(batch) == batch_size
+        apart = model.batch_key(longest) != model.batch_key(job[1].num_inputs)
+        if batch and (full or apart):
             yield batch
             batch = []
         batch.append(job)

@@ -131,10 +131,12 @@ class TextSums:
     nll_sum: float  # nats, weighted
     weight_sum: float  # the number of scored tokens, except under weights
     unweighted_nll_sum: float  # nats; a byte has no weight
+    token_nll_sq_sum: float  # nats^2, of single tokens, unweighted
     num_tokens: int
     num_bytes: int  # UTF-8, of the scored text
     num_words: int  # of the scored text
     truncated: bool  # whether tokens were cut off
+    context_truncated: bool  # whether the first scored token does not see all of the context
 
     @property
     def perplexity(self) -> float:
@@ -172,7 +174,24 @@ def text_result(texts: Iterable[TextSums]) -> dict[str, float | int | list[float
         "num_bytes": num_bytes,
         "num_words": num_words,
         "num_truncated": sum(text.truncated for text in texts),
+        "num_truncated_contexts": sum(text.context_truncated for text in texts),
     }
+
+
+def token_standard_error(texts: Iterable[TextSums]) -> float:
+    """Standard error of the perplexity with tokens as independent, as llama.cpp prints it.
+
+    perplexity sqrt((E[nll^2] - E[nll]^2) / (n - 1)) over n tokens; NaN for fewer than two. The
+    tokens of a text are not independent, so that it is too small.
+    (tools/perplexity/perplexity.cpp in ggml-org/llama.cpp.)
+    """
+    texts = list(texts)
+    count = sum(text.num_tokens for text in texts)
+    if count < 2:
+        return math.nan
+    mean = sum(text.unweighted_nll_sum for text in texts) / count
+    variance = sum(text.token_nll_sq_sum for text in texts) / count - mean**2
+    return _exp(mean) * math.sqrt(max(variance, 0.0) / (count - 1))
 
 
 def student_t_95(degrees: float) -> float:

@@ -47,6 +47,14 @@ def ppl():
     return load()
 
 
+@pytest.fixture(scope="module")
+def models():
+    """Name -> (model, tokenizer), tiny and random."""
+    from text_oracles import make_models  # which imports from here
+
+    return make_models()
+
+
 def random_rows(num_rows, vocab_size, dtype=torch.float32, seed=0, scale=3.0):
     """Logits (N, V) and targets (N,)."""
     generator = torch.Generator().manual_seed(seed)

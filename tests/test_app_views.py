@@ -33,7 +33,9 @@ def made(nll, bytes_per_token=8, label="made"):
     offsets = list(itertools.pairwise(ends))
     total = float(np.nansum(nll))
     count = int(np.sum(~np.isnan(nll)))
-    sums = app_views.TextSums(total, count, total, count, bytes_per_token * count, 1, False)
+    sums = app_views.TextSums(
+        total, count, total, math.nan, count, bytes_per_token * count, 1, False, False
+    )
     return app_views.Scored(label, SimpleNamespace(text=text, offsets=offsets, nll=nll), sums, "")
 
 

@@ -1,12 +1,6 @@
-"""Texts and a model, against plain float64 loops that score one window at a time.
-
-The models are small and random; some are trained by no one, which is no matter: the loops see the
-same ones. GPT-2 (no BOS in front by itself), Llama (RoPE), Qwen (no BOS at all) and a soft-capped
-Gemma, whose logits are not those of its output layer.
-"""
+"""Texts and a model, against plain float64 loops that score one window at a time."""
 
 import concurrent.futures
-import itertools
 import json
 import logging
 import math
@@ -20,112 +14,22 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, load, sibling
+from text_oracles import (
+    CONTEXT,
+    NAMES,
+    TEXTS,
+    TINY,
+    assert_equals,
+    config_of,
+    expected_result,
+    flat,
+    ids_of,
+    ignore_empty,
+    plain_nll,
+    sliding_nll,
+)
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-TINY = str(ROOT / "tiny_model")
-CONTEXT = 24
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog, and then it sleeps.",
-    "Hello!",
-    "Return the number of items in the list; raise ValueError if there are none. " * 4,
-    "naïve façade — 漢字かな 🎉🎉",
-    "a",
-    "Two lines\n\n  and indentation\twith a tab  ",
-    "Return a list. " * 20,
-]
-
-
-def config_of(name, vocab_size):
-    small = {
-        "vocab_size": vocab_size,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT,
-    }
-    if name == "gpt2":
-        return transformers.GPT2Config(
-            vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=2, n_positions=CONTEXT
-        )
-    if name == "gemma":
-        return transformers.Gemma2Config(
-            **small, head_dim=16, final_logit_softcapping=2.0, initializer_range=0.5
-        )
-    classes = {"llama": transformers.LlamaConfig, "qwen": transformers.Qwen2Config}
-    return classes[name](**small)
-
-
-NAMES = ["gpt2", "llama", "qwen", "gemma"]
-
-
-@pytest.fixture(scope="module")
-def models():
-    """Name -> (model, tokenizer), with weights large enough for logits that differ."""
-    made = {}
-    for seed, name in enumerate(NAMES):
-        tokenizer = AutoTokenizer.from_pretrained(TINY)
-        if name == "qwen":
-            tokenizer.bos_token = None
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config_of(name, len(tokenizer))).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.mul_(4)
-        made[name] = model, tokenizer
-    return made
-
-
-def plain_nll(model, ids, first, stop, start=0):
-    """Oracle: nll of ids[first:stop] given ids[start:], float64, one window."""
-    with torch.no_grad():
-        logits = model(torch.tensor([ids[start : stop - 1]])).logits[0].double()
-    log_probs = logits.log_softmax(-1)
-    return [-log_probs[i - 1 - start, ids[i]].item() for i in range(first, stop)]
-
-
-def sliding_nll(model, ids, first=1, context=CONTEXT, stride=CONTEXT // 2):
-    """Oracle: each id with the context that the sliding window gives it, found one id at a time."""
-    found = []
-    stop = min(len(ids), max(context + 1, first + 1) if first <= context else first + stride)
-    for i in range(first, len(ids)):
-        while i >= stop:
-            stop = min(len(ids), stop + stride)
-        start = max(0, stop - context - 1)
-        found += plain_nll(model, ids, i, i + 1, start)
-    return found
-
-
-def flat(lists):
-    return list(itertools.chain.from_iterable(lists))
-
-
-def ids_of(tokenizer, text, start=True):
-    bos = [] if tokenizer.bos_token_id is None or not start else [tokenizer.bos_token_id]
-    return bos + tokenizer(text, add_special_tokens=False).input_ids
-
-
-def expected_result(model, tokenizer, texts, start=True):
-    per_text = [sliding_nll(model, ids_of(tokenizer, text, start)) for text in texts]
-    nll = flat(per_text)
-    return {
-        "mean_nll": np.mean(nll),
-        "perplexities": [np.exp(np.mean(text)) if text else math.nan for text in per_text],
-        "num_tokens": len(nll),
-    }
-
-
-def assert_equals(result, expected, rel=2e-5):
-    assert result["num_tokens"] == expected["num_tokens"]
-    assert result["perplexity"] == pytest.approx(np.exp(expected["mean_nll"]), rel=rel)
-    assert result["perplexities"] == pytest.approx(expected["perplexities"], rel=rel, nan_ok=True)
-
-
-# "a" is one token, which a tokenizer without BOS cannot score.
-ignore_empty = pytest.mark.filterwarnings("ignore:.*no token to score:UserWarning")
 
 
 @ignore_empty
@@ -180,7 +84,7 @@ def test_result_of_texts(ppl):
     assert result["perplexity_ci_low"] < result["perplexity"] < result["perplexity_ci_high"]
     assert "num_truncated" not in result
     assert result["signature"] == (
-        f"model:{TINY}|model_dtype:float32|preset:none|start:<|bos|>|max_length:none|window:512|"
+        f"model:{TINY}|weights:d0a5504f|model_dtype:float32|quantization:none|tokenizer:2f9e0520|preset:none|start:<|bos|>|max_length:none|window:512|"
         "stride:256|contexts:no|dtype:float32|backend:auto|version:0.1.0"
     )
 
@@ -359,19 +263,6 @@ def test_preset_hf_docs(ppl, models, stride):
     assert plain / ids.shape[1] == pytest.approx(nll_sum / num_tokens, rel=0.15)
 
 
-def test_preset_llama_cpp(ppl, models):
-    """Chunks of the context, the first id of each replaced by BOS, the second half scored."""
-    model, tokenizer = models["llama"]
-    ids = ids_of(tokenizer, "\n".join(TEXTS))
-    nll = []
-    for begin in range(0, len(ids) - CONTEXT + 1, CONTEXT):
-        chunk = [tokenizer.bos_token_id, *ids[begin + 1 : begin + CONTEXT]]
-        nll += plain_nll(model, chunk, CONTEXT // 2 + 1, CONTEXT)
-    result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer, preset="llama.cpp")
-    assert result["num_tokens"] == len(nll) == len(ids) // CONTEXT * (CONTEXT // 2 - 1)
-    assert result["mean_nll"] == pytest.approx(np.mean(nll), rel=2e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -389,24 +280,6 @@ def test_bad_text_options_are_named(ppl, options, match):
 
 
 # --- contexts and score -------------------------------------------------------------------------
-
-
-@ignore_empty
-@pytest.mark.parametrize("name", ["gpt2", "qwen"])
-def test_contexts_condition_and_are_not_scored(ppl, models, name):
-    model, tokenizer = models[name]
-    contexts = ["", "A prompt: ", "word " * 40, "x", "", "y", "z"]
-    nll = []
-    for text, context in zip(TEXTS, contexts, strict=True):
-        prefix = ids_of(tokenizer, context)
-        ids = prefix + ids_of(tokenizer, text, start=False)
-        nll += sliding_nll(model, ids, first=max(1, len(prefix)))
-    result = ppl.compute(predictions=TEXTS, contexts=contexts, model=model, tokenizer=tokenizer)
-    assert result["num_tokens"] == len(nll)
-    assert result["mean_nll"] == pytest.approx(np.mean(nll), rel=2e-5)
-    assert "|contexts:yes|" in result["signature"]
-    if name == "gpt2":
-        assert result["num_bytes"] == sum(len(text.encode()) for text in TEXTS)
 
 
 @pytest.mark.parametrize("contexts", [["one"], ["one"] * 8])
@@ -803,10 +676,13 @@ def test_batches_are_packed_under_a_budget_of_tokens(ppl, models):
     budget = scorer.model.tokens_per_batch
     assert all(rows * length <= budget for rows, length in shapes)
     assert sum(rows for rows, _ in shapes) >= len(texts)
-    # Sorted by length and full: hardly more padded tokens, and batches, than there have to be.
+    # Sorted by length and full: hardly more padded tokens, and batches, than there have to be; the
+    # last batch of each portion is not full.
     padded = sum(rows * length for rows, length in shapes)
     assert padded < 1.1 * sum(len(ids_of(tokenizer, text)) for text in texts)
-    assert len(shapes) <= padded / budget + 2
+    num_portions = len(list(sibling("scoring")._portions((text, None) for text in texts)))
+    assert num_portions == 5
+    assert len(shapes) <= padded / budget + num_portions
 
 
 def test_an_output_layer_that_is_not_plain(ppl, models):
@@ -910,7 +786,7 @@ def test_other_kinds_of_models_are_refused(ppl, models):
     with pytest.raises(ValueError, match="returned no logits"):
         ppl.compute(predictions=TEXTS, model=headless, tokenizer=tokenizer)
     classifier = transformers.BertForSequenceClassification(bert(tokenizer)).eval()
-    with pytest.raises(ValueError, match=r"logits of shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"logits of shape \(5, 2\)"):
         ppl.compute(predictions=TEXTS, model=classifier, tokenizer=tokenizer)
     t5 = transformers.T5ForConditionalGeneration(
         transformers.T5Config(vocab_size=64, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)

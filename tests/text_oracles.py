@@ -1,0 +1,133 @@
+"""What the tests of texts and models share: tiny models, and plain float64 loops over windows.
+
+The models are small and random; some are trained by no one, which is no matter: the loops see the
+same ones. GPT-2 (no BOS in front by itself), Llama (RoPE), Qwen (no BOS at all) and a soft-capped
+Gemma, whose logits are not those of its output layer.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+TINY = str(ROOT / "tiny_model")
+CONTEXT = 24
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, and then it sleeps.",
+    "Hello!",
+    "Return the number of items in the list; raise ValueError if there are none. " * 4,
+    "naïve façade — 漢字かな 🎉🎉",
+    "a",
+    "Two lines\n\n  and indentation\twith a tab  ",
+    "Return a list. " * 20,
+]
+
+
+def config_of(name, vocab_size):
+    small = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+    }
+    if name == "gpt2":
+        return transformers.GPT2Config(
+            vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=2, n_positions=CONTEXT
+        )
+    if name == "gemma":
+        return transformers.Gemma2Config(
+            **small, head_dim=16, final_logit_softcapping=2.0, initializer_range=0.5
+        )
+    classes = {"llama": transformers.LlamaConfig, "qwen": transformers.Qwen2Config}
+    return classes[name](**small)
+
+
+NAMES = ["gpt2", "llama", "qwen", "gemma"]
+
+
+def grown(model):
+    """The model in evaluation mode, with weights large enough for logits that differ."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    return model.eval()
+
+
+def make_models():
+    """Name -> (model, tokenizer)."""
+    made = {}
+    for seed, name in enumerate(NAMES):
+        tokenizer = AutoTokenizer.from_pretrained(TINY)
+        if name == "qwen":
+            tokenizer.bos_token = None
+        torch.manual_seed(seed)
+        config = config_of(name, len(tokenizer))
+        made[name] = grown(AutoModelForCausalLM.from_config(config)), tokenizer
+    return made
+
+
+def plain_nll(model, ids, first, stop, start=0, **options):
+    """Oracle: nll of ids[first:stop] given ids[start:], float64, one window."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids[start : stop - 1]]), **options).logits[0].double()
+    log_probs = logits.log_softmax(-1)
+    return [-log_probs[i - 1 - start, ids[i]].item() for i in range(first, stop)]
+
+
+def sliding_nll(model, ids, first=1, context=CONTEXT, stride=CONTEXT // 2):
+    """Oracle: each id with the context that the sliding window gives it, found one id at a time."""
+    found = []
+    stop = min(len(ids), max(context + 1, first + 1) if first <= context else first + stride)
+    for i in range(first, len(ids)):
+        while i >= stop:
+            stop = min(len(ids), stop + stride)
+        start = max(0, stop - context - 1)
+        found += plain_nll(model, ids, i, i + 1, start)
+    return found
+
+
+def window_nll(model, ids, context, stride, **options):
+    """Oracle: the same window by window, for models whose scores depend on a window's length."""
+    found, first, stop = [], 1, min(len(ids), context + 1)
+    while first < len(ids):
+        found += plain_nll(model, ids, first, stop, max(0, stop - context - 1), **options)
+        first, stop = stop, min(len(ids), stop + stride)
+    return found
+
+
+def flat(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
+def ids_of(tokenizer, text, start=True):
+    bos = [] if tokenizer.bos_token_id is None or not start else [tokenizer.bos_token_id]
+    return bos + tokenizer(text, add_special_tokens=False).input_ids
+
+
+def expected_result(model, tokenizer, texts, start=True):
+    per_text = [sliding_nll(model, ids_of(tokenizer, text, start)) for text in texts]
+    nll = flat(per_text)
+    return {
+        "mean_nll": np.mean(nll),
+        "perplexities": [np.exp(np.mean(text)) if text else math.nan for text in per_text],
+        "num_tokens": len(nll),
+    }
+
+
+def assert_equals(result, expected, rel=2e-5):
+    assert result["num_tokens"] == expected["num_tokens"]
+    assert result["perplexity"] == pytest.approx(np.exp(expected["mean_nll"]), rel=rel)
+    assert result["perplexities"] == pytest.approx(expected["perplexities"], rel=rel, nan_ok=True)
+
+
+# "a" is one token, which a tokenizer without BOS cannot score.
+ignore_empty = pytest.mark.filterwarnings("ignore:.*no token to score:UserWarning")
