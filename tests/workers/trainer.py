@@ -219,6 +219,11 @@ SETTINGS = {
     "aux_loss": ({"Mixtral": mixtral}, True, {}),
     "masked": ({"BERT": bert}, False, {}),
     "encoder-decoder": ({"T5": t5}, False, {}),
+    "dispatched": (
+        {"Llama": llama},
+        True,
+        {"accelerator_config": {"dispatch_batches": True, "even_batches": False}},
+    ),
     "flattened": ({"Llama": llama}, True, {}),
     "flattened by batch": ({"Llama": llama}, True, {"batch_eval_metrics": True}),
     "packed": ({"Llama": llama}, True, {"remove_unused_columns": False}),
@@ -226,6 +231,7 @@ SETTINGS = {
 EQUAL_LENGTHS = partial(collate, length=24)  # for one process that reads the batches of all
 COLLATORS = {
     "streamed": EQUAL_LENGTHS,
+    "dispatched": EQUAL_LENGTHS,
     "flattened": DataCollatorWithFlattening(),
     "flattened by batch": DataCollatorWithFlattening(),
     "packed": PackingCollator(),
