@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from .batches import reduce_batch
 from .nll import IGNORE_INDEX
 from .options import Options
+from .tensors import is_scored
 from .totals import NllTotals
 
 # The columns of a row that crosses processes: its totals, which merge by addition.
@@ -41,6 +42,7 @@ class TrainerHooks:
     def _start(self, evaluation: tuple | None) -> None:
         self._evaluation = evaluation
         self._totals = NllTotals()
+        self._logits_at = None  # their place among the outputs, once a batch has told it
         self._num_batches = 0  # that this process has turned into sums
         self._num_reduced = 0  # rows of these
         self._num_examples = 0  # rows of which the sums came back, from all processes
@@ -62,7 +64,8 @@ class TrainerHooks:
         if self._evaluation != (evaluation := _current_evaluation()):
             self._start(evaluation)
         try:
-            logits, labels = _find_logits(logits), _find_labels(labels)
+            labels = _find_labels(labels)
+            logits = self._find_logits(logits, labels)
             if logits.shape[:2] != labels.shape:
                 raise ValueError(
                     f"The logits have the shape {tuple(logits.shape)}, the labels "
@@ -79,6 +82,32 @@ class TrainerHooks:
         self._num_reduced += len(rows)
         # A gather needs them on the device. MPS, which has no float64, runs one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
+
+    def _find_logits(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        """The logits among a model's outputs, whose names Trainer does not pass on.
+
+        They are the floats (B, T, V) that fit labels (B, T). Of several, such as encoder or hidden
+        states of equal length, they are the one that has a column for each scored label. The batch
+        that tells their place tells it for the whole evaluation.
+
+        Raises:
+            ValueError: no output, or more than one may be the logits.
+        """
+        candidates = _float_outputs(outputs)
+        fitting = {at: c for at, c in candidates.items() if c.shape[:2] == labels.shape}
+        if len(fitting) == 0:
+            return next(iter(candidates.values()))
+        if self._logits_at not in fitting:
+            if len(fitting) > 1:
+                scored = labels[is_scored(labels, self._options.unscored_ids)]
+                if len(scored) == 0:
+                    return next(iter(fitting.values()))
+                wide = {at: c for at, c in fitting.items() if c.shape[2] > scored.max()}
+                if len(wide) > 1:
+                    raise ValueError(_several_logits(wide))
+                fitting = wide or fitting
+            self._logits_at = next(iter(fitting))
+        return fitting[self._logits_at]
 
     def _reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
         """The totals of each row (B, 7), of which repeated examples are no part."""
@@ -285,22 +314,36 @@ def _num_real_rows(num_rows: int) -> int | None:
     return num_rows if num_real == num_examples > num_rows else None
 
 
-def _find_logits(outputs) -> torch.Tensor:
-    """The logits among the outputs of a model, where hidden states or an aux_loss may be, too."""
-    candidates = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    for tensor in candidates:
-        if isinstance(tensor, torch.Tensor) and tensor.dim() == 3 and tensor.is_floating_point():
-            return tensor
+def _float_outputs(outputs) -> dict[int, torch.Tensor]:
+    """The tensors that may be logits, by their places; hidden_states and the like are tuples."""
+    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    candidates = {
+        at: tensor
+        for at, tensor in enumerate(outputs)
+        if isinstance(tensor, torch.Tensor) and tensor.dim() == 3 and tensor.is_floating_point()
+    }
+    if candidates:
+        return candidates
     found = [
         f"{tuple(tensor.shape)} {tensor.dtype}"
         if isinstance(tensor, torch.Tensor)
         else type(tensor).__name__
-        for tensor in candidates
+        for tensor in outputs
     ]
     raise ValueError(
         f"No logits (B, T, V) among the model's outputs, which are {', '.join(found) or 'none'}. "
         'Keep them: in TRL 1.7 to 1.14 with loss_type="nll", in Seq2SeqTrainer with '
         "predict_with_generate=False, everywhere with prediction_loss_only=False."
+    )
+
+
+def _several_logits(candidates: dict[int, torch.Tensor]) -> str:
+    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in candidates.values())
+    return (
+        f"Of the model's outputs, those of the shapes {shapes} may all be the logits (B, T, V). "
+        "Let Trainer leave the others out: list their names, and past_key_values, in "
+        "model.config.keys_to_ignore_at_inference. A model that returns a tuple must return the "
+        "loss and the logits only."
     )
 
 

@@ -107,6 +107,35 @@ def test_logits_are_found_among_the_outputs():
     assert torch.equal(preprocess(logits, (labels, labels[:, 0])), expected)
 
 
+def test_logits_are_told_from_other_states_of_their_shape():
+    """By the labels that these are too narrow for, in one batch of an evaluation."""
+    logits, labels = random_batch(vocab_size=11)
+    low = labels.clamp(max=3)
+    narrow = logits[..., :5].clone()
+    preprocess, _ = hooks()
+    expected = preprocess(logits, labels), preprocess(logits, low)
+    for outputs in ((narrow, logits), (logits, narrow)):
+        preprocess, _ = hooks()
+        assert torch.equal(preprocess(outputs, labels), expected[0])
+        assert torch.equal(preprocess(outputs, low), expected[1])
+    # Encoder states of another length than the labels tell it, too.
+    preprocess, _ = hooks()
+    preprocess((logits, narrow[:, :-1]), low)
+    assert torch.equal(preprocess((logits, narrow), low), expected[1])
+    assert not preprocess((logits, narrow), labels.clone().fill_(-100)).any()
+
+
+@pytest.mark.parametrize("width", [11, 16])
+def test_several_outputs_that_may_be_logits(width):
+    logits, labels = random_batch(vocab_size=11)
+    hidden = random_batch(vocab_size=width, seed=1)[0]
+    preprocess, _ = hooks()
+    shapes = rf"\(3, 7, {width}\) and \(3, 7, 11\) may all be the logits"
+    with pytest.raises(ValueError, match=shapes) as error:
+        preprocess((hidden, logits), labels)
+    assert "model.config.keys_to_ignore_at_inference" in str(error.value)
+
+
 def test_sums_of_batches_start_afresh_after_the_last():
     logits, labels = random_batch(batch=4)
     preprocess, compute_metrics = hooks(shift=False)

@@ -36,6 +36,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.utils import ModelOutput
 
 VOCAB_SIZE = 97
 NUM_ROWS = 11  # divided by none of the batch sizes, nor by two processes
@@ -73,6 +74,21 @@ def mixtral() -> MixtralForCausalLM:
             output_router_logits=True,
         )
     )
+
+
+class HiddenStatesFirst(LlamaForCausalLM):
+    """Its outputs hold hidden states in front of the logits."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None) -> ModelOutput:
+        outputs = super().forward(
+            input_ids, attention_mask, labels=labels, output_hidden_states=True
+        )
+        hidden = {"hidden": outputs.hidden_states[-1], "logits": outputs.logits}
+        return ModelOutput(hidden if labels is None else {"loss": outputs.loss, **hidden})
+
+
+def hidden_states_first() -> HiddenStatesFirst:
+    return HiddenStatesFirst(LlamaConfig(**SMALL, **HEADS))
 
 
 def bert() -> BertForMaskedLM:
@@ -217,6 +233,7 @@ SETTINGS = {
     "while training": (CAUSAL, True, {}),
     "own compute_metrics": (CAUSAL, True, {}),
     "aux_loss": ({"Mixtral": mixtral}, True, {}),
+    "hidden states first": ({"Llama": hidden_states_first}, True, {}),
     "masked": ({"BERT": bert}, False, {}),
     "encoder-decoder": ({"T5": t5}, False, {}),
     "dispatched": (
