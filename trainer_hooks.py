@@ -1,19 +1,28 @@
 """The two functions that a transformers Trainer takes to report the corpus perplexity.
 
-The first turns the logits of a batch into two numbers for each example, on the device where they
-are, before Trainer gathers and keeps anything; the second adds up what was gathered. accelerate,
-which every Trainer has, is imported where it is used: the other parts of the metric do without.
+The first turns the logits of a batch into a few sums for each row, on the device where they are,
+before Trainer gathers and keeps anything; the second adds up what was gathered. accelerate and
+transformers, which every Trainer has, are imported where they are used: the other parts of the
+metric do without.
 """
 
+import math
 import warnings
+from collections.abc import Mapping
+from dataclasses import astuple, fields
 
 import numpy as np
 import torch
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from .batches import reduce_batch
 from .nll import IGNORE_INDEX
 from .options import Options
+from .tensors import is_scored
 from .totals import NllTotals
+
+# The columns of a row that crosses processes: its totals, which merge by addition.
+FIELDS = fields(NllTotals)
 
 
 class TrainerHooks:
@@ -33,11 +42,17 @@ class TrainerHooks:
     def _start(self, evaluation: tuple | None) -> None:
         self._evaluation = evaluation
         self._totals = NllTotals()
-        self._num_reduced = 0  # examples that this process has turned into sums
-        self._num_examples = 0  # of which the sums came back, from all processes
+        self._logits_at = None  # their place among the outputs, once a batch has told it
+        self._num_batches = 0  # that this process has turned into sums
+        self._num_reduced = 0  # rows of these
+        self._num_examples = 0  # rows of which the sums came back, from all processes
 
     def preprocess_logits_for_metrics(self, logits, labels) -> torch.Tensor:
-        """nll_sum (nats) and number of scored tokens of each example: (B, 2), float64.
+        """The totals of each row: (B, 7), float64; first nll_sum (nats) and number of tokens.
+
+        A row is one sequence, except where a collator lays all documents of a batch into one row:
+        there each document is one. Their lengths are read from the dataset. Where they are not to
+        be had, the interval is NaN, and so is the nll_sum of a row that may hold repeated examples.
 
         Args:
             logits: (B, T, V), or a tuple of outputs that holds them.
@@ -49,24 +64,73 @@ class TrainerHooks:
         if self._evaluation != (evaluation := _current_evaluation()):
             self._start(evaluation)
         try:
-            logits, labels = _find_logits(logits), _find_labels(labels)
+            labels = _find_labels(labels)
+            logits = self._find_logits(logits, labels)
             if logits.shape[:2] != labels.shape:
                 raise ValueError(
                     f"The logits have the shape {tuple(logits.shape)}, the labels "
                     f"{tuple(labels.shape)}; they must be (B, T, V) and (B, T). A model that adds "
                     "positions of its own, as prompt tuning does, needs labels for them: -100."
                 )
-            sums = reduce_batch(logits, labels, None, self._options)
+            rows = torch.from_numpy(self._reduce(logits, labels))
         except (TypeError, ValueError) as error:
             self._start(None)
             if "predictions" in str(error) or "references" in str(error):
                 error.add_note("predictions are the logits of a batch, references its labels.")
             raise
-        rows = torch.from_numpy(np.stack([sums.nll_sums, sums.weight_sums], axis=1))
-        rows[_first_repeated_row(len(rows)) :] = 0
+        self._num_batches += 1
         self._num_reduced += len(rows)
         # A gather needs them on the device. MPS, which has no float64, runs one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
+
+    def _find_logits(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        """The logits among a model's outputs, whose names Trainer does not pass on.
+
+        They are the floats (B, T, V) that fit labels (B, T). Of several, such as encoder or hidden
+        states of equal length, they are the one that has a column for each scored label. The batch
+        that tells their place tells it for the whole evaluation.
+
+        Raises:
+            ValueError: no output, or more than one may be the logits.
+        """
+        candidates = _float_outputs(outputs)
+        fitting = {at: c for at, c in candidates.items() if c.shape[:2] == labels.shape}
+        if len(fitting) == 0:
+            return next(iter(candidates.values()))
+        if self._logits_at not in fitting:
+            if len(fitting) > 1:
+                scored = labels[is_scored(labels, self._options.unscored_ids)]
+                if len(scored) == 0:
+                    return next(iter(fitting.values()))
+                wide = {at: c for at, c in fitting.items() if c.shape[2] > scored.max()}
+                if len(wide) > 1:
+                    raise ValueError(_several_logits(wide))
+                fitting = wide or fitting
+            self._logits_at = next(iter(fitting))
+        return fitting[self._logits_at]
+
+    def _reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+        """The totals of each row (B, 7), of which repeated examples are no part."""
+        flattened = len(labels) == 1 and _collator_flattens()
+        lengths = _document_lengths(self._num_batches, labels[0]) if flattened else None
+        if lengths is not None:
+            documents = (part[0, : sum(lengths)].split(lengths) for part in (logits, labels))
+            sums = reduce_batch(*documents, None, self._options)
+            return _totals_row(sums.nll_sums, sums.weight_sums)[None]
+        sums = reduce_batch(logits, labels, None, self._options)
+        rows = [
+            _totals_row([nll_sum], [weight_sum])
+            for nll_sum, weight_sum in zip(sums.nll_sums, sums.weight_sums, strict=True)
+        ]
+        rows = np.reshape(rows, (-1, len(FIELDS)))
+        if flattened:
+            rows[:, 2:5] = math.nan  # the squares, which need the documents
+        num_real = _num_real_rows(len(rows))
+        if num_real is None:
+            rows[:] = [math.nan] + [0] * (len(FIELDS) - 1)
+        else:
+            rows[num_real:] = 0
+        return rows
 
     def compute_metrics(
         self, eval_prediction, compute_result: bool = True
@@ -81,15 +145,9 @@ class TrainerHooks:
             ValueError: predictions that are not from the other hook.
         """
         rows = _gathered_rows(eval_prediction.predictions)
-        undefined = np.isnan(rows[:, 0]).nonzero()[0]
-        if len(undefined) > 0:
-            warnings.warn(
-                f"The logits of example {self._num_examples + undefined[0]} hold NaN or +inf where "
-                "they are scored, so the perplexity is NaN.",
-                stacklevel=2,
-            )
-        nll_sums, num_tokens = rows[:, 0], rows[:, 1]
-        self._totals += NllTotals.from_sequences(nll_sums, num_tokens, int(num_tokens.sum()))
+        self._warn_of_nan(rows)
+        sums = rows.sum(axis=0)
+        self._totals += NllTotals(*(f.type(value) for f, value in zip(FIELDS, sums, strict=True)))
         self._num_examples += len(rows)
         if not compute_result:
             return {}
@@ -103,6 +161,31 @@ class TrainerHooks:
                 stacklevel=2,
             )
         return totals.result()
+
+    def _warn_of_nan(self, rows: np.ndarray) -> None:
+        nll_sums, num_tokens, squares = rows[:, 0], rows[:, 1], rows[:, 2]
+        undefined = (np.isnan(nll_sums) & (num_tokens > 0)).nonzero()[0]
+        if len(undefined) > 0:
+            warnings.warn(
+                f"The logits of example {self._num_examples + undefined[0]} hold NaN or +inf where "
+                "they are scored, so the perplexity is NaN.",
+                stacklevel=3,
+            )
+        if (np.isnan(nll_sums) & (num_tokens == 0)).any():
+            warnings.warn(
+                "accelerate has repeated examples to fill up the last batches, and which ones "
+                "cannot be told, because the rows of a batch are no examples: the perplexity is "
+                "NaN. Set per_device_eval_batch_size=1, or let the collator make one row of each "
+                "example.",
+                stacklevel=3,
+            )
+        if (np.isnan(squares) & ~np.isnan(nll_sums)).any():
+            warnings.warn(
+                "A row holds several documents, and where each begins is not known, so the "
+                "confidence interval is NaN. It is known where the dataset has a length and "
+                "input_ids, is read in its order, and the labels are -100 where a document begins.",
+                stacklevel=3,
+            )
 
     def _warn_of_dropped_examples(self) -> None:
         """Trainer drops what accelerate repeated, and that is never right on one process."""
@@ -130,11 +213,79 @@ def _current_evaluation() -> tuple:
     return id(state.active_dataloader), len(state.dataloader_references)
 
 
-def _first_repeated_row(num_rows: int) -> int:
-    """Where the rows begin that only fill up this process's part of the last batch.
+def _totals_row(nll_sums, num_tokens) -> np.ndarray:
+    """The seven totals of these sequences."""
+    return np.array(
+        astuple(NllTotals.from_sequences(nll_sums, num_tokens, int(np.sum(num_tokens))))
+    )
+
+
+def _collator_flattens() -> bool:
+    """Whether it lays all documents of a batch into one row: transformers' does, and TRL's can."""
+    from accelerate.state import GradientState
+    from transformers import DataCollatorWithFlattening
+
+    collator = getattr(GradientState().active_dataloader, "collate_fn", None)
+    collator = getattr(collator, "data_collator", collator)  # Trainer's wrapper drops columns
+    return isinstance(collator, DataCollatorWithFlattening) or getattr(
+        collator, "padding_free", False
+    )
+
+
+def _document_lengths(batch: int, labels: torch.Tensor) -> list[int] | None:
+    """Tokens of each document of this process's `batch`, without those that accelerate repeated.
+
+    Only the labels (T,) of the batch reach the hooks, and they may be masked anywhere. So the
+    examples are read once more, which transformers' and TRL's collators lay one behind the other.
+
+    Returns:
+        None where they are not to be had, or do not fit the labels.
+    """
+    from accelerate.state import GradientState, PartialState
+
+    dataloader, process = GradientState().active_dataloader, PartialState()
+    total_batch_size = getattr(dataloader, "total_batch_size", None)  # not of dispatched batches
+    sampler = dataloader.batch_sampler
+    sampler = getattr(sampler, "batch_sampler", sampler)  # accelerate's, of one process
+    in_order = type(sampler) is BatchSampler and isinstance(sampler.sampler, SequentialSampler)
+    if not in_order or total_batch_size is None:
+        return None
+    dataset, size = dataloader.dataset, total_batch_size // process.num_processes
+    first = batch * total_batch_size + process.process_index * size
+    lengths, repeated = [], []
+    for i in range(first, first + size):
+        if i >= len(dataset) and process.num_processes == 1:
+            break
+        example = dataset[i % len(dataset)]
+        if not isinstance(example, Mapping) or "input_ids" not in example:
+            return None
+        documents = example.get("seq_lengths", [len(example["input_ids"])])  # TRL's packing
+        part = lengths if i < len(dataset) else repeated
+        part += [int(length) for length in documents if length > 0]
+    return lengths if _fit([*lengths, *repeated], labels) else None
+
+
+def _fit(lengths: list[int], labels: torch.Tensor) -> bool:
+    """Whether documents of these lengths fill a row: each begins with a label of -100.
+
+    Behind them is nothing but padding.
+    """
+    starts, labels = np.cumsum([0, *lengths]), labels.cpu()
+    if starts[-1] > len(labels):
+        return False
+    return bool((labels[starts[:-1]] == IGNORE_INDEX).all()) and bool(
+        (labels[starts[-1] :] == IGNORE_INDEX).all()
+    )
+
+
+def _num_real_rows(num_rows: int) -> int | None:
+    """The rows before those that only fill up this process's part of the last batch.
 
     accelerate repeats examples so that all processes have equally many. Trainer drops them when it
     gathers (`gather_for_metrics`), but Seq2SeqTrainer does not (`gather`).
+
+    Returns:
+        None where the rows are no examples and some, but not all of these are repeated.
     """
     from accelerate.state import GradientState, PartialState
 
@@ -149,40 +300,50 @@ def _first_repeated_row(num_rows: int) -> int:
             "Each process reads the evaluation stream by itself, so accelerate may have repeated "
             "examples to fill up the last batches, and these count. Let one process read it for "
             'all: accelerator_config={"dispatch_batches": True}.',
-            stacklevel=3,
+            stacklevel=4,
         )
     if state.remainder <= 0:
         return num_rows
-    # A stream that one process reads for all does not know the size of its batches.
+    # Batches that one process reads for all do not tell their size.
     batch_size = getattr(dataloader, "total_batch_size", num_rows * process.num_processes)
-    if num_rows * process.num_processes != batch_size:
-        warnings.warn(
-            f"The last batch of this process has {num_rows} rows, where accelerate counts "
-            f"{batch_size} examples for {process.num_processes} processes, so "
-            "examples that it repeated to fill up the batch may count. A collator must make one "
-            "row of each example.",
-            stacklevel=3,
-        )
-        return num_rows
-    return max(0, state.remainder - process.process_index * num_rows)
+    num_examples = batch_size // process.num_processes
+    num_real = min(max(state.remainder - process.process_index * num_examples, 0), num_examples)
+    if num_rows == num_examples or num_real == 0:
+        return num_real
+    # Trainer, which counts in examples, drops rows that are more than these.
+    return num_rows if num_real == num_examples > num_rows else None
 
 
-def _find_logits(outputs) -> torch.Tensor:
-    """The logits among the outputs of a model, where hidden states or an aux_loss may be, too."""
-    candidates = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    for tensor in candidates:
-        if isinstance(tensor, torch.Tensor) and tensor.dim() == 3 and tensor.is_floating_point():
-            return tensor
+def _float_outputs(outputs) -> dict[int, torch.Tensor]:
+    """The tensors that may be logits, by their places; hidden_states and the like are tuples."""
+    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    candidates = {
+        at: tensor
+        for at, tensor in enumerate(outputs)
+        if isinstance(tensor, torch.Tensor) and tensor.dim() == 3 and tensor.is_floating_point()
+    }
+    if candidates:
+        return candidates
     found = [
         f"{tuple(tensor.shape)} {tensor.dtype}"
         if isinstance(tensor, torch.Tensor)
         else type(tensor).__name__
-        for tensor in candidates
+        for tensor in outputs
     ]
     raise ValueError(
         f"No logits (B, T, V) among the model's outputs, which are {', '.join(found) or 'none'}. "
-        'Keep them: in TRL with loss_type="nll", in Seq2SeqTrainer with '
+        'Keep them: in TRL 1.7 to 1.14 with loss_type="nll", in Seq2SeqTrainer with '
         "predict_with_generate=False, everywhere with prediction_loss_only=False."
+    )
+
+
+def _several_logits(candidates: dict[int, torch.Tensor]) -> str:
+    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in candidates.values())
+    return (
+        f"Of the model's outputs, those of the shapes {shapes} may all be the logits (B, T, V). "
+        "Let Trainer leave the others out: list their names, and past_key_values, in "
+        "model.config.keys_to_ignore_at_inference. A model that returns a tuple must return the "
+        "loss and the logits only."
     )
 
 
@@ -199,14 +360,15 @@ def _find_labels(labels) -> torch.Tensor:
 
 
 def _gathered_rows(predictions) -> np.ndarray:
-    """(N, 2) float64, from one array, or with eval_do_concat_batches=False from a list of them."""
+    """(N, 7) float64, from one array, or with eval_do_concat_batches=False from a list of them."""
     parts = predictions if isinstance(predictions, list) else [predictions]
     parts = [part.cpu() if isinstance(part, torch.Tensor) else part for part in parts]
     for part in parts:
-        if np.ndim(part) != 2 or np.shape(part)[1] != 2:
+        if np.ndim(part) != 2 or np.shape(part)[1] != len(FIELDS):
             raise ValueError(
-                "compute_metrics takes the sums (N, 2) of preprocess_logits_for_metrics, got "
-                f"{type(part).__name__} {np.shape(part)}. Give Trainer both: "
-                "Trainer(..., **ppl.trainer_hooks()), and leave eval_use_gather_object=False."
+                f"compute_metrics takes the sums (N, {len(FIELDS)}) of "
+                f"preprocess_logits_for_metrics, got {type(part).__name__} {np.shape(part)}. "
+                "Give Trainer both: Trainer(..., **ppl.trainer_hooks()), and leave "
+                "eval_use_gather_object=False."
             )
     return np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])

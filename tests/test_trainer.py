@@ -14,6 +14,7 @@ from conftest import (
     finish_ranks,
     load,
     random_batch,
+    reference_nll,
     reference_perplexity,
     start_ranks,
 )
@@ -38,8 +39,8 @@ def test_trainer_reports_the_corpus_perplexity(evaluations, setting, model):
     assert set(by_batch_size) == {"1", "2", "5"}
     for batch_size, pairs in by_batch_size.items():
         assert len(pairs) >= 2
-        for perplexity, expected in pairs:
-            assert perplexity == pytest.approx(expected, rel=2e-5), batch_size
+        for value, expected in pairs:
+            assert value == pytest.approx(expected, rel=2e-5), batch_size
 
 
 # --- the two functions by themselves --------------------------------------------------------------
@@ -55,14 +56,16 @@ def as_prediction(predictions):
     return SimpleNamespace(predictions=predictions, label_ids=None)
 
 
-def test_a_batch_becomes_two_numbers_for_each_example():
+def test_a_batch_becomes_a_few_sums_for_each_row():
     logits, labels = random_batch(batch=3, length=5)
     labels[1, 2:] = -100
     preprocess, compute_metrics = hooks(shift=False)
     rows = preprocess(logits, labels)
-    assert rows.shape == (3, 2)
+    assert rows.shape == (3, 7)
     assert rows.dtype == torch.float64
     assert rows[:, 1].tolist() == [5, 2, 5]
+    nll = reference_nll(logits, labels.clamp(min=0)) * (labels != -100)
+    assert rows[:, 0].tolist() == pytest.approx(nll.sum(1).tolist())
     result = compute_metrics(as_prediction(rows.numpy()))
     expected = load().compute(predictions=logits, references=labels)
     assert result == {name: value for name, value in expected.items() if name != "signature"}
@@ -102,6 +105,35 @@ def test_logits_are_found_among_the_outputs():
     for outputs in ((logits, (logits[..., :2],)), (torch.tensor(0.1), logits), [logits]):
         assert torch.equal(preprocess(outputs, labels), expected)
     assert torch.equal(preprocess(logits, (labels, labels[:, 0])), expected)
+
+
+def test_logits_are_told_from_other_states_of_their_shape():
+    """By the labels that these are too narrow for, in one batch of an evaluation."""
+    logits, labels = random_batch(vocab_size=11)
+    low = labels.clamp(max=3)
+    narrow = logits[..., :5].clone()
+    preprocess, _ = hooks()
+    expected = preprocess(logits, labels), preprocess(logits, low)
+    for outputs in ((narrow, logits), (logits, narrow)):
+        preprocess, _ = hooks()
+        assert torch.equal(preprocess(outputs, labels), expected[0])
+        assert torch.equal(preprocess(outputs, low), expected[1])
+    # Encoder states of another length than the labels tell it, too.
+    preprocess, _ = hooks()
+    preprocess((logits, narrow[:, :-1]), low)
+    assert torch.equal(preprocess((logits, narrow), low), expected[1])
+    assert not preprocess((logits, narrow), labels.clone().fill_(-100)).any()
+
+
+@pytest.mark.parametrize("width", [11, 16])
+def test_several_outputs_that_may_be_logits(width):
+    logits, labels = random_batch(vocab_size=11)
+    hidden = random_batch(vocab_size=width, seed=1)[0]
+    preprocess, _ = hooks()
+    shapes = rf"\(3, 7, {width}\) and \(3, 7, 11\) may all be the logits"
+    with pytest.raises(ValueError, match=shapes) as error:
+        preprocess((hidden, logits), labels)
+    assert "model.config.keys_to_ignore_at_inference" in str(error.value)
 
 
 def test_sums_of_batches_start_afresh_after_the_last():
@@ -268,17 +300,96 @@ def test_examples_that_trainer_drops_on_one_process_are_told_of():
     assert compute_metrics(as_prediction(preprocess(logits, labels)))["num_sequences"] == 4
 
 
-@pytest.mark.parametrize(
-    ("dataloader", "message"),
-    [
-        ({"total_batch_size": 8}, "has 3 rows, where accelerate counts 8 examples for 2"),
-        ({"dataset": type("IterableDatasetShard", (), {})()}, "dispatch_batches"),
-    ],
-    ids=["rows are no examples", "a stream that each reads"],
-)
-def test_repeated_rows_that_cannot_be_told_are_warned_of(monkeypatch, dataloader, message):
+def test_a_stream_that_each_process_reads_is_warned_of(monkeypatch):
     logits, labels = random_batch(batch=3)
     preprocess, _ = hooks()
-    last_batch_of(monkeypatch, 2, **dataloader)
-    with pytest.warns(UserWarning, match=message):
+    last_batch_of(monkeypatch, 2, dataset=type("IterableDatasetShard", (), {})())
+    with pytest.warns(UserWarning, match="dispatch_batches"):
         preprocess(logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "remainder", "process_index", "kept"),
+    [(4, 4, 0, 3), (4, 2, 1, 0), (4, 2, 0, None), (4, 7, 1, None), (2, 3, 0, None)],
+    ids=["none repeated", "all repeated", "some repeated", "some on the last", "more rows"],
+)
+def test_rows_that_are_no_examples(monkeypatch, num_examples, remainder, process_index, kept):
+    """A batch of 3 rows: which are repeated is known of all or none, else the answer is NaN."""
+    logits, labels = random_batch(batch=3)
+    preprocess, compute_metrics = hooks()
+    full = preprocess(logits, labels)
+    last_batch_of(monkeypatch, 2, process_index, total_batch_size=2 * num_examples)
+    monkeypatch.setattr("accelerate.state.GradientState.remainder", remainder)
+    rows = preprocess(logits, labels)
+    if kept is not None:
+        full[kept:] = 0
+        assert torch.equal(rows, full)
+        return
+    with pytest.warns(UserWarning, match="per_device_eval_batch_size=1"):
+        result = compute_metrics(as_prediction(torch.cat([full, rows])))
+    assert math.isnan(result["perplexity"])
+
+
+# --- several documents in one row -----------------------------------------------------------------
+
+
+def flattened(monkeypatch, dataset, batch_size=3, sampler=torch.utils.data.SequentialSampler):
+    """Logits and labels of 3 documents in one row, and accelerate at their batch."""
+    from accelerate.state import GradientState
+    from transformers import DataCollatorWithFlattening
+
+    logits, labels = random_batch(batch=1, length=12)
+    labels[0, [0, 3, 8]] = -100
+    dataloader = SimpleNamespace(
+        collate_fn=DataCollatorWithFlattening(),
+        dataset=dataset,
+        end_of_dataloader=False,
+        total_batch_size=batch_size,
+        batch_sampler=torch.utils.data.BatchSampler(sampler(dataset), batch_size, False),
+    )
+    monkeypatch.setattr(GradientState, "active_dataloader", dataloader)
+    return logits, labels
+
+
+def examples(*lengths):
+    return [{"input_ids": [1] * length} for length in lengths]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [examples(3, 5, 4), [{"input_ids": [1] * 12, "seq_lengths": [3, 5, 4]}]],
+    ids=["one each", "packed"],
+)
+def test_each_document_of_a_row_is_a_sequence(monkeypatch, dataset):
+    logits, labels = flattened(monkeypatch, dataset)
+    preprocess, compute_metrics = hooks()
+    result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    ppl = load(shift=True)
+    for part in (slice(0, 3), slice(3, 8), slice(8, 12)):
+        ppl.add_batch(predictions=logits[:, part], references=labels[:, part])
+    expected = ppl.compute()
+    assert result == {name: pytest.approx(expected[name]) for name in result}
+    assert result["num_sequences"] == 3
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sampler"),
+    [
+        (examples(3, 4, 5), torch.utils.data.SequentialSampler),
+        (examples(3, 5, 9), torch.utils.data.SequentialSampler),
+        (examples(3, 5), torch.utils.data.SequentialSampler),
+        ([{"text": "one"}] * 3, torch.utils.data.SequentialSampler),
+        (["one"] * 3, torch.utils.data.SequentialSampler),
+        (examples(3, 5, 4), torch.utils.data.RandomSampler),
+    ],
+    ids=["other lengths", "too long", "too short", "no ids", "no columns", "other order"],
+)
+def test_documents_that_are_not_known_leave_no_interval(monkeypatch, dataset, sampler):
+    logits, labels = flattened(monkeypatch, dataset, sampler=sampler)
+    preprocess, compute_metrics = hooks()
+    with pytest.warns(UserWarning, match="several documents, and where each begins is not known"):
+        result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    expected = reference_perplexity(logits[:, :-1], labels[:, 1:], labels[:, 1:] != -100)
+    assert result["perplexity"] == pytest.approx(expected)
+    assert math.isnan(result["perplexity_ci_low"])
+    assert math.isnan(result["perplexity_ci_high"])

@@ -2,8 +2,8 @@
 
     python trainer.py OUT.json        (also as one of several ranks; rank 0 writes)
 
-OUT.json: {setting: {model: {batch size: [[perplexity, expected], ...]}}}, with the values of
-evaluations in a row, and the expected ones from a loop over the rows in float64.
+OUT.json: {setting: {model: {batch size: [[value, expected], ...]}}}: perplexities of evaluations in
+a row, with those of a loop over the rows in float64; for flattened batches their sequences, too.
 """
 
 import json
@@ -22,6 +22,7 @@ from conftest import load
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    DataCollatorWithFlattening,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -35,6 +36,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.utils import ModelOutput
 
 VOCAB_SIZE = 97
 NUM_ROWS = 11  # divided by none of the batch sizes, nor by two processes
@@ -72,6 +74,21 @@ def mixtral() -> MixtralForCausalLM:
             output_router_logits=True,
         )
     )
+
+
+class HiddenStatesFirst(LlamaForCausalLM):
+    """Its outputs hold hidden states in front of the logits."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None) -> ModelOutput:
+        outputs = super().forward(
+            input_ids, attention_mask, labels=labels, output_hidden_states=True
+        )
+        hidden = {"hidden": outputs.hidden_states[-1], "logits": outputs.logits}
+        return ModelOutput(hidden if labels is None else {"loss": outputs.loss, **hidden})
+
+
+def hidden_states_first() -> HiddenStatesFirst:
+    return HiddenStatesFirst(LlamaConfig(**SMALL, **HEADS))
 
 
 def bert() -> BertForMaskedLM:
@@ -117,6 +134,54 @@ def collate(rows: list[dict], length: int | None = None) -> dict[str, torch.Tens
         "labels": torch.tensor([padded(row["labels"], -100) for row in rows]),
         "attention_mask": torch.tensor([padded([1] * len(row["labels"]), 0) for row in rows]),
     }
+
+
+class PackingCollator:
+    """What TRL's SFTTrainer makes of examples that each hold several documents (`seq_lengths`)."""
+
+    padding_free = True
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        documents = [
+            {"input_ids": ids, "labels": labels}
+            for example in examples
+            for ids, labels in zip(
+                split(example["input_ids"], example["seq_lengths"]),
+                split(example["labels"], example["seq_lengths"]),
+                strict=True,
+            )
+        ]
+        return DataCollatorWithFlattening()(documents)
+
+
+def split(values: list[int], lengths: list[int]) -> list[list[int]]:
+    ends = np.cumsum(lengths).tolist()
+    return [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+
+def pack(rows: list[dict], size: int = 3) -> list[dict]:
+    """Examples of `size` documents each, one behind the other."""
+    packs = [rows[at : at + size] for at in range(0, len(rows), size)]
+    return [
+        {
+            "input_ids": [token for row in pack for token in row["input_ids"]],
+            "labels": [label for row in pack for label in row["labels"]],
+            "seq_lengths": [len(row["input_ids"]) for row in pack],
+        }
+        for pack in packs
+    ]
+
+
+@torch.no_grad()
+def expected_sequences(model, rows: list[dict]) -> dict[str, float]:
+    """Number of sequences and interval where each row is a sequence by itself."""
+    ppl = load(shift=True)
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits
+        ppl.add_batch(predictions=logits, references=[row["labels"]])
+    names = ("num_sequences", "perplexity_ci_low", "perplexity_ci_high")
+    result = ppl.compute()
+    return {name: result[name] for name in names}
 
 
 @torch.no_grad()
@@ -168,8 +233,25 @@ SETTINGS = {
     "while training": (CAUSAL, True, {}),
     "own compute_metrics": (CAUSAL, True, {}),
     "aux_loss": ({"Mixtral": mixtral}, True, {}),
+    "hidden states first": ({"Llama": hidden_states_first}, True, {}),
     "masked": ({"BERT": bert}, False, {}),
     "encoder-decoder": ({"T5": t5}, False, {}),
+    "dispatched": (
+        {"Llama": llama},
+        True,
+        {"accelerator_config": {"dispatch_batches": True, "even_batches": False}},
+    ),
+    "flattened": ({"Llama": llama}, True, {}),
+    "flattened by batch": ({"Llama": llama}, True, {"batch_eval_metrics": True}),
+    "packed": ({"Llama": llama}, True, {"remove_unused_columns": False}),
+}
+EQUAL_LENGTHS = partial(collate, length=24)  # for one process that reads the batches of all
+COLLATORS = {
+    "streamed": EQUAL_LENGTHS,
+    "dispatched": EQUAL_LENGTHS,
+    "flattened": DataCollatorWithFlattening(),
+    "flattened by batch": DataCollatorWithFlattening(),
+    "packed": PackingCollator(),
 }
 
 
@@ -206,8 +288,7 @@ def make_trainer(setting: str, model, shift: bool, batch_size: int, extra: dict,
         args=arguments_class(**arguments),
         train_dataset=make_rows(shift, seed=2),
         eval_dataset=make_rows(shift, seed=0),
-        # Of a stream, one process reads the batches for all, which must be of equal length.
-        data_collator=partial(collate, length=24) if setting == "streamed" else collate,
+        data_collator=COLLATORS.get(setting, collate),
         **hooks,
     )
 
@@ -232,6 +313,8 @@ def evaluate_in(setting: str, make_model, shift: bool, batch_size: int, extra: d
         elif setting.startswith("predict"):
             names = ["a", "b"]
             values = [trainer.predict(rows[n]).metrics["test_perplexity"] for n in names]
+        elif setting.startswith(("flattened", "packed")):
+            return evaluate_flattened(trainer, rows, model)
         else:
             names = ["a", "b", "a"]
             data = {
@@ -246,6 +329,18 @@ def evaluate_in(setting: str, make_model, shift: bool, batch_size: int, extra: d
             (value, expected_perplexity(model, rows[name], shift, batch_size))
             for value, name in zip(values, names, strict=True)
         ]
+
+
+def evaluate_flattened(trainer, rows: dict[str, list[dict]], model) -> list:
+    """Pairs of perplexity, number of sequences and interval, and those of each row by itself."""
+    pairs = []
+    for part in rows.values():
+        data = pack(part) if isinstance(trainer.data_collator, PackingCollator) else part
+        expected = expected_sequences(model.eval(), part)
+        expected["perplexity"] = expected_perplexity(model, part, True, 1)
+        found = trainer.evaluate(data)
+        pairs += [(found[f"eval_{name}"], value) for name, value in expected.items()]
+    return pairs
 
 
 def main() -> None:
