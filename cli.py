@@ -16,6 +16,7 @@ import dataclasses
 import datetime
 import glob
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -71,20 +72,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def read_texts(files: list[str], lines: bool, column: str) -> Iterator[str]:
     """The texts of the files, one after another; nothing is read before it is needed."""
-    if not files:
-        yield from _split(sys.stdin, lines)
-    for name in files:
+    for name in files or ["-"]:
         kind = TABULAR.get(Path(name).suffix.lower())
         if kind is not None:
             yield from _read_table(name, kind, column)
-        elif name == "-":
-            yield from _split(sys.stdin, lines)
-        else:
-            with open(name, encoding="utf-8-sig") as file:
-                try:
-                    yield from _split(file, lines)
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{name} is not UTF-8 text: {error}.") from error
+            continue
+        # Not sys.stdin itself, which is of the encoding of the locale.
+        with open(name, "rb") if name != "-" else sys.stdin.buffer as file:
+            try:
+                yield from _split(io.TextIOWrapper(file, encoding="utf-8-sig"), lines)
+            except UnicodeDecodeError as error:
+                shown = "standard input" if name == "-" else name
+                raise ValueError(f"{shown} is not UTF-8 text: {error}.") from error
 
 
 def _split(file, lines: bool) -> Iterator[str]:

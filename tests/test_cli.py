@@ -25,7 +25,7 @@ cli = importlib.import_module("cli")
 TEXTS = ["Return the number of items.", "naïve 漢字 🎉", "Raises ValueError\nif there is none."]
 
 
-def run(*arguments, stdin=""):
+def run(*arguments, stdin: str | bytes = ""):
     """The command line within this process: (exit status, standard output, standard error)."""
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -33,7 +33,8 @@ def run(*arguments, stdin=""):
         contextlib.redirect_stderr(err),
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="cp1252"))
         try:
             status = cli.main(["--model", TINY, *map(str, arguments)])
         except SystemExit as stop:
@@ -77,6 +78,28 @@ def test_as_a_command():
         arguments, input="\n".join(TEXTS), capture_output=True, text=True, check=True, timeout=120
     )
     assert_same(json.loads(done.stdout), "\n".join(TEXTS).split("\n"))
+
+
+@pytest.mark.parametrize(
+    "locale", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}]
+)
+def test_standard_input_is_utf8_whatever_the_locale(tmp_path, locale):
+    """Also behind a byte order mark, as a file is."""
+    data = b"\xef\xbb\xbf" + "café, naïve 漢字 🎉\n".encode()
+    path = tmp_path / "text.txt"
+    path.write_bytes(data)
+    environment = os.environ | {"PYTHONCOERCECLOCALE": "0"} | locale
+    done = subprocess.run(
+        [*COMMAND, "--json"],
+        input=data,
+        capture_output=True,
+        check=True,
+        timeout=120,
+        env=environment,
+    )
+    piped, filed = json.loads(done.stdout), result(path)
+    assert piped["num_bytes"] == filed["num_bytes"] == len(data) - 3
+    assert piped["perplexity"] == pytest.approx(filed["perplexity"], rel=1e-6)
 
 
 def test_lines_and_standard_input():
@@ -243,6 +266,15 @@ ERRORS = {
     "no such column": ([str(ROOT / "tiny_model" / "held_out.jsonl"), "--column", "x"],
                        "has no column 'x'; it has name, text"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", [[], ["--lines"]])
+def test_standard_input_that_is_no_text(lines):
+    done = run(*lines, stdin=b"caf\xe9\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: standard input")
+    assert "is not UTF-8 text: 'utf-8' codec can't decode byte 0xe9 in position 3" in last
 
 
 @pytest.mark.parametrize("case", ERRORS)
