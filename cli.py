@@ -139,7 +139,7 @@ class PerTextFile:
             # A line that was being written when the run was killed has no end, and does not count.
             length = data.rfind(b"\n") + 1
             if length > 0:
-                self._read(data[:length].decode("utf-8").splitlines(), signature)
+                self._read(data[:length].splitlines(), signature)
             elif not self._line({"signature": signature}).startswith(data):
                 raise ValueError(f"{path} was not written by --per-text.")
         self._file = open(path, "r+b" if length > 0 else "wb")  # noqa: SIM115
@@ -154,23 +154,21 @@ class PerTextFile:
     def __exit__(self, *error) -> None:
         self._file.close()
 
-    def _read(self, lines: list[str], signature: str) -> None:
-        names = [field.name for field in dataclasses.fields(TextSums)]
-        try:
-            header, *rows = map(json.loads, lines)
-            written = header["signature"]
-            self.finished = [
-                TextSums(
-                    **{
-                        name: float(row[name]) if isinstance(row[name], str) else row[name]
-                        for name in names
-                    }
-                )
-                for row in rows
-            ]
-            self._fingerprints = [row["fingerprint"] for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} was not written by --per-text.") from error
+    def _read(self, lines: list[bytes], signature: str) -> None:
+        kinds = {field.name: field.type for field in dataclasses.fields(TextSums)}
+        for number, line in enumerate(lines):
+            try:
+                row = json.loads(line)
+                if number == 0:
+                    written = _field(row, "signature", str)
+                    continue
+                sums = {name: _field(row, name, kind) for name, kind in kinds.items()}
+                self.finished.append(TextSums(**sums))
+                self._fingerprints.append(_field(row, "fingerprint", str))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise ValueError(
+                    f"{self.path}: line {number + 1} was not written by --per-text."
+                ) from error
         if written != signature:
             raise ValueError(
                 f"{self.path} is of a run with other settings, {written}; now they are {signature}."
@@ -203,6 +201,16 @@ class PerTextFile:
     def _write_line(self, row: dict) -> None:
         self._file.write(self._line(row))
         self._file.flush()
+
+
+def _field(row: dict, name: str, kind: type):
+    """The value of a field of a per-text file; NaN and infinity are there by their names."""
+    value = row[name]
+    if kind is float and isinstance(value, str):
+        value = float(value)
+    if type(value) is not kind:
+        raise TypeError(f"{name} must be {kind.__name__}, got {value!r}")
+    return value
 
 
 def finite(values: dict) -> dict:

@@ -178,6 +178,39 @@ def test_resume_refuses_another_run(tmp_path):
     assert out.read_text() == "something else\n"
 
 
+GOOD = {"text": 0, "fingerprint": cli.fingerprint("one"), "perplexity": 7.4, "nll_sum": 4.0}
+GOOD |= {"weight_sum": 2.0, "unweighted_nll_sum": 4.0, "num_tokens": 2, "num_bytes": 3}
+GOOD |= {"num_words": 1, "truncated": False}
+ODD_LINES = {
+    "null": {"nll_sum": None},
+    "no number": {"nll_sum": "many"},
+    "flag for number": {"weight_sum": True},
+    "word for count": {"num_tokens": "2"},
+    "fraction for count": {"num_bytes": 2.5},
+    "number for flag": {"truncated": 0},
+    "number for fingerprint": {"fingerprint": 5},
+    "list for row": b"[1]",
+    "no JSON": b"{",
+    "too deep": b"[" * 100_000,
+    "no UTF-8": b'{"text": "\xff"}',
+}
+
+
+@pytest.mark.parametrize("case", ODD_LINES)
+def test_resume_refuses_an_odd_line(tmp_path, case):
+    path, odd = tmp_path / "scores.jsonl", ODD_LINES[case]
+    lines = [json.dumps({"signature": "s"}).encode(), json.dumps(GOOD).encode()]
+    path.write_bytes(b"\n".join([*lines, b""]))
+    with cli.PerTextFile(path, "s", resume=True) as log:
+        assert log.finished[0].perplexity == pytest.approx(math.exp(2))
+    lines.append(odd if isinstance(odd, bytes) else json.dumps(GOOD | odd).encode())
+    path.write_bytes(b"\n".join([*lines, b""]))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="scores.jsonl: line 3 was not written by --per-text"):
+        cli.PerTextFile(path, "s", resume=True)
+    assert path.read_bytes() == before
+
+
 def test_killed_in_the_middle_and_resumed(tmp_path):
     """The same result as a run that was not killed, without scoring again what was scored."""
     source = (ROOT / "tiny_model" / "held_out.jsonl").read_text(encoding="utf-8")
