@@ -4,19 +4,18 @@
     python cli.py --model tiny_model --column text data.jsonl --per-text scores.jsonl
     accelerate launch cli.py --model tiny_model --column text data.jsonl
 
-Each .txt file is one text, or one text a line with --lines; .jsonl, .csv and .parquet hold one in
---column of each row; without files, the standard input is read as .txt. The processes of torchrun
-or `accelerate launch` share the texts out. Exit status: 0 done, 1 failed (one line says why), 2
-wrong usage, 130 interrupted.
+A plain file is one text, in UTF-8; with --lines, each of its lines, which end in \\n or \\r\\n and
+nowhere else. A table holds one text in --column of each row: .csv, .tsv, .jsonl, .ndjson, .json and
+.parquet. All but .parquet may be compressed: .gz, .bz2, .xz, .zst. Standard input (no files, or -)
+is read as a plain file. The processes of torchrun or `accelerate launch` share the texts out. Exit
+status: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import datetime
-import glob
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -25,9 +24,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from text_files import read_texts
 from totals import TextSums, text_result
-
-TABULAR = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,8 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="a directory, or a name on the Hub")
 
     texts = parser.add_argument_group("texts")
-    texts.add_argument("--lines", action="store_true", help="each line of a .txt file is a text")
-    texts.add_argument("--column", default="text", help="of .jsonl, .csv and .parquet [text]")
+    texts.add_argument("--lines", action="store_true", help="each line of a plain file is a text")
+    texts.add_argument(
+        "--column", default="text", help="the column of a table with the texts [text]"
+    )
 
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument("--preset", help="evaluate, lm-eval, hf-docs or llama.cpp")
@@ -65,54 +65,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="continue the interrupted run that wrote --per-text"
     )
     return parser
-
-
-# --- texts --------------------------------------------------------------------------------------
-
-
-def read_texts(files: list[str], lines: bool, column: str) -> Iterator[str]:
-    """The texts of the files, one after another; nothing is read before it is needed."""
-    for name in files or ["-"]:
-        kind = TABULAR.get(Path(name).suffix.lower())
-        if kind is not None:
-            yield from _read_table(name, kind, column)
-            continue
-        # Not sys.stdin itself, which is of the encoding of the locale.
-        with open(name, "rb") if name != "-" else sys.stdin.buffer as file:
-            try:
-                yield from _split(io.TextIOWrapper(file, encoding="utf-8-sig"), lines)
-            except UnicodeDecodeError as error:
-                shown = "standard input" if name == "-" else name
-                raise ValueError(f"{shown} is not UTF-8 text: {error}.") from error
-
-
-def _split(file, lines: bool) -> Iterator[str]:
-    if not lines:
-        yield file.read()
-        return
-    for line in file:
-        yield line.rstrip("\r\n")
-
-
-def _read_table(name: str, kind: str, column: str) -> Iterator[str]:
-    import datasets
-
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"No such file: {name}")
-    if Path(name).stat().st_size == 0:
-        return
-    # An empty field of a .csv is an empty text, and "NA" a text like any other.
-    options = {"keep_default_na": False} if kind == "csv" else {}
-    rows = datasets.load_dataset(
-        kind, data_files=glob.escape(name), split="train", streaming=True, **options
-    )
-    for number, row in enumerate(rows):
-        if column not in row:
-            raise ValueError(f"{name} has no column {column!r}; it has {', '.join(row)}.")
-        if not isinstance(row[column], str):
-            found = type(row[column]).__name__
-            raise ValueError(f"{name}: {column!r} of row {number} is no text, but {found}.")
-        yield row[column]
 
 
 # --- per-text file ------------------------------------------------------------------------------
@@ -240,6 +192,7 @@ def run(args: argparse.Namespace) -> dict | None:
     ranks, device = join_launch()
     if ranks.size > 1 and (not args.files or "-" in args.files):
         raise ValueError("Several processes cannot share the standard input; name files.")
+    texts = read_texts(args.files, args.lines, args.column)
     scorer = load_scorer(args, device)
     signature = scorer.signature(with_contexts=False)
     if args.resume and scorer.joins_texts:
@@ -248,7 +201,6 @@ def run(args: argparse.Namespace) -> dict | None:
         for name in args.files:
             if Path(name).exists() and args.per_text.samefile(name):
                 raise ValueError(f"--per-text would overwrite {name}, which is to be read.")
-    texts = read_texts(args.files, args.lines, args.column)
     with contextlib.ExitStack() as stack:
         log, sums = None, []
         if args.per_text is not None and ranks.rank == 0:

@@ -289,11 +289,25 @@ def test_odd_files(tmp_path):
     assert json.loads(done.stdout)["num_bytes"] == len("oneNAthree")
 
 
+def test_a_table_without_rows(tmp_path):
+    empty, text = tmp_path / "empty.parquet", tmp_path / "text.txt"
+    datasets.Dataset.from_dict({"text": []}).to_parquet(empty)
+    text.write_text("one")
+    assert result(empty, text)["num_sequences"] == 1
+    done = run(empty)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "error: predictions holds no texts."
+
+
 ERRORS = {
     "no such file": (["nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
-    "no such table": (["nowhere.csv"], "No such file: nowhere.csv"),
+    "no such table": (["nowhere.csv"], "No such file or directory: 'nowhere.csv'"),
     "no such model": (["--model", "nobody/nothing"], "model_id='nobody/nothing' could not be load"),
     "no such preset": (["--preset", "gpt"], "preset must be one of"),
+    "archive, noticed before the model is loaded": (
+        ["a.zip", "--model", "nobody/nothing"], "a.zip is of a kind that is not read"
+    ),
+    "directory": ([str(ROOT)], f"Is a directory: '{ROOT}'"),
     "no texts": (["--lines"], "predictions holds no texts"),
     "binary": ([str(ROOT / "tiny_model" / "model.safetensors")], "is not UTF-8 text"),
     "no such column": ([str(ROOT / "tiny_model" / "held_out.jsonl"), "--column", "x"],
