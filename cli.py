@@ -4,17 +4,17 @@
     python cli.py --model tiny_model --column text data.jsonl --per-text scores.jsonl
     accelerate launch cli.py --model tiny_model --column text data.jsonl
 
-Each .txt file is one text, or one text a line with --lines; .jsonl, .csv and .parquet hold one in
---column of each row; without files, the standard input is read as .txt. The processes of torchrun
-or `accelerate launch` share the texts out. Exit status: 0 done, 1 failed (one line says why), 2
-wrong usage, 130 interrupted.
+A plain file is one text, in UTF-8; with --lines, each of its lines, which end in \\n or \\r\\n and
+nowhere else. A table holds one text in --column of each row: .csv, .tsv, .jsonl, .ndjson, .json and
+.parquet. All but .parquet may be compressed: .gz, .bz2, .xz, .zst. Standard input (no files, or -)
+is read as a plain file. The processes of torchrun or `accelerate launch` share the texts out. Exit
+status: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import datetime
-import glob
 import hashlib
 import itertools
 import json
@@ -24,9 +24,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from text_files import read_texts
 from totals import TextSums
-
-TABULAR = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,8 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="a directory, or a name on the Hub")
 
     texts = parser.add_argument_group("texts")
-    texts.add_argument("--lines", action="store_true", help="each line of a .txt file is a text")
-    texts.add_argument("--column", default="text", help="of .jsonl, .csv and .parquet [text]")
+    texts.add_argument("--lines", action="store_true", help="each line of a plain file is a text")
+    texts.add_argument(
+        "--column", default="text", help="the column of a table with the texts [text]"
+    )
 
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument("--preset", help="evaluate, lm-eval, hf-docs or llama.cpp")
@@ -64,56 +65,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="continue the interrupted run that wrote --per-text"
     )
     return parser
-
-
-# --- texts --------------------------------------------------------------------------------------
-
-
-def read_texts(files: list[str], lines: bool, column: str) -> Iterator[str]:
-    """The texts of the files, one after another; nothing is read before it is needed."""
-    if not files:
-        yield from _split(sys.stdin, lines)
-    for name in files:
-        kind = TABULAR.get(Path(name).suffix.lower())
-        if kind is not None:
-            yield from _read_table(name, kind, column)
-        elif name == "-":
-            yield from _split(sys.stdin, lines)
-        else:
-            with open(name, encoding="utf-8-sig") as file:
-                try:
-                    yield from _split(file, lines)
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{name} is not UTF-8 text: {error}.") from error
-
-
-def _split(file, lines: bool) -> Iterator[str]:
-    if not lines:
-        yield file.read()
-        return
-    for line in file:
-        yield line.rstrip("\r\n")
-
-
-def _read_table(name: str, kind: str, column: str) -> Iterator[str]:
-    import datasets
-
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"No such file: {name}")
-    if Path(name).stat().st_size == 0:
-        return
-    # An empty field of a .csv is an empty text, and "NA" a text like any other.
-    options = {"keep_default_na": False} if kind == "csv" else {}
-    rows = datasets.load_dataset(
-        kind, data_files=glob.escape(name), split="train", streaming=True, **options
-    )
-    for number, row in enumerate(rows):
-        if column not in row:
-            raise ValueError(f"{name} has no column {column!r}; it has {', '.join(row)}.")
-        if not isinstance(row[column], str):
-            found = type(row[column]).__name__
-            raise ValueError(f"{name}: {column!r} of row {number} is no text, but {found}.")
-        yield row[column]
 
 
 # --- per-text file ------------------------------------------------------------------------------
@@ -140,7 +91,7 @@ class PerTextFile:
             # A line that was being written when the run was killed has no end, and does not count.
             length = data.rfind(b"\n") + 1
             if length > 0:
-                self._read(data[:length].decode("utf-8").splitlines(), signature)
+                self._read(data[:length].splitlines(), signature)
             elif not self._line({"signature": signature}).startswith(data):
                 raise ValueError(f"{path} was not written by --per-text.")
         self._file = open(path, "r+b" if length > 0 else "wb")  # noqa: SIM115
@@ -155,23 +106,21 @@ class PerTextFile:
     def __exit__(self, *error) -> None:
         self._file.close()
 
-    def _read(self, lines: list[str], signature: str) -> None:
-        names = [field.name for field in dataclasses.fields(TextSums)]
-        try:
-            header, *rows = map(json.loads, lines)
-            written = header["signature"]
-            self.finished = [
-                TextSums(
-                    **{
-                        name: float(row[name]) if isinstance(row[name], str) else row[name]
-                        for name in names
-                    }
-                )
-                for row in rows
-            ]
-            self._fingerprints = [row["fingerprint"] for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} was not written by --per-text.") from error
+    def _read(self, lines: list[bytes], signature: str) -> None:
+        kinds = {field.name: field.type for field in dataclasses.fields(TextSums)}
+        for number, line in enumerate(lines):
+            try:
+                row = json.loads(line)
+                if number == 0:
+                    written = _field(row, "signature", str)
+                    continue
+                sums = {name: _field(row, name, kind) for name, kind in kinds.items()}
+                self.finished.append(TextSums(**sums))
+                self._fingerprints.append(_field(row, "fingerprint", str))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise ValueError(
+                    f"{self.path}: line {number + 1} was not written by --per-text."
+                ) from error
         if written != signature:
             raise ValueError(
                 f"{self.path} is of a run with other settings, {written}; now they are {signature}."
@@ -206,6 +155,16 @@ class PerTextFile:
         self._file.flush()
 
 
+def _field(row: dict, name: str, kind: type):
+    """The value of a field of a per-text file; NaN and infinity are there by their names."""
+    value = row[name]
+    if kind is float and isinstance(value, str):
+        value = float(value)
+    if type(value) is not kind:
+        raise TypeError(f"{name} must be {kind.__name__}, got {value!r}")
+    return value
+
+
 def finite(values: dict) -> dict:
     """With None in place of NaN and infinity, which JSON does not have."""
     return {
@@ -233,6 +192,7 @@ def run(args: argparse.Namespace) -> dict | None:
     ranks, device = join_launch()
     if ranks.size > 1 and (not args.files or "-" in args.files):
         raise ValueError("Several processes cannot share the standard input; name files.")
+    texts = read_texts(args.files, args.lines, args.column)
     scorer = load_scorer(args, device)
     signature = scorer.signature(with_contexts=False)
     if args.resume and scorer.joins_texts:
@@ -241,7 +201,6 @@ def run(args: argparse.Namespace) -> dict | None:
         for name in args.files:
             if Path(name).exists() and args.per_text.samefile(name):
                 raise ValueError(f"--per-text would overwrite {name}, which is to be read.")
-    texts = read_texts(args.files, args.lines, args.column)
     with contextlib.ExitStack() as stack:
         log, sums = None, []
         if args.per_text is not None and ranks.rank == 0:

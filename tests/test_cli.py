@@ -25,7 +25,7 @@ cli = importlib.import_module("cli")
 TEXTS = ["Return the number of items.", "naïve 漢字 🎉", "Raises ValueError\nif there is none."]
 
 
-def run(*arguments, stdin=""):
+def run(*arguments, stdin: str | bytes = ""):
     """The command line within this process: (exit status, standard output, standard error)."""
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -33,7 +33,8 @@ def run(*arguments, stdin=""):
         contextlib.redirect_stderr(err),
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="cp1252"))
         try:
             status = cli.main(["--model", TINY, *map(str, arguments)])
         except SystemExit as stop:
@@ -77,6 +78,28 @@ def test_as_a_command():
         arguments, input="\n".join(TEXTS), capture_output=True, text=True, check=True, timeout=120
     )
     assert_same(json.loads(done.stdout), "\n".join(TEXTS).split("\n"))
+
+
+@pytest.mark.parametrize(
+    "locale", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}]
+)
+def test_standard_input_is_utf8_whatever_the_locale(tmp_path, locale):
+    """Also behind a byte order mark, as a file is."""
+    data = b"\xef\xbb\xbf" + "café, naïve 漢字 🎉\n".encode()
+    path = tmp_path / "text.txt"
+    path.write_bytes(data)
+    environment = os.environ | {"PYTHONCOERCECLOCALE": "0"} | locale
+    done = subprocess.run(
+        [*COMMAND, "--json"],
+        input=data,
+        capture_output=True,
+        check=True,
+        timeout=120,
+        env=environment,
+    )
+    piped, filed = json.loads(done.stdout), result(path)
+    assert piped["num_bytes"] == filed["num_bytes"] == len(data) - 3
+    assert piped["perplexity"] == pytest.approx(filed["perplexity"], rel=1e-6)
 
 
 def test_lines_and_standard_input():
@@ -153,6 +176,39 @@ def test_resume_refuses_another_run(tmp_path):
     done = run(*arguments, "--resume", stdin="one\ntwo\n")
     assert (done.returncode, "was not written by --per-text" in done.stderr) == (1, True)
     assert out.read_text() == "something else\n"
+
+
+GOOD = {"text": 0, "fingerprint": cli.fingerprint("one"), "perplexity": 7.4, "nll_sum": 4.0}
+GOOD |= {"weight_sum": 2.0, "unweighted_nll_sum": 4.0, "num_tokens": 2, "num_bytes": 3}
+GOOD |= {"num_words": 1, "truncated": False}
+ODD_LINES = {
+    "null": {"nll_sum": None},
+    "no number": {"nll_sum": "many"},
+    "flag for number": {"weight_sum": True},
+    "word for count": {"num_tokens": "2"},
+    "fraction for count": {"num_bytes": 2.5},
+    "number for flag": {"truncated": 0},
+    "number for fingerprint": {"fingerprint": 5},
+    "list for row": b"[1]",
+    "no JSON": b"{",
+    "too deep": b"[" * 100_000,
+    "no UTF-8": b'{"text": "\xff"}',
+}
+
+
+@pytest.mark.parametrize("case", ODD_LINES)
+def test_resume_refuses_an_odd_line(tmp_path, case):
+    path, odd = tmp_path / "scores.jsonl", ODD_LINES[case]
+    lines = [json.dumps({"signature": "s"}).encode(), json.dumps(GOOD).encode()]
+    path.write_bytes(b"\n".join([*lines, b""]))
+    with cli.PerTextFile(path, "s", resume=True) as log:
+        assert log.finished[0].perplexity == pytest.approx(math.exp(2))
+    lines.append(odd if isinstance(odd, bytes) else json.dumps(GOOD | odd).encode())
+    path.write_bytes(b"\n".join([*lines, b""]))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="scores.jsonl: line 3 was not written by --per-text"):
+        cli.PerTextFile(path, "s", resume=True)
+    assert path.read_bytes() == before
 
 
 def test_killed_in_the_middle_and_resumed(tmp_path):
@@ -233,16 +289,39 @@ def test_odd_files(tmp_path):
     assert json.loads(done.stdout)["num_bytes"] == len("oneNAthree")
 
 
+def test_a_table_without_rows(tmp_path):
+    empty, text = tmp_path / "empty.parquet", tmp_path / "text.txt"
+    datasets.Dataset.from_dict({"text": []}).to_parquet(empty)
+    text.write_text("one")
+    assert result(empty, text)["num_sequences"] == 1
+    done = run(empty)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "error: predictions holds no texts."
+
+
 ERRORS = {
     "no such file": (["nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
-    "no such table": (["nowhere.csv"], "No such file: nowhere.csv"),
+    "no such table": (["nowhere.csv"], "No such file or directory: 'nowhere.csv'"),
     "no such model": (["--model", "nobody/nothing"], "model_id='nobody/nothing' could not be load"),
     "no such preset": (["--preset", "gpt"], "preset must be one of"),
+    "archive, noticed before the model is loaded": (
+        ["a.zip", "--model", "nobody/nothing"], "a.zip is of a kind that is not read"
+    ),
+    "directory": ([str(ROOT)], f"Is a directory: '{ROOT}'"),
     "no texts": (["--lines"], "predictions holds no texts"),
     "binary": ([str(ROOT / "tiny_model" / "model.safetensors")], "is not UTF-8 text"),
     "no such column": ([str(ROOT / "tiny_model" / "held_out.jsonl"), "--column", "x"],
                        "has no column 'x'; it has name, text"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", [[], ["--lines"]])
+def test_standard_input_that_is_no_text(lines):
+    done = run(*lines, stdin=b"caf\xe9\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: standard input")
+    assert "is not UTF-8 text: 'utf-8' codec can't decode byte 0xe9 in position 3" in last
 
 
 @pytest.mark.parametrize("case", ERRORS)

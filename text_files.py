@@ -1,0 +1,286 @@
+"""The texts in files and on the standard input, one at a time; what is no text is refused.
+
+A text comes as it is in the file: no character is changed, and no string of a table is taken for a
+number, a date or a missing value. A byte order mark at the start of a file is no part of it.
+"""
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import json
+import lzma
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+# Bytes that are read at once, of files whose lines may be of any length.
+CHUNK = 1 << 20
+
+# Archives, documents and other tables. Most are no UTF-8, but some would pass for one plain text.
+REFUSED = {
+    ".7z", ".arrow", ".avro", ".br", ".db", ".doc", ".docx", ".epub", ".feather", ".h5", ".hdf5",
+    ".jsonlines", ".lz4", ".lzma", ".npy", ".npz", ".ods", ".odt", ".orc", ".pdf", ".pickle",
+    ".pkl", ".pptx", ".psv", ".rar", ".rtf", ".sqlite", ".sqlite3", ".tab", ".tar", ".tbz2", ".tgz",
+    ".txz", ".xls", ".xlsx", ".z", ".zip",
+}  # fmt: skip
+
+
+def read_texts(files: list[str], lines: bool, column: str) -> Iterator[str]:
+    """The texts of the files, one after another; nothing is read before it is needed.
+
+    Args:
+        files: their names; "-", or no name at all, is the standard input.
+        lines: each line of a file that is no table is a text. It ends at a newline and nowhere
+            else; a carriage return directly before the newline is no part of it.
+        column: where the texts of a table are. A row of JSON that is a string is a text itself.
+
+    Raises:
+        ValueError: at once, a file of a kind that is not read; while reading, whatever is not as
+            it should be, with the name of the file and the place in it.
+        OSError: while reading, a file that cannot be opened.
+    """
+    sources = [(name, *_opener_and_reader(name, lines, column)) for name in files or ["-"]]
+    return itertools.chain.from_iterable(itertools.starmap(_read, sources))
+
+
+def _opener_and_reader(name: str, lines: bool, column: str) -> tuple[Callable, Callable]:
+    """By its suffixes: how to open a file, and how to get the texts of it."""
+    suffix = Path(name).suffix.lower()
+    opener = OPENERS.get(suffix, open)
+    if suffix in OPENERS:
+        suffix = Path(Path(name).stem).suffix.lower()
+    # Parquet is read in pieces, from its end: not through a compression of the whole.
+    if suffix in REFUSED or (suffix == ".parquet" and opener is not open):
+        raise ValueError(
+            f"{name} is of a kind that is not read. Unpack it, or convert it to plain text, "
+            ".jsonl, .csv, .tsv or .parquet."
+        )
+    if suffix in TABLES:
+        return opener, partial(TABLES[suffix], column=column)
+    return opener, _read_lines if lines else _read_whole
+
+
+def _read(name: str, opener: Callable, reader: Callable) -> Iterator[str]:
+    if name == "-":
+        yield from reader("standard input", sys.stdin.buffer)
+        return
+    with opener(name, "rb") as file:
+        try:
+            yield from reader(name, file)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise ValueError(f"{name} cannot be read: {error}.") from error
+
+
+def _open_zstd(name: str, mode: str) -> BinaryIO:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(open(name, mode), "zstd"))
+
+
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
+
+
+# --- plain text -----------------------------------------------------------------------------------
+
+
+def _read_whole(name: str, file: BinaryIO) -> Iterator[str]:
+    yield _without_nul(_decoded(file.read().removeprefix(codecs.BOM_UTF8), name), name)
+
+
+def _read_lines(name: str, file: BinaryIO) -> Iterator[str]:
+    for line in _lines(name, file):
+        yield _without_nul(line.removesuffix("\r\n").removesuffix("\n"), name)
+
+
+def _lines(name: str, file: BinaryIO) -> Iterator[str]:
+    """The lines, with their ends. Text files of Python would end one at a lone "\\r", too."""
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        yield _decoded(line, f"{name}: line {number}")
+
+
+def _decoded(data: bytes, place: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text: {error}.") from error
+
+
+def _without_nul(text: str, name: str) -> str:
+    """The text, unless it is binary data that happens to be valid UTF-8."""
+    if "\0" in text:
+        raise ValueError(f"{name} holds NUL characters, which no plain text has.")
+    return text
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _read_csv(name: str, file: BinaryIO, column: str, delimiter: str = ",") -> Iterator[str]:
+    csv.field_size_limit(2**31 - 1)
+    rows = csv.reader(_lines(name, file), delimiter=delimiter, strict=True)
+    header, number = None, -1
+    try:
+        for row in filter(None, rows):  # an empty line is no row
+            if header is None:
+                header = row
+                _check_column(name, column, header)
+            elif len(row) != len(header):
+                raise ValueError(
+                    f"{name}: row {number} (line {rows.line_num}) has {len(row)} fields, and the "
+                    f"header {len(header)}."
+                )
+            else:
+                yield row[header.index(column)]
+            number += 1
+    except csv.Error as error:
+        place = f"row {number}" if header is not None else "the header"
+        stray = "new-line character seen" in str(error)  # the rest of which is for programmers
+        reason = "a carriage return outside quotes, which is no line end" if stray else error
+        raise ValueError(f"{name}: {place} (line {rows.line_num}) is no CSV: {reason}.") from error
+
+
+def _read_parquet(name: str, file: BinaryIO, column: str) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        # Without a buffer, the column of a whole row group is read at once.
+        table = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
+        _check_column(name, column, table.schema_arrow.names)
+        batches = table.iter_batches(batch_size=64, columns=[column])
+        for number, field in enumerate(itertools.chain.from_iterable(b[column] for b in batches)):
+            try:
+                yield _checked_text(name, column, number, field.as_py())
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{name}: {column!r} of row {number} is not UTF-8 text: {error}."
+                ) from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{name} is no Parquet file that can be read: {error}") from error
+
+
+def _check_column(name: str, column: str, columns: list[str]) -> None:
+    if column not in columns:
+        raise ValueError(f"{name} has no column {column!r}; it has {', '.join(columns)}.")
+    if columns.count(column) > 1:
+        raise ValueError(f"{name} has {columns.count(column)} columns {column!r}; one is needed.")
+
+
+def _checked_text(name: str, column: str, number: int, value) -> str:
+    if not isinstance(value, str):
+        found = type(value).__name__
+        raise ValueError(f"{name}: {column!r} of row {number} is no text, but {found}.")
+    return value
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+BLANK = re.compile(r"[ \t\r\n]*")
+BLANK_OR_COMMA = re.compile(r"[ \t\r\n,]*")
+
+# JSON that is cut within a token is wrong at most this far before the cut, unless in a string.
+LONGEST_TOKEN = len(r"\ud83d\udf89")
+
+
+def _read_json(name: str, file: BinaryIO, column: str) -> Iterator[str]:
+    def to_row(items: list[tuple]) -> dict:
+        if sum(key == column for key, _ in items) > 1:
+            raise ValueError(f"{column!r} is there twice")
+        return dict(items)
+
+    for number, row in enumerate(_json_values(name, file, to_row)):
+        if isinstance(row, str):
+            yield row
+            continue
+        if not isinstance(row, dict):
+            raise ValueError(f"{name}: row {number} is no object, but {type(row).__name__}.")
+        if column not in row:
+            raise ValueError(
+                f"{name}: row {number} has no column {column!r}; it has {', '.join(row) or 'none'}."
+            )
+        yield _checked_text(name, column, number, row[column])
+
+
+def _json_values(name: str, file: BinaryIO, to_row: Callable[[list], dict]) -> Iterator:
+    """The items of a list, or values one after another, as in JSON Lines."""
+    decode = json.JSONDecoder(object_pairs_hook=to_row).raw_decode
+    unread, gap, number = _Unread(name, file), BLANK, 0
+    while True:
+        unread.at = gap.match(unread.text, unread.at).end()
+        first = unread.text[unread.at : unread.at + 1]
+        if first == "[" and gap is BLANK and number == 0:
+            unread.at, gap = unread.at + 1, BLANK_OR_COMMA
+            continue
+        if first == "]" and gap is BLANK_OR_COMMA:
+            if unread.text[unread.at + 1 :].strip() or file.read(CHUNK).strip():
+                raise ValueError(f"{name}: more follows its list of {number} rows.")
+            return
+        try:
+            value, unread.at = decode(unread.text, unread.at)
+        except (ValueError, RecursionError) as error:
+            if _may_be_cut(error, unread.text) and unread.read_more():
+                continue
+            if first == "" and gap is BLANK:
+                return
+            line = unread.line_of(getattr(error, "pos", unread.at))
+            reason = getattr(error, "msg", error)
+            raise ValueError(f"{name}: row {number} (line {line}) is no JSON: {reason}.") from error
+        yield value
+        number += 1
+
+
+def _may_be_cut(error: Exception, text: str) -> bool:
+    """Whether the text may be right as far as it goes."""
+    return isinstance(error, json.JSONDecodeError) and (
+        error.msg.startswith("Unterminated string") or error.pos > len(text) - LONGEST_TOKEN
+    )
+
+
+class _Unread:
+    """The part of a file that is decoded but not yet parsed: `text`, from `at` on."""
+
+    def __init__(self, name: str, file: BinaryIO):
+        self.text, self.at = "", 0
+        self._name, self._file = name, file
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._first_line = 1
+
+    def line_of(self, position: int) -> int:
+        """The line of the file, counted from 1, that a position in `text` is in."""
+        return self._first_line + self.text.count("\n", 0, position)
+
+    def read_more(self) -> bool:
+        """Add to the text; False at the end of the file."""
+        # Twice as much each time, so that a long value is not parsed again and again.
+        data = self._file.read(CHUNK + len(self.text) - self.at)
+        try:
+            more = self._decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            line = self.line_of(len(self.text)) + error.object.count(b"\n", 0, error.start)
+            raise ValueError(
+                f"{self._name}: line {line} is not UTF-8 text: {error.reason}."
+            ) from error
+        if not data:
+            return False
+        self._first_line = self.line_of(self.at)
+        self.text, self.at = self.text[self.at :] + more, 0
+        return True
+
+
+TABLES = {
+    ".csv": _read_csv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".parquet": _read_parquet,
+}
