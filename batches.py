@@ -14,7 +14,7 @@ import torch
 from .nll import TargetOutOfRangeError, launch, use_one_thread_after_fork
 from .options import Options
 from .reduction import ROW_SUM_TOLERANCE
-from .tensors import as_tensor, check_types, is_scored, to_device, to_host
+from .tensors import as_tensor, check_kind, check_types, is_scored, to_device, to_host
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
         TypeError, ValueError: input of the wrong type, shape or range, named.
     """
     use_one_thread_after_fork()
-    parts = [
-        _reduce(*part, options) for part in _parts(predictions, references, sample_weight, options)
-    ]
+    batch = (_listed(value) for value in (predictions, references, sample_weight))
+    parts = [_reduce(*part, options) for part in _parts(*batch, options)]
     nan_places = [part.nan_place for part in parts if part.nan_place is not None]
     return SequenceSums(
         nll_sums=np.concatenate([part.nll_sums for part in parts] or [np.zeros(0)]),
@@ -51,6 +50,12 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
         num_tokens=sum(part.num_tokens for part in parts),
         nan_place=nan_places[0] if nan_places else None,
     )
+
+
+def _listed(value):
+    """A nested or jagged tensor as the list of its sequences; anything else as it is."""
+    is_nested = isinstance(value, torch.Tensor) and value.is_nested
+    return list(value.unbind()) if is_nested else value
 
 
 def _parts(
@@ -66,6 +71,8 @@ def _parts(
                 f"{name} must be tensors, arrays or lists of numbers, got {type(value).__name__}."
                 + (" Pass its .logits." if hasattr(value, "logits") else "")
             )
+        check_kind(value, name)
+    check_kind(sample_weight, "sample_weight")
 
     logits = _as_one_array(predictions)
     if logits is not None:
@@ -86,10 +93,10 @@ def _parts(
         logits = as_tensor(lists["predictions"][i], f"predictions{place}")
         targets = as_tensor(lists["references"][i], f"references{place}")
         _check_shapes(logits, targets, place, "", options)
-        weight = None if sample_weight is None else [lists["sample_weight"][i]]
+        weights = None if sample_weight is None else lists["sample_weight"][i]
         name = f"sample_weight{place}"
-        weights = _weights(weight, (1, *targets.shape), name)
-        yield i, logits[None], targets[None], weights, name
+        weights = _weights(weights, targets.shape, name)
+        yield i, logits[None], targets[None], None if weights is None else weights[None], name
 
 
 def _as_one_array(value) -> torch.Tensor | np.ndarray | None:

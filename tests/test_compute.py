@@ -8,7 +8,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from conftest import load, random_batch, reference_nll, reference_perplexity
+from conftest import as_objects, load, random_batch, reference_nll, reference_perplexity
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -302,12 +302,6 @@ def test_weight_zero_hides_anything(ppl):
 
 
 # --- kinds of input -----------------------------------------------------------------------------
-
-
-def as_objects(arrays):
-    box = np.empty(len(arrays), dtype=object)
-    box[:] = arrays
-    return box
 
 
 KINDS = {

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import load, random_batch
+from conftest import as_objects, load, random_batch
 from transformers.modeling_outputs import CausalLMOutput
 
 
@@ -251,6 +251,28 @@ def test_bad_weights(ppl, weights, match):
     logits, targets = random_batch()
     with pytest.raises(ValueError, match=f"sample_weight must .*{match}"):
         ppl.compute(predictions=logits, references=targets, sample_weight=weights)
+
+
+MASKED = {
+    "one array": lambda masked: masked,
+    "a list of arrays": list,
+    "nested lists": lambda masked: [list(part) for part in masked],
+    "plain arrays before it": lambda masked: [*masked.data[:2], masked[2]],
+    "an array of arrays": lambda masked: as_objects(list(masked)),
+}
+
+
+@pytest.mark.parametrize("name", ["predictions", "references", "sample_weight"])
+@pytest.mark.parametrize("form", MASKED)
+def test_masked_arrays_are_refused_wherever_they_are(ppl, name, form):
+    logits, targets = random_batch()
+    batch = {"predictions": logits, "references": targets, "sample_weight": torch.ones(3, 7)}
+    batch = {argument: value.numpy() for argument, value in batch.items()}
+    masked = np.ma.masked_equal(batch[name], batch[name].flat[-1])
+    batch = {argument: list(value) for argument, value in batch.items()}
+    batch[name] = MASKED[form](masked)
+    with pytest.raises(TypeError, match=rf"{name}.* is a masked array, whose mask would be lost"):
+        ppl.compute(**batch)
 
 
 BAD_BATCHES = {
