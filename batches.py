@@ -161,8 +161,9 @@ def _reduce(
     if weights is None:
         weights = torch.ones((), dtype=torch.float64, device="cpu").expand(targets.shape)
     else:
-        # In float32, because not every type of weights can be compared.
-        scored &= to_device(weights.float() > 0, scored.device)
+        # float32 has no weights below 1e-45, and some other types cannot be compared.
+        comparable = weights if weights.dtype == torch.float64 else weights.float()
+        scored &= to_device(comparable > 0, scored.device)
     if options.shift:
         # The targets move, not the logits, whose rows then stay one block of memory. The last
         # position has no next token; what wraps around to it is not scored.

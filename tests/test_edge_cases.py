@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import as_objects, load, random_batch
+from conftest import as_objects, load, random_batch, reference_perplexity
 from transformers.modeling_outputs import CausalLMOutput
 
 
@@ -273,6 +273,16 @@ def test_masked_arrays_are_refused_wherever_they_are(ppl, name, form):
     batch[name] = MASKED[form](masked)
     with pytest.raises(TypeError, match=rf"{name}.* is a masked array, whose mask would be lost"):
         ppl.compute(**batch)
+
+
+def test_the_smallest_weights_count(ppl):
+    logits, targets = random_batch(batch=1, length=2)
+    # float32 ends at 1e-45.
+    weights = np.array([[1e-100, 3e-100]])
+    result = ppl.compute(predictions=logits, references=targets, sample_weight=weights)
+    assert result["num_tokens"] == 2
+    expected = reference_perplexity(logits, targets, [[1.0, 3.0]])
+    assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
 
 
 BAD_BATCHES = {
