@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import sys
+import threading
 
 import evaluate
 import numpy as np
@@ -265,6 +267,81 @@ def test_repr_shows_the_number_of_examples(ppl):
     ppl.add_batch(**dict(zip(("predictions", "references"), random_batch(), strict=True)))
     assert 'name: "perplexity"' in repr(ppl)
     assert "stored examples: 3" in repr(ppl)
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_threads():
+    """Calls functions at once, each in a thread of its own that is interrupted all the time."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def call(*functions):
+        results = {}
+        threads = [
+            threading.Thread(target=lambda i=i: results.update({i: functions[i]()}), daemon=True)
+            for i in range(len(functions))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+        return [results[i] for i in range(len(functions))]
+
+    yield call
+    sys.setswitchinterval(interval)
+
+
+def test_batches_of_several_threads_all_count(ppl, in_threads):
+    logits, targets = random_batch(batch=1, length=2)
+
+    def add():
+        for _ in range(100):
+            ppl.add_batch(predictions=logits, references=targets)
+            ppl(predictions=logits, references=targets)
+
+    in_threads(*[add] * 8)
+    assert len(ppl) == 1600
+    result = ppl.compute()
+    assert (result["num_tokens"], result["num_sequences"]) == (3200, 1600)
+    assert result["perplexity"] == pytest.approx(reference_perplexity(logits, targets), rel=1e-6)
+
+
+@pytest.mark.parametrize("with_a_batch", [False, True])
+def test_what_is_added_during_compute_counts_in_this_result_or_the_next(
+    ppl, in_threads, with_a_batch
+):
+    logits, targets = random_batch(batch=1, length=2)
+    batch = {"predictions": logits, "references": targets}
+
+    def add():
+        for _ in range(100):
+            ppl.add_batch(**batch)
+
+    def compute():
+        ppl.add_batch(**batch)  # so that there is something to compute
+        results = [ppl.compute(**batch) if with_a_batch else ppl.compute()]
+        for _ in range(100):
+            ppl.add_batch(**batch)
+            results.append(ppl.compute(**batch))
+        return sum(result["num_tokens"] for result in results)
+
+    *_, num_tokens = in_threads(*[add] * 6, compute)
+    left = ppl.compute(**batch)["num_tokens"] - 2
+    assert num_tokens + left == 2 * (600 + 101 + 100 + with_a_batch)
+
+
+def test_metrics_may_merge_each_other_at_once(in_threads):
+    first, second = load(), load()
+
+    def merge(one, other):
+        for _ in range(5000):
+            one.merge(other)
+
+    in_threads(lambda: merge(first, second), lambda: merge(second, first))
+    assert len(first) == len(second) == 0
 
 
 # --- weights ------------------------------------------------------------------------------------
