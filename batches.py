@@ -14,7 +14,11 @@ import torch
 from .nll import TargetOutOfRangeError, launch, use_one_thread_after_fork
 from .options import Options
 from .reduction import ROW_SUM_TOLERANCE
-from .tensors import as_tensor, check_types, is_scored, to_device, to_host
+from .tensors import as_tensor, check_kind, check_types, is_scored, to_device, to_host
+
+# Elements of the logits of short sequences that are copied to be reduced at once: 4 MB of float32.
+# To reduce a sequence by itself takes longer than to copy this many.
+TOGETHER = 2**20
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,36 @@ class SequenceSums:
     weight_sums: np.ndarray  # (batch,)
     num_tokens: int  # scored tokens of the batch
     nan_place: tuple[int, int] | None  # the first (sequence, position) whose nll is NaN
+
+
+@dataclass(slots=True)
+class _Part:
+    """Sequences whose logits are one tensor, which is reduced at once."""
+
+    first_sequence: int  # its number in the batch
+    lengths: list[int]  # of the sequences; their sum is N
+    logits: torch.Tensor  # (..., V), N rows in all
+    targets: torch.Tensor  # (N,) int64
+    weights: torch.Tensor | None  # (N,), None for 1
+
+    def ends(self) -> np.ndarray:
+        """The row behind the last one of each sequence."""
+        return np.cumsum(self.lengths, dtype=np.int64)
+
+    def place_of(self, row: int) -> tuple[int, int]:
+        """The number of its sequence in the batch, and the position there."""
+        ends = self.ends()
+        i = int(np.searchsorted(ends, row, side="right"))
+        return self.first_sequence + i, row - int(ends[i]) + self.lengths[i]
+
+    def sums(self, values: torch.Tensor) -> np.ndarray:
+        """The sum of the values (N,) of each sequence; 0 of an empty one."""
+        lengths = np.array(self.lengths, dtype=np.int64)
+        some = lengths > 0
+        sums = np.zeros(len(lengths))
+        # subtle: reduceat gives an empty part the value that stands behind it.
+        sums[some] = np.add.reduceat(values.numpy(), (self.ends() - lengths)[some])
+        return sums
 
 
 def reduce_batch(predictions, references, sample_weight, options: Options) -> SequenceSums:
@@ -41,23 +75,25 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
         TypeError, ValueError: input of the wrong type, shape or range, named.
     """
     use_one_thread_after_fork()
-    parts = [
-        _reduce(*part, options) for part in _parts(predictions, references, sample_weight, options)
-    ]
-    nan_places = [part.nan_place for part in parts if part.nan_place is not None]
+    batch = (_listed(value) for value in (predictions, references, sample_weight))
+    sums = [SequenceSums(np.zeros(0), np.zeros(0), 0, None)]
+    sums += [_reduce(part, options) for part in _parts(*batch, options)]
     return SequenceSums(
-        nll_sums=np.concatenate([part.nll_sums for part in parts] or [np.zeros(0)]),
-        weight_sums=np.concatenate([part.weight_sums for part in parts] or [np.zeros(0)]),
-        num_tokens=sum(part.num_tokens for part in parts),
-        nan_place=nan_places[0] if nan_places else None,
+        nll_sums=np.concatenate([part.nll_sums for part in sums]),
+        weight_sums=np.concatenate([part.weight_sums for part in sums]),
+        num_tokens=sum(part.num_tokens for part in sums),
+        nan_place=next((part.nan_place for part in sums if part.nan_place is not None), None),
     )
 
 
-def _parts(
-    predictions, references, sample_weight, options: Options
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor | None, str]]:
-    """(number of the first sequence, logits (B, T, V), targets (B, T), weights (B, T), name of the
-    weights) of each part of the input that is one tensor: all of it, or each sequence of a list."""
+def _listed(value):
+    """A nested or jagged tensor as the list of its sequences; anything else as it is."""
+    is_nested = isinstance(value, torch.Tensor) and value.is_nested
+    return list(value.unbind()) if is_nested else value
+
+
+def _parts(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
+    """The input, checked: all of it if it is one tensor, else sequence by sequence or several."""
     for name, value in (("predictions", predictions), ("references", references)):
         if value is None:
             raise ValueError(f"{name} is missing: predictions and references go together.")
@@ -66,15 +102,23 @@ def _parts(
                 f"{name} must be tensors, arrays or lists of numbers, got {type(value).__name__}."
                 + (" Pass its .logits." if hasattr(value, "logits") else "")
             )
+        check_kind(value, name)
+    check_kind(sample_weight, "sample_weight")
 
     logits = _as_one_array(predictions)
     if logits is not None:
         logits, targets = as_tensor(logits, "predictions"), as_tensor(references, "references")
         _check_shapes(logits, targets, "", "B, ", options)
         weights = _weights(sample_weight, targets.shape, "sample_weight")
-        yield 0, logits, targets, weights, "sample_weight"
-        return
+        weights = None if weights is None else weights.flatten()
+        batch, length = targets.shape
+        yield _Part(0, [length] * batch, logits, targets.to(torch.int64).flatten(), weights)
+    else:
+        yield from _together(_sequences(predictions, references, sample_weight, options))
 
+
+def _sequences(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
+    """Each sequence of a list."""
     lists = {"predictions": list(predictions), "references": list(references)}
     if sample_weight is not None:
         lists["sample_weight"] = list(sample_weight)
@@ -86,10 +130,49 @@ def _parts(
         logits = as_tensor(lists["predictions"][i], f"predictions{place}")
         targets = as_tensor(lists["references"][i], f"references{place}")
         _check_shapes(logits, targets, place, "", options)
-        weight = None if sample_weight is None else [lists["sample_weight"][i]]
-        name = f"sample_weight{place}"
-        weights = _weights(weight, (1, *targets.shape), name)
-        yield i, logits[None], targets[None], weights, name
+        weights = None if sample_weight is None else lists["sample_weight"][i]
+        weights = _weights(weights, targets.shape, f"sample_weight{place}")
+        if targets.dtype != torch.int64:
+            targets = targets.to(torch.int64)
+        yield _Part(i, [targets.shape[0]], logits, targets, weights)
+
+
+def _together(sequences: Iterator[_Part]) -> Iterator[_Part]:
+    """The same sequences, where they are short as many at once as are alike and follow each other.
+
+    Each reduction costs some hundred microseconds, however few its rows.
+    """
+    run, size, kind_of_run = [], 0, None
+    for part in sequences:
+        part_size, kind = part.logits.numel(), _kind(part)
+        if run and (size + part_size > TOGETHER or kind != kind_of_run):
+            yield _joined(run)
+            run, size = [], 0
+        run.append(part)
+        size, kind_of_run = size + part_size, kind
+    if run:
+        yield _joined(run)
+
+
+def _kind(part: _Part) -> tuple:
+    """What parts have to share to be joined."""
+    logits, weights = part.logits, part.weights
+    device_of_weights = None if weights is None else weights.device
+    return logits.dtype, logits.device, logits.shape[-1], part.targets.device, device_of_weights
+
+
+def _joined(parts: list[_Part]) -> _Part:
+    """One after the other; of a single part nothing is copied."""
+    if len(parts) == 1:
+        return parts[0]
+    weighted = parts[0].weights is not None
+    return _Part(
+        parts[0].first_sequence,
+        [length for part in parts for length in part.lengths],
+        torch.cat([part.logits for part in parts]),
+        torch.cat([part.targets for part in parts]),
+        torch.cat([part.weights for part in parts]) if weighted else None,
+    )
 
 
 def _as_one_array(value) -> torch.Tensor | np.ndarray | None:
@@ -132,6 +215,8 @@ def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None
     weights = as_tensor(sample_weight, name)
     if weights.is_complex():
         raise TypeError(f"{name} must hold real numbers, got {weights.dtype}.")
+    # One type for all. MPS has no float64.
+    weights = weights.float() if weights.device.type == "mps" else weights.double()
     if weights.shape == shape[:-1]:
         weights = weights[..., None].expand(shape)
     if weights.shape != shape:
@@ -142,27 +227,21 @@ def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None
     return weights
 
 
-def _reduce(
-    first_sequence: int,
-    logits: torch.Tensor,  # (B, T, V)
-    targets: torch.Tensor,  # (B, T)
-    weights: torch.Tensor | None,  # (B, T), None for 1
-    weights_name: str,
-    options: Options,
-) -> SequenceSums:
+def _reduce(part: _Part, options: Options) -> SequenceSums:
+    targets, weights = part.targets, part.weights
     scored = is_scored(targets, options.unscored_ids)
     if weights is None:
         weights = torch.ones((), dtype=torch.float64, device="cpu").expand(targets.shape)
     else:
-        # In float32, because not every type of weights can be compared.
-        scored &= to_device(weights.float() > 0, scored.device)
+        scored &= to_device(weights > 0, scored.device)
     if options.shift:
         # The targets move, not the logits, whose rows then stay one block of memory. The last
-        # position has no next token; what wraps around to it is not scored.
-        targets, weights, scored = (part.roll(-1, 1) for part in (targets, weights, scored))
-        scored[:, -1:] = False
+        # position of a sequence has no next token; what comes to it from elsewhere is not scored.
+        targets, weights, scored = (values.roll(-1) for values in (targets, weights, scored))
+        last = torch.from_numpy(part.ends()[np.array(part.lengths) > 0] - 1)
+        scored.index_fill_(0, to_device(last, scored.device), False)
     launched = launch(
-        logits,
+        part.logits,
         targets,
         scored,
         from_logits=options.from_logits,
@@ -172,33 +251,33 @@ def _reduce(
     # Until here nothing has waited for an accelerator; this does, once.
     nll, faults, weights, scored = to_host(launched.stats.nll, launched.faults, weights, scored)
     weights = weights.double()
-    if not (weights.isfinite() & (weights >= 0)).all():
-        raise ValueError(f"{weights_name} must be finite and not negative.")
+    bad_rows = (~(weights.isfinite() & (weights >= 0))).nonzero()
+    if len(bad_rows) > 0:
+        row = int(bad_rows[0])
+        sequence, _ = part.place_of((row + options.shift) % len(weights))
+        raise ValueError(
+            f"sample_weight[{sequence}] must be finite and not negative, got {weights[row]}."
+        )
     try:
         launched.check(int(faults))
     except TargetOutOfRangeError as error:
-        sequence, position = error.place
-        place = (first_sequence + sequence, position + options.shift)
-        raise ValueError(error.message("references", place)) from None
+        (row,) = error.place
+        raise ValueError(error.message("references", part.place_of(row + options.shift))) from None
     nll = nll.double()
-    if options.from_logits and _look_like_probabilities(logits, scored, nll):
+    if options.from_logits and _look_like_probabilities(part.logits, scored, nll):
         warnings.warn(
             "predictions look like probabilities: every value lies in [0, 1] and rows sum to 1. "
             "They were taken for logits, as asked; for probabilities pass from_logits=False.",
             stacklevel=2,
         )
-    nan_places = (nll.isnan() & scored).nonzero()
-    nan_place = None
-    if len(nan_places) > 0:
-        sequence, position = nan_places[0].tolist()
-        nan_place = (first_sequence + sequence, position)
+    nan_rows = (nll.isnan() & scored).nonzero()
     weights = weights.where(scored, 0)
     return SequenceSums(
         # An unscored nll is 0 and never inf, so that the product with weight 0 is 0.
-        nll_sums=(nll * weights).sum(1).numpy(),
-        weight_sums=weights.sum(1).numpy(),
+        nll_sums=part.sums(nll * weights),
+        weight_sums=part.sums(weights),
         num_tokens=int(scored.sum()),
-        nan_place=nan_place,
+        nan_place=part.place_of(int(nan_rows[0])) if len(nan_rows) > 0 else None,
     )
 
 
@@ -208,13 +287,14 @@ def _look_like_probabilities(logits: torch.Tensor, scored: torch.Tensor, nll: to
     Of V values p in [0, 1] that sum to 1, log(sum(exp p)) lies between log V and log(V + 2), so
     that the nll, which is on the host, mostly rules it out, and no row has to be looked at.
     """
-    places = scored.nonzero()[:16]
+    numbers = scored.nonzero()[:16, 0]
     log_vocab_size = math.log(max(logits.shape[-1], 1))
-    first_nll = nll[tuple(places.T)]
+    first_nll = nll[numbers]
     if not ((first_nll > log_vocab_size - 1.1) & (first_nll < log_vocab_size + 1.2)).all():
         return False
-    rows = (logits[b, t].cpu().double() for b, t in places.tolist())
-    return len(places) > 0 and all(
+    places = zip(*np.unravel_index(numbers.numpy(), logits.shape[:-1]), strict=True)
+    rows = (logits[place].cpu().double() for place in places)
+    return len(numbers) > 0 and all(
         row.min() >= 0 and row.max() <= 1 and abs(row.sum() - 1) <= ROW_SUM_TOLERANCE
         for row in rows
     )

@@ -8,8 +8,10 @@ and no comment may stand behind such an import.
 import inspect
 import itertools
 import math
+import threading
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, fields
 
 import datasets
@@ -148,7 +150,7 @@ class Perplexity(evaluate.Metric):
 
     Every batch is reduced to a few sums in the call that brings it, so logits are never stored and
     never pass through Arrow, and a single process writes no file. A call that raises changes
-    nothing that was accumulated.
+    nothing that was accumulated. Threads may add at once: each batch counts in one result.
     """
 
     token_nll = staticmethod(token_nll)
@@ -162,11 +164,20 @@ class Perplexity(evaluate.Metric):
         self._options = Options().replace(**{k: v for k, v in kwargs.items() if k not in own})
         super().__init__(*args, **{k: v for k, v in kwargs.items() if k in own})
         self._loaded: tuple[tuple, LanguageModel] | None = None
+        self._lock = threading.RLock()  # held where what is accumulated changes
         self.reset()
 
     def __getstate__(self) -> dict:
+        with self._lock:
+            state = dict(self.__dict__)
         # A model is loaded anew where it is needed, rather than sent along.
-        return {**self.__dict__, "_loaded": None}
+        state["_loaded"] = None
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -186,12 +197,13 @@ class Perplexity(evaluate.Metric):
 
     def reset(self) -> None:
         """Forget what was accumulated."""
-        self._texts: list[str] = []  # added, and scored when compute names the model
-        self._totals = NllTotals()
-        self._num_batches = 0  # tells an empty run from one in which nothing was scored
-        self._num_examples = 0
-        self._synced = False  # whether these are the sums of all ranks
-        self._warned_of_nan = False
+        with self._lock:
+            self._texts: list[str] = []  # added, and scored when compute names the model
+            self._totals = NllTotals()
+            self._num_batches = 0  # tells an empty run from one in which nothing was scored
+            self._num_examples = 0
+            self._synced = False  # whether these are the sums of all ranks
+            self._warned_of_nan = False
 
     def __len__(self) -> int:
         """Number of sequences and texts accumulated since the last `compute` or `reset`."""
@@ -206,8 +218,10 @@ class Perplexity(evaluate.Metric):
         if references is None and _are_texts(predictions):
             if sample_weight is not None:
                 raise ValueError("Texts go without sample_weight.")
-            self._check_kind(texts=True)
-            self._texts += [text for text, _ in checked_pairs(predictions, None)]
+            texts = [text for text, _ in checked_pairs(predictions, None)]
+            with self._lock:
+                self._check_kind(texts=True)
+                self._texts += texts
             return
         self._accumulate(*self._reduce(predictions, references, sample_weight, self._options))
 
@@ -255,14 +269,18 @@ class Perplexity(evaluate.Metric):
                 "merge takes a metric with the same options; these are "
                 f"{self._options.signature}, those of the other {other._options.signature}."
             )
-        self._check_not_synced()
-        other._check_not_synced()
-        if other._num_batches:
-            self._check_kind(texts=False)
-        if other._texts:
-            self._check_kind(texts=True)
-        self._accumulate(other._totals, other._num_examples, other._num_batches)
-        self._texts += other._texts
+        # One lock after the other: held at once, they would be held in two orders.
+        with other._lock:
+            other._check_not_synced()
+            totals, texts = other._totals, list(other._texts)
+            num_examples, num_batches = other._num_examples, other._num_batches
+        with self._lock:
+            self._check_not_synced()
+            if texts:
+                self._check_kind(texts=True)
+                self._texts += texts
+            if num_batches:
+                self._accumulate(totals, num_examples, num_batches)
 
     def sync(self) -> None:
         """Add up what the processes of torchrun or accelerate have accumulated, on each of them.
@@ -281,9 +299,10 @@ class Perplexity(evaluate.Metric):
             self._check_not_synced()
             return self._totals, self._num_batches, self._num_examples
 
-        summed = self._add_over_ranks(local, self._options)
-        self._totals, self._num_batches, self._num_examples = summed
-        self._synced = True
+        with self._lock:
+            summed = self._add_over_ranks(local, self._options)
+            self._totals, self._num_batches, self._num_examples = summed
+            self._synced = True
 
     def _check_not_synced(self) -> None:
         if self._synced:
@@ -375,20 +394,26 @@ class Perplexity(evaluate.Metric):
                 trust_remote_code=trust_remote_code,
                 **options,
             )
-            result = self._compute_texts(scorer, predictions, contexts, batch_size, sync)
-        else:
-            for name, value in (
-                ("tokenizer", tokenizer),
-                ("contexts", contexts),
-                ("batch_size", batch_size),
-                ("device", device),
-                ("model_kwargs", model_kwargs),
-            ):
-                if value is not None:
-                    raise ValueError(f"{name}= goes with texts and model_id= or model=.")
-            options = self._options.replace(**options)
-            result = self._compute_logits(predictions, references, sample_weight, options, sync)
-        self.reset()
+            with self._lock:
+                result = self._compute_texts(scorer, predictions, contexts, batch_size, sync)
+                self.reset()
+            return result
+        for name, value in (
+            ("tokenizer", tokenizer),
+            ("contexts", contexts),
+            ("batch_size", batch_size),
+            ("device", device),
+            ("model_kwargs", model_kwargs),
+        ):
+            if value is not None:
+                raise ValueError(f"{name}= goes with texts and model_id= or model=.")
+        options = self._options.replace(**options)
+        # Locked once the batch is reduced, until the reset: no other thread adds in between.
+        with ExitStack() as locked:
+            result = self._compute_logits(
+                predictions, references, sample_weight, options, sync, locked
+            )
+            self.reset()
         return result
 
     def score(
@@ -520,9 +545,15 @@ class Perplexity(evaluate.Metric):
         return result
 
     def _compute_logits(
-        self, predictions, references, sample_weight, options: Options, sync: bool
+        self,
+        predictions,
+        references,
+        sample_weight,
+        options: Options,
+        sync: bool,
+        locked: ExitStack,
     ) -> dict[str, float | int | str] | None:
-        def local() -> tuple[NllTotals, int, int]:
+        def check() -> None:
             if self._texts or (references is None and _are_texts(predictions)):
                 raise ValueError(
                     "Texts need a model: pass model_id=, or model= and tokenizer=. Logits go with "
@@ -534,13 +565,22 @@ class Perplexity(evaluate.Metric):
                     f"before it ({self._options.signature}). Give the options to evaluate.load, or "
                     "call reset() first."
                 )
-            if sync:
+            if sync or predictions is not None:
                 self._check_not_synced()
-            if predictions is None and references is None:
-                return self._totals, self._num_batches, self._num_examples
-            totals, num_examples = self._reduce(predictions, references, sample_weight, options)
-            num_examples += self._num_examples
-            return self._totals + totals, self._num_batches + 1, num_examples
+
+        def local() -> tuple[NllTotals, int, int]:
+            check()
+            totals, num_batches, num_examples = NllTotals(), 0, 0
+            if predictions is not None or references is not None:
+                num_batches = 1
+                totals, num_examples = self._reduce(predictions, references, sample_weight, options)
+            locked.enter_context(self._lock)
+            check()  # again: another thread may have added something in the meantime
+            return (
+                self._totals + totals,
+                self._num_batches + num_batches,
+                self._num_examples + num_examples,
+            )
 
         totals, num_batches, _ = self._add_over_ranks(local, options) if sync else local()
         if self.num_process > 1:
@@ -582,9 +622,13 @@ class Perplexity(evaluate.Metric):
         return totals, len(sums.nll_sums)
 
     def _accumulate(self, totals: NllTotals, num_examples: int, num_batches: int = 1) -> None:
-        self._totals += totals
-        self._num_examples += num_examples
-        self._num_batches += num_batches
+        with self._lock:
+            # Again: another thread may have changed it while the batch was reduced.
+            self._check_kind(texts=False)
+            self._check_not_synced()
+            self._totals += totals
+            self._num_examples += num_examples
+            self._num_batches += num_batches
 
     def _gather(self, totals: NllTotals, num_batches: int) -> tuple[NllTotals, int] | None:
         """The sums over all processes, on process 0; None on the others."""

@@ -11,33 +11,41 @@ def as_tensor(value, name: str) -> torch.Tensor:
     """A tensor that shares the memory of `value` where that is possible, cut off from autograd.
 
     Raises:
-        TypeError: strings and other things that are no numbers.
+        TypeError: strings and other things that are no numbers, or no dense array of them.
         ValueError: nested lists of unequal lengths.
     """
+    check_kind(value, name)
     if isinstance(value, torch.Tensor):
         return value.detach()
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} is a masked array, whose mask would be lost; use ignore_index or weight 0."
-        )
-    if _holds_tensors(value):
+    # NumPy may not be able to read the tensors, and would drop the masks.
+    if _holds(value, (torch.Tensor, np.ma.MaskedArray)):
         parts = [as_tensor(part, name) for part in value]
         if len({part.shape for part in parts}) > 1:
             raise ValueError(f"{name} must be rectangular, got tensors of unequal shapes.")
         return torch.stack(parts)
     try:
         array = np.asarray(value)
-        if array.dtype == object and array.ndim == 1:  # an array or a column of arrays
-            array = np.asarray(list(array))
     except ValueError as error:
         raise ValueError(
             f"{name} must be rectangular, got nested sequences of unequal lengths."
         ) from error
-    if array.dtype.name == "bfloat16":  # JAX's, which torch does not know from NumPy
+    is_list = isinstance(value, (list, tuple))
+    if array.dtype == object and array.ndim == 1 and not is_list:  # an array or column of arrays
+        return as_tensor(list(array), name)
+    foreign = array.dtype.isbuiltin == 2  # added to NumPy by another library
+    if foreign and array.dtype.name == "bfloat16":  # JAX's
         return as_tensor(array.view(np.uint16), name).view(torch.bfloat16)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold numbers, got {type(value).__name__} of {array.dtype}.")
-    if not array.dtype.isnative or min(array.strides, default=0) < 0:  # torch takes neither
+    if foreign or array.dtype.kind not in "fiub":
+        numbers = "real numbers" if array.dtype.kind == "c" else "numbers"
+        raise TypeError(f"{name} must hold {numbers}, got {type(value).__name__} of {array.dtype}.")
+    return _shared(array)
+
+
+def _shared(array: np.ndarray) -> torch.Tensor:
+    """A tensor of the same memory, or a copy where torch does not take the array as it is."""
+    if array.dtype.kind == "f" and array.itemsize > 8:  # long double
+        array = array.astype(np.float64)
+    if not array.dtype.isnative or min(array.strides, default=0) < 0:
         array = array.astype(array.dtype.newbyteorder("="), order="C")
     if array.flags.writeable:
         return torch.from_numpy(array)
@@ -47,11 +55,46 @@ def as_tensor(value, name: str) -> torch.Tensor:
         return torch.from_numpy(array)
 
 
-def _holds_tensors(value) -> bool:
-    """Whether the first thing in nested lists is a tensor, which NumPy may not be able to read."""
-    while isinstance(value, (list, tuple)) and len(value) > 0:
-        value = value[0]
-    return isinstance(value, torch.Tensor)
+def check_kind(value, name: str) -> None:
+    """Raises TypeError for tensors and arrays that are more, or less, than their numbers."""
+    if isinstance(value, torch.Tensor):
+        problem = _problem_of_tensor(value)
+    elif isinstance(value, np.ma.MaskedArray):
+        problem = "a masked array, whose mask would be lost; use ignore_index or weight 0"
+    elif hasattr(value, "todense"):  # SciPy's and others
+        problem = "sparse; pass it dense: .todense()"
+    else:
+        return
+    if problem is not None:
+        raise TypeError(f"{name} is {problem}.")
+
+
+def _problem_of_tensor(tensor: torch.Tensor) -> str | None:
+    if tensor.is_nested:
+        return "a nested tensor; pass the list of its parts: .unbind()"
+    if hasattr(tensor, "full_tensor"):
+        return (
+            "a DTensor, which is spread over processes; pass .full_tensor(), or .to_local() where "
+            "each process has sequences of its own"
+        )
+    if tensor.layout != torch.strided:
+        return f"of the layout {tensor.layout}; pass it dense: .to_dense()"
+    if tensor.is_quantized:
+        return f"quantized, {tensor.dtype}; pass .dequantize()"
+    if tensor.is_meta:
+        return "on the device 'meta', which holds no numbers"
+    return None
+
+
+def _holds(value, kinds: tuple[type, ...]) -> bool:
+    """Whether there is anything of these types in nested lists."""
+    if not isinstance(value, (list, tuple)):
+        return False
+    found = set(map(type, value))
+    if any(issubclass(kind, kinds) for kind in found):
+        return True
+    nested = any(issubclass(kind, (list, tuple)) for kind in found)
+    return nested and any(_holds(part, kinds) for part in value)
 
 
 def check_types(
@@ -59,10 +102,12 @@ def check_types(
 ) -> None:
     """Raises TypeError unless logits are floating point and targets are integers."""
     if not logits.is_floating_point():
-        raise TypeError(
-            f"{logits_name} must be floating-point logits or probabilities, got {logits.dtype}. "
-            f"Token ids belong into {targets_name}."
+        message = (
+            f"{logits_name} must be floating-point logits or probabilities, got {logits.dtype}."
         )
+        if not logits.is_complex() and logits.dtype != torch.bool:
+            message += f" Token ids belong into {targets_name}."
+        raise TypeError(message)
     if targets.numel() == 0:
         return  # an empty list has no type of its own
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:

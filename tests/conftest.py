@@ -85,6 +85,13 @@ def reference_perplexity(logits, targets, weights=None) -> float:
     return float(np.exp((nll * weights).sum() / weights.sum()))
 
 
+def as_objects(arrays) -> np.ndarray:
+    """An array of arrays, as a column of a table is."""
+    box = np.empty(len(arrays), dtype=object)
+    box[:] = arrays
+    return box
+
+
 def free_port() -> int:
     """A port that nothing listens on."""
     with socket.socket() as probe:

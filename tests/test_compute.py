@@ -3,14 +3,27 @@
 import itertools
 import json
 import math
+import sys
+import threading
 
 import evaluate
 import numpy as np
 import pytest
 import torch
-from conftest import load, random_batch, reference_nll, reference_perplexity
+from conftest import (
+    as_objects,
+    load,
+    random_batch,
+    random_rows,
+    reference_nll,
+    reference_perplexity,
+    sibling,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+
+batches = sibling("batches")
+Options = sibling("options").Options
 
 # --- the seeds ----------------------------------------------------------------------------------
 
@@ -257,6 +270,81 @@ def test_repr_shows_the_number_of_examples(ppl):
     assert "stored examples: 3" in repr(ppl)
 
 
+# --- threads ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_threads():
+    """Calls functions at once, each in a thread of its own that is interrupted all the time."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def call(*functions):
+        results = {}
+        threads = [
+            threading.Thread(target=lambda i=i: results.update({i: functions[i]()}), daemon=True)
+            for i in range(len(functions))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+        return [results[i] for i in range(len(functions))]
+
+    yield call
+    sys.setswitchinterval(interval)
+
+
+def test_batches_of_several_threads_all_count(ppl, in_threads):
+    logits, targets = random_batch(batch=1, length=2)
+
+    def add():
+        for _ in range(100):
+            ppl.add_batch(predictions=logits, references=targets)
+            ppl(predictions=logits, references=targets)
+
+    in_threads(*[add] * 8)
+    assert len(ppl) == 1600
+    result = ppl.compute()
+    assert (result["num_tokens"], result["num_sequences"]) == (3200, 1600)
+    assert result["perplexity"] == pytest.approx(reference_perplexity(logits, targets), rel=1e-6)
+
+
+@pytest.mark.parametrize("with_a_batch", [False, True])
+def test_what_is_added_during_compute_counts_in_this_result_or_the_next(
+    ppl, in_threads, with_a_batch
+):
+    logits, targets = random_batch(batch=1, length=2)
+    batch = {"predictions": logits, "references": targets}
+
+    def add():
+        for _ in range(100):
+            ppl.add_batch(**batch)
+
+    def compute():
+        ppl.add_batch(**batch)  # so that there is something to compute
+        results = [ppl.compute(**batch) if with_a_batch else ppl.compute()]
+        for _ in range(100):
+            ppl.add_batch(**batch)
+            results.append(ppl.compute(**batch))
+        return sum(result["num_tokens"] for result in results)
+
+    *_, num_tokens = in_threads(*[add] * 6, compute)
+    left = ppl.compute(**batch)["num_tokens"] - 2
+    assert num_tokens + left == 2 * (600 + 101 + 100 + with_a_batch)
+
+
+def test_metrics_may_merge_each_other_at_once(in_threads):
+    first, second = load(), load()
+
+    def merge(one, other):
+        for _ in range(5000):
+            one.merge(other)
+
+    in_threads(lambda: merge(first, second), lambda: merge(second, first))
+    assert len(first) == len(second) == 0
+
+
 # --- weights ------------------------------------------------------------------------------------
 
 
@@ -303,12 +391,6 @@ def test_weight_zero_hides_anything(ppl):
 
 
 # --- kinds of input -----------------------------------------------------------------------------
-
-
-def as_objects(arrays):
-    box = np.empty(len(arrays), dtype=object)
-    box[:] = arrays
-    return box
 
 
 KINDS = {
@@ -364,6 +446,90 @@ def test_ragged_with_one_weight_per_sequence(ppl):
     )
     nll_a, nll_b = reference_nll(*a).sum().item(), reference_nll(*b).sum().item()
     assert result["mean_nll"] == pytest.approx((nll_a + 0.5 * nll_b) / (3 + 2.5), rel=1e-6)
+
+
+def random_sequences(num_sequences, vocab_size, seed=0):
+    """Logits (T_i, V) and targets (T_i,) of sequences of 0 to 8 tokens."""
+    lengths = torch.randint(9, (num_sequences,), generator=torch.Generator().manual_seed(seed))
+    logits, targets = random_rows(int(lengths.sum()), vocab_size, seed=seed)
+    return list(logits.split(lengths.tolist())), list(targets.split(lengths.tolist()))
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The logits of each reduction from now on."""
+    logits, launch = [], batches.launch
+    monkeypatch.setattr(
+        batches, "launch", lambda *args, **kw: logits.append(args[0]) or launch(*args, **kw)
+    )
+    return logits
+
+
+def test_short_sequences_are_reduced_together(launched):
+    logits, targets = random_sequences(1000, vocab_size=1500)  # 6 million logits
+    batches.reduce_batch(logits, targets, None, Options())
+    assert sum(len(part) for part in launched) == sum(len(part) for part in logits)
+    assert max(part.numel() for part in launched) <= batches.TOGETHER
+    assert len(launched) < 10
+
+
+def test_a_long_sequence_is_not_copied(launched):
+    logits, targets = random_sequences(6, vocab_size=1500)
+    logits[3], targets[3] = random_rows(700, 1500)
+    assert logits[3].numel() > batches.TOGETHER
+    batches.reduce_batch(logits, targets, None, Options())
+    assert len(launched) == 3
+    assert launched[1].data_ptr() == logits[3].data_ptr()
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sequences_together_are_what_they_are_alone(weighted, shift):
+    logits, targets = random_sequences(60, vocab_size=30)
+    weights = [torch.rand(len(ids)) for ids in targets] if weighted else None
+    for i, kind in enumerate([torch.float64, torch.bfloat16, torch.float32, torch.float32]):
+        logits[7 * i : 7 * i + 7] = [part.to(kind) for part in logits[7 * i : 7 * i + 7]]
+    targets[2::5] = [ids.masked_fill(ids % 2 == 0, -100) for ids in targets[2::5]]
+    targets[3::5] = [ids.to(torch.uint8) for ids in targets[3::5]]
+    targets[4::5] = [ids.tolist() for ids in targets[4::5]]
+    logits[40] = logits[40][:, :25]  # another vocabulary
+    targets[40] = targets[40] % 25
+    if weighted:
+        weights[5:9] = [2, 0.5, np.float32(1.5), torch.tensor(True)]
+    options = Options(shift=shift)
+    together = batches.reduce_batch(logits, targets, weights, options)
+    alone = [
+        batches.reduce_batch([x], [y], w, options)
+        for x, y, w in zip(
+            logits, targets, [[w] for w in weights] if weighted else [None] * 60, strict=True
+        )
+    ]
+    assert together.nll_sums.tolist() == [float(sums.nll_sums[0]) for sums in alone]
+    assert together.weight_sums.tolist() == [float(sums.weight_sums[0]) for sums in alone]
+    assert together.num_tokens == sum(sums.num_tokens for sums in alone)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_places_among_sequences_that_are_reduced_together(ppl, shift):
+    logits, targets = random_sequences(300, vocab_size=30)
+    sequence = next(i for i, ids in enumerate(targets) if i > 200 and len(ids) == 5)
+    assert min(len(ids) for ids in targets[:sequence]) == 0
+    batch = {"predictions": logits, "references": targets}
+    options = {"shift": shift}
+
+    logits[sequence][3, 2] = math.nan
+    with pytest.warns(UserWarning, match=rf"predictions\[{sequence}, 3\] holds NaN"):
+        ppl.compute(**batch, **options)
+    targets[sequence][4] = 30
+    with pytest.raises(ValueError, match=rf"references\[{sequence}, 4\] is 30, outside"):
+        ppl.compute(**batch, **options)
+    weights = [torch.ones(len(ids)) for ids in targets]
+    weights[sequence][0] = -1
+    with pytest.raises(ValueError, match=rf"sample_weight\[{sequence}\] must be finite .* -1.0"):
+        ppl.compute(**batch, **options, sample_weight=weights)
+    logits[sequence] = logits[sequence][:4]
+    with pytest.raises(ValueError, match=rf"predictions\[{sequence}\] must have the shape"):
+        ppl.compute(**batch, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

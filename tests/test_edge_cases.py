@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import load, random_batch
+from conftest import as_objects, load, random_batch, reference_perplexity
 from transformers.modeling_outputs import CausalLMOutput
 
 
@@ -243,14 +243,46 @@ def test_one_of_the_two_inputs_missing(ppl):
     [
         (torch.ones(2, 7), r"shape \(3, 7\) of the references, or \(3,\).*got \(2, 7\)"),
         (torch.ones(7), r"got \(7,\)"),
-        (-torch.ones(3), "finite and not negative"),
+        (torch.tensor([0.0, 1.0, -2.0]), r"\[2\] must be finite and not negative, got -2.0"),
         (torch.full((3, 7), math.nan), "finite and not negative"),
     ],
 )
 def test_bad_weights(ppl, weights, match):
     logits, targets = random_batch()
-    with pytest.raises(ValueError, match=f"sample_weight must .*{match}"):
+    with pytest.raises(ValueError, match=f"sample_weight.*{match}"):
         ppl.compute(predictions=logits, references=targets, sample_weight=weights)
+
+
+MASKED = {
+    "one array": lambda masked: masked,
+    "a list of arrays": list,
+    "nested lists": lambda masked: [list(part) for part in masked],
+    "plain arrays before it": lambda masked: [*masked.data[:2], masked[2]],
+    "an array of arrays": lambda masked: as_objects(list(masked)),
+}
+
+
+@pytest.mark.parametrize("name", ["predictions", "references", "sample_weight"])
+@pytest.mark.parametrize("form", MASKED)
+def test_masked_arrays_are_refused_wherever_they_are(ppl, name, form):
+    logits, targets = random_batch()
+    batch = {"predictions": logits, "references": targets, "sample_weight": torch.ones(3, 7)}
+    batch = {argument: value.numpy() for argument, value in batch.items()}
+    masked = np.ma.masked_equal(batch[name], batch[name].flat[-1])
+    batch = {argument: list(value) for argument, value in batch.items()}
+    batch[name] = MASKED[form](masked)
+    with pytest.raises(TypeError, match=rf"{name}.* is a masked array, whose mask would be lost"):
+        ppl.compute(**batch)
+
+
+def test_the_smallest_weights_count(ppl):
+    logits, targets = random_batch(batch=1, length=2)
+    # float32 ends at 1e-45.
+    weights = np.array([[1e-100, 3e-100]])
+    result = ppl.compute(predictions=logits, references=targets, sample_weight=weights)
+    assert result["num_tokens"] == 2
+    expected = reference_perplexity(logits, targets, [[1.0, 3.0]])
+    assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
 
 
 BAD_BATCHES = {
