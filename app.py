@@ -235,7 +235,7 @@ def launch(app: gr.Blocks, settings: Settings, **more) -> tuple:
         button_primary_text_color_dark="white",
     )
     return app.launch(
-        app_kwargs={"middleware": [Middleware(BoundedBody, settings.limits.text_characters)]},
+        app_kwargs={"middleware": [Middleware(BoundedBody, settings.limits)]},
         theme=theme,
         css=CSS,
         max_file_size=f"{settings.limits.file_mb}mb",

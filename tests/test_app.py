@@ -12,6 +12,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, free_port, load, random_batch
+from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
@@ -54,6 +56,14 @@ def settings(other_model):
         settings_of.Model("Absent", "nobody/nothing", None, None),
     ]
     return replace(settings, models=models)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def upload_folder(tmp_path_factory):
+    """A folder for uploads that no other server on this machine writes to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -236,12 +246,72 @@ def test_only_listed_models(client, model):
     message_of(lambda: score(client, "text", model))
 
 
-@pytest.mark.parametrize("path", ["call/score", "queue/join", "run/score"])
-def test_too_large_a_request_is_not_read(url, path):
-    """10 MB of text."""
-    body = {"data": ["x" * 10_000_000, LABEL], "fn_index": 0, "session_hash": "s"}
-    answer = httpx.post(f"{url}gradio_api/{path}", json=body)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "gradio_api/call/score"),
+        ("POST", "gradio_api/queue/join"),
+        ("POST", "gradio_api/run/score"),
+        ("POST", "gradio_api/call/upload"),
+        ("POST", "gradio_api/call/v2/upload"),
+        ("POST", "gradio_api/run/upload"),
+        ("POST", "gradio_api/upload/"),
+        ("POST", "upload"),
+        ("POST", "nowhere/gradio_api/upload"),
+        ("PUT", "gradio_api/upload"),
+        ("GET", "gradio_api/upload"),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_too_large_a_request_is_not_read(url, method, path, chunked):
+    """10 MB of JSON that no endpoint takes, which Gradio would look at for seconds."""
+    body = b'{"data": {"a": [' + b"0," * 5_000_000 + b"0]}}"
+    sent = (body[i : i + 2**20] for i in range(0, len(body), 2**20)) if chunked else body
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.request(method, url + path, content=sent, headers=headers)
     assert answer.status_code == 413
+
+
+def uploads():
+    """The files that uploads left on the disk."""
+    return {file for file in Path(get_upload_folder()).rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("part", [("files", ("a.npz", bytes(600_000))), ("field", "x" * 600_000)])
+def test_many_parts_are_one_upload(settings, outside, part):
+    """Gradio bounds each file, but neither their number nor the fields, which it keeps."""
+    small = replace(settings, limits=replace(settings.limits, file_mb=1))
+    page, url = serve(small)
+    before = uploads()
+    name, content = part
+    try:
+        for count, status in ((1, 200), (2, 413)):
+            parts = [(name, content if name == "files" else (None, content))] * count
+            answer = httpx.post(f"{url}gradio_api/upload", files=parts)
+            assert answer.status_code == status
+    finally:
+        page.close()
+    assert len(uploads() - before) <= 1  # the one that was answered with 200
+
+
+def test_an_upload_that_breaks_off_leaves_no_file(url):
+    before = uploads()
+    address = url.removeprefix("http://").rstrip("/").split(":")
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.npz"\r\n\r\n'
+    with socket.create_connection((address[0], int(address[1]))) as connection:
+        connection.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n"
+            b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + part + bytes(300_000)
+        )
+        wait_for(lambda: uploads() - before)
+    wait_for(lambda: not uploads() - before)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_longest_text_that_is_allowed_gets_through(client):
