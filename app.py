@@ -24,6 +24,8 @@ except ImportError:
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
+from gradio.utils import get_upload_folder, is_in_or_equal
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.middleware import Middleware
 
 from app_body import BoundedBody
@@ -124,6 +126,26 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     return {"score": score, "compare": compare, "logits": logits, "example": example}
 
 
+class Page(gr.Blocks):
+    """Gradio's page, for which a file is what was uploaded, whichever field it comes in."""
+
+    async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        """Refuse other files here: Gradio fetches an address, of any size, before a field sees it.
+
+        Raises:
+            gr.Error: a file from elsewhere.
+        """
+        traverse(inputs, _refuse_from_elsewhere, is_file_obj_with_meta)
+        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+
+
+def _refuse_from_elsewhere(file: dict) -> None:
+    path = file["path"]
+    if is_http_url_like(path) or not is_in_or_equal(path, get_upload_folder()):
+        message = "The file was not uploaded. Upload the file here."
+        raise gr.Error(message, title="Not possible", print_exception=False)
+
+
 def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress(done / total, desc=f"{done:,} of {total:,} tokens")
 
@@ -143,7 +165,7 @@ def make_app(settings: Settings) -> gr.Blocks:
 
     # Uploads are deleted after an hour. Nothing else that a visitor sends is written to disk; a
     # result waits in Gradio's memory until it is fetched.
-    with gr.Blocks(title=settings.title, analytics_enabled=False, delete_cache=(600, 3600)) as app:
+    with Page(title=settings.title, analytics_enabled=False, delete_cache=(600, 3600)) as app:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
         with gr.Tab("Text"):
             text = text_box("Text")

@@ -6,6 +6,8 @@ from starlette.responses import PlainTextResponse
 from app_settings import Limits
 
 UPLOAD = "/gradio_api/upload"
+# Here Gradio would fetch any address for anybody.
+CLOSED = ("/gradio_api/file=http", "/gradio_api/file/http")
 FRAME_BYTES = 10_000  # of a request, beside its texts or its file
 
 
@@ -25,7 +27,12 @@ class BoundedBody:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif _is_upload(scope):
+            return
+        # A proxy may leave its prefix on the path.
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith(CLOSED):
+            await PlainTextResponse("Not here.", status_code=403)(scope, receive, send)
+        elif (scope["method"], path) == ("POST", UPLOAD):
             await self._app(scope, self._bounded(receive), send)
         else:
             await self._take(scope, receive, send)
@@ -69,9 +76,3 @@ class BoundedBody:
             return whole.pop() if whole else await receive()
 
         await self._app(scope, replay, send)
-
-
-def _is_upload(scope) -> bool:
-    """Whether Gradio takes the request for an upload; a proxy may leave its prefix on the path."""
-    paths = (UPLOAD, scope.get("root_path", "") + UPLOAD)
-    return scope["method"] == "POST" and scope["path"] in paths

@@ -8,16 +8,19 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
+import safehttpx
 import torch
 from conftest import ROOT, free_port, load, random_batch
 from gradio.utils import get_upload_folder
@@ -62,8 +65,9 @@ def settings(other_model):
 def upload_folder(tmp_path_factory):
     """A folder for uploads that no other server on this machine writes to."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        yield
+        directory = str(tmp_path_factory.mktemp("gradio"))
+        patch.setenv("GRADIO_TEMP_DIR", directory)
+        yield directory
 
 
 @pytest.fixture(scope="module")
@@ -371,6 +375,105 @@ def test_files_that_are_refused(client, tmp_path):
     assert "ignore_index takes at most 16 ids" in refused(good, ignore="1," * 16)
     assert len(refused(good, ignore="<b>" * 5000)) < 500
     assert "There is no file" in refused(None)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A web server that stands for one with a public address; it notes what it is asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            if self.path == "/moved":
+                self.send_response(302)
+                self.send_header("Location", "/big.npz")
+            else:
+                self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+
+    async def public(hostname):
+        return "127.0.0.1"
+
+    monkeypatch.setattr(safehttpx, "async_validate_url", public)  # Gradio refuses private ones
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def file_data(path, **more):
+    return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
+
+
+REST = [True, "-100", "", False]  # of what /logits takes, behind its file
+
+
+def answer_of(url, route, name, data):
+    """What one of Gradio's ways to an endpoint answers."""
+    if route in ("run", "api"):
+        return httpx.post(f"{url}gradio_api/{route}/{name}", json={"data": data}).text
+    body = {"data": data}
+    if route == "call/v2":
+        names = ["file", "from_logits", "ignore_index", "mask_token_id", "shift"]
+        body = dict(zip(names, data, strict=True))
+    if route != "queue":
+        event = httpx.post(f"{url}gradio_api/{route}/{name}", json=body).json()["event_id"]
+        return httpx.get(f"{url}gradio_api/{route}/{name}/{event}").text
+    functions = httpx.get(f"{url}config").json()["dependencies"]
+    (number,) = (f["id"] for f in functions if f["api_name"] == name)
+    body |= {"fn_index": number, "session_hash": "elsewhere"}
+    httpx.post(f"{url}gradio_api/queue/join", json=body)
+    return httpx.get(f"{url}gradio_api/queue/data?session_hash=elsewhere").text
+
+
+@pytest.mark.parametrize("route", ["call", "call/v2", "queue", "run", "api"])
+def test_a_file_from_elsewhere_is_not_fetched(url, elsewhere, route):
+    address, asked = elsewhere
+    told = answer_of(url, route, "logits", [file_data(f"{address}/{route}.npz"), *REST])
+    assert "Upload the file here" in told
+    assert asked == []
+
+
+def test_no_field_fetches_a_file(url, elsewhere):
+    """Gradio looks for files in all of them, however deep."""
+    address, asked = elsewhere
+    files = [
+        file_data(f"{address}/moved"),
+        file_data(f"{address}/stream", is_stream=True),
+        [{"a": file_data(f"{address}/deep")}],
+    ]
+    for file in files:
+        for data in ([file, LABEL], ["text", file]):
+            assert "Upload the file here" in answer_of(url, "call", "score", data)
+    assert asked == []
+
+
+def test_the_page_is_no_proxy(url, elsewhere):
+    address, asked = elsewhere
+    encoded = address.replace(":", "%3A", 1)
+    for path in (f"{address}/big.npz", encoded, address.replace("http:", "https:")):
+        for route in ("file=", "file/"):
+            assert httpx.get(f"{url}gradio_api/{route}{path}").status_code == 403
+            assert httpx.head(f"{url}gradio_api/{route}{path}").status_code == 403
+    assert asked == []
+
+
+def test_a_file_of_the_machine_is_not_read(client, url, tmp_path, upload_folder):
+    secret = tmp_path / "secret.npz"
+    np.savez(secret, logits=np.zeros((1, 2, 3)), labels=[[0, 1]])
+    link = Path(upload_folder) / "link.npz"
+    link.symlink_to(secret)
+    for path in (secret, f"file://{secret}", f"{upload_folder}/../{secret.name}", link):
+        told = answer_of(url, "call", "logits", [file_data(str(path)), *REST])
+        assert "Upload the file here" in told
+    uploaded = client.predict(handle_file(str(secret)), *REST, api_name="/logits")[1]
+    assert uploaded["num_tokens"] == 2
 
 
 def test_too_large_an_upload_is_refused(settings, tmp_path, outside):
