@@ -13,6 +13,8 @@ import logging
 import math
 import os
 import tempfile
+import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,8 @@ except ImportError:
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
+from gradio.queueing import Queue
+from gradio.server_messages import ProcessCompletedMessage
 from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.middleware import Middleware
@@ -36,6 +40,8 @@ from heatmap import heatmap, visible
 from logits_file import write_example
 
 MESSAGE_CHARACTERS = 400  # of what a visitor is told, which may repeat what was sent
+# Whose texts and results Gradio keeps in memory, up to 4 MB each. This page never reads them again.
+SESSIONS = 10
 logger = logging.getLogger(__name__)
 
 # The arrow keys go from token to token; the tab key leads to the first one and past them all.
@@ -150,6 +156,23 @@ def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress(done / total, desc=f"{done:,} of {total:,} tokens")
 
 
+def keep_latest_results(queue: Queue, most: int) -> None:
+    """Of the results that nobody has fetched, only the latest stay; Gradio would keep them all."""
+    waiting = deque()
+    send = queue.send_message
+
+    def send_message(event, message):
+        if isinstance(message, ProcessCompletedMessage):
+            waiting.append(weakref.ref(message, waiting.remove))  # which goes when it is fetched
+            if len(waiting) > most:
+                oldest = waiting.popleft()()
+                oldest.success = False
+                oldest.output = {"error": "Nobody fetched this result in time. Ask again."}
+        send(event, message)
+
+    queue.send_message = send_message
+
+
 def make_app(settings: Settings) -> gr.Blocks:
     """The page."""
     handlers = make_handlers(settings)
@@ -163,8 +186,9 @@ def make_app(settings: Settings) -> gr.Blocks:
     def model_choice(label: str) -> gr.Dropdown:
         return gr.Dropdown(labels, value=settings.default_model, label=label)
 
-    # Uploads are deleted after an hour. Nothing else that a visitor sends is written to disk; a
-    # result waits in Gradio's memory until it is fetched.
+    # Uploads are deleted after an hour. Nothing else that a visitor sends is written to disk. In
+    # Gradio's memory stay the texts and results of the last SESSIONS visitors, and results that
+    # nobody fetched, as many as visitors may wait.
     with Page(title=settings.title, analytics_enabled=False, delete_cache=(600, 3600)) as app:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
         with gr.Tab("Text"):
@@ -237,11 +261,13 @@ def make_app(settings: Settings) -> gr.Blocks:
             button.click(
                 handlers["logits"], inputs, [table, result], api_name="logits", concurrency_limit=1
             )
-    return app.queue(max_size=queue.size)
+    app.queue(max_size=queue.size)
+    keep_latest_results(app._queue, queue.size)
+    return app
 
 
 def launch(app: gr.Blocks, settings: Settings, **more) -> tuple:
-    """Serve the page; nothing leaves the machine, and nothing of a visitor is kept on disk."""
+    """Serve the page; nothing leaves the machine. What is kept of a visitor stands in make_app."""
     # Of the fonts that Gradio brings, the bold ones have few letters; those of the system have all.
     # Its hints and its main button have too little contrast (WCAG 2.2 asks for 4.5).
     theme = getattr(gr.themes, settings.theme.capitalize())(
@@ -261,6 +287,7 @@ def launch(app: gr.Blocks, settings: Settings, **more) -> tuple:
         theme=theme,
         css=CSS,
         max_file_size=f"{settings.limits.file_mb}mb",
+        state_session_capacity=SESSIONS,
         run_history=False,
         share=False,
         ssr_mode=False,

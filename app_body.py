@@ -6,8 +6,8 @@ from starlette.responses import PlainTextResponse
 from app_settings import Limits
 
 UPLOAD = "/gradio_api/upload"
-# Here Gradio would fetch any address for anybody.
-CLOSED = ("/gradio_api/file=http", "/gradio_api/file/http")
+# Here Gradio would fetch any address for anybody, and write a visitor's page to the disk for good.
+CLOSED = ("/gradio_api/file=http", "/gradio_api/file/http", "/gradio_api/deep_link")
 FRAME_BYTES = 10_000  # of a request, beside its texts or its file
 
 

@@ -1,5 +1,6 @@
 """The demo as its visitors use it: over its API, many at once, and in a browser."""
 
+import gc
 import importlib
 import json
 import math
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -116,6 +118,13 @@ def client(url):
     return Client(url, verbose=False)
 
 
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def score(client, text, model=LABEL):
     line, picture, points, result = client.predict(text, model, api_name="/score")
     return line, picture, points, result
@@ -206,6 +215,63 @@ def test_nothing_of_a_visitor_is_kept_or_told(client, settings):
     assert client.config["run_history"] is False
     assert client.config["analytics_enabled"] is False
     assert client.config["max_file_size"] == settings.limits.file_mb * 2**20
+
+
+@pytest.mark.parametrize("way", ["fetched", "left", "left in one session"])
+def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
+    """The results of the last few stay, 1 MB each here; of the others some 10 kB of entries in
+    Gradio's tables."""
+    monkeypatch.setattr(app, "heatmap", lambda score: f"{time.monotonic()}" + "x" * 2**20)
+    monkeypatch.setattr(app, "SESSIONS", 2)
+    page, url = serve(replace(settings, queue=settings_of.Queue(size=2, concurrency=1)))
+    session = {"session_hash": "one"} if way == "left in one session" else {}
+
+    def visit():
+        sent = {"data": ["The list.", LABEL], **session}
+        event = server.post("call/score", json=sent).json()["event_id"]
+        if way == "fetched":
+            assert "x" * 2**20 in server.get(f"call/score/{event}").text
+        wait_for(lambda: not page._queue.event_ids_to_events)
+
+    def held_after(visits):
+        for _ in range(visits):
+            visit()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    try:
+        with httpx.Client(base_url=f"{url}gradio_api") as server:
+            visit()  # loads the model
+            tracemalloc.start()
+            first = held_after(5)  # more than are kept
+            assert held_after(10) - first < 10 * 50_000
+    finally:
+        tracemalloc.stop()
+        page.close()
+
+
+def test_a_result_that_waited_too_long_is_told(settings, outside):
+    page, url = serve(replace(settings, queue=settings_of.Queue(size=2, concurrency=1)))
+    try:
+        events = []
+        for text in ("One.", "Two.", "Three."):
+            body = {"data": [text, LABEL]}
+            sent = httpx.post(f"{url}gradio_api/call/score", json=body)
+            events.append(sent.json()["event_id"])
+            wait_for(lambda: not page._queue.event_ids_to_events)
+        answers = [httpx.get(f"{url}gradio_api/call/score/{event}").text for event in events]
+    finally:
+        page.close()
+    assert "Nobody fetched this result" in answers[0]
+    assert ["event: complete" in answer for answer in answers] == [False, True, True]
+
+
+def test_a_visit_leaves_nothing_on_the_disk(url, upload_folder):
+    body = {"data": ["My secret.", LABEL], "session_hash": "mine"}
+    event = httpx.post(f"{url}gradio_api/call/score", json=body).json()["event_id"]
+    assert "complete" in httpx.get(f"{url}gradio_api/call/score/{event}").text
+    assert httpx.get(f"{url}gradio_api/deep_link?session_hash=mine").status_code == 403
+    assert not list(Path(upload_folder).rglob("state.json"))
 
 
 def test_a_model_is_loaded_once(settings, monkeypatch):
@@ -309,13 +375,6 @@ def test_an_upload_that_breaks_off_leaves_no_file(url):
         )
         wait_for(lambda: uploads() - before)
     wait_for(lambda: not uploads() - before)
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_the_longest_text_that_is_allowed_gets_through(client):
