@@ -178,7 +178,9 @@ def make_app(settings: Settings) -> gr.Blocks:
     handlers = make_handlers(settings)
     labels = [model.label for model in settings.models]
     limits, queue = settings.limits, settings.queue
-    of_model = {"concurrency_id": "model", "concurrency_limit": queue.concurrency}
+    # Beside those who score, one visitor for each model may be loading it.
+    at_once = queue.concurrency + len(settings.models)
+    of_model = {"concurrency_id": "model", "concurrency_limit": at_once}
 
     def text_box(label: str, **more) -> gr.Textbox:
         return gr.Textbox(label=label, lines=5, max_lines=14, **more)

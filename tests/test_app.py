@@ -284,6 +284,98 @@ def test_a_model_is_loaded_once(settings, monkeypatch):
     assert [model.label for model in loaded] == [LABEL]
 
 
+def with_loader(monkeypatch, of_absent):
+    """The model Absent is loaded by this function instead."""
+    load = app_service.Metrics._load
+
+    def patched():
+        metric = load()
+        text_scorer = metric.text_scorer
+        metric.text_scorer = lambda **options: (
+            of_absent() if options["model_id"] == "nobody/nothing" else text_scorer(**options)
+        )
+        return metric
+
+    monkeypatch.setattr(app_service.Metrics, "_load", staticmethod(patched))
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, MemoryError])
+def test_a_model_that_cannot_be_loaded_is_tried_every_five_minutes(settings, monkeypatch, error):
+    clock, tried = SimpleNamespace(now=1000.0), []
+    clock.monotonic = lambda: clock.now
+
+    def of_absent():
+        tried.append(clock.now)
+        raise error("not there")
+
+    with_loader(monkeypatch, of_absent)
+    monkeypatch.setattr(app_service, "time", clock)
+    metrics = app_service.Metrics(settings)
+    for now in (1000.0, 1001.0, 1299.0, 1301.0, 1302.0):
+        clock.now = now
+        with pytest.raises(app_service.Visible, match="Absent cannot be loaded at the moment"):
+            metrics.score("text", "Absent", lambda done, total: None)
+        metrics.score("text", LABEL, lambda done, total: None)
+    assert tried == [1000.0, 1301.0]
+
+
+def test_loading_a_model_keeps_nobody_from_scoring(settings, outside, monkeypatch):
+    """One text is scored at once, and the model Absent takes longer to load than this test."""
+    started, over = threading.Event(), threading.Event()
+
+    def of_absent():
+        started.set()
+        assert over.wait(60)
+        raise ValueError("not there")
+
+    with_loader(monkeypatch, of_absent)
+    monkeypatch.setattr(app_service, "PATIENCE_S", 0.01)
+    page, url = serve(replace(settings, queue=settings_of.Queue(size=40, concurrency=1)))
+    clients = [Client(url, verbose=False) for _ in range(3)]
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            try:
+                first = pool.submit(message_of, lambda: score(clients[0], "text", "Absent"))
+                assert started.wait(20)
+                others = [
+                    pool.submit(message_of, lambda: score(clients[1], "text", "Absent"))
+                    for _ in range(5)
+                ]
+                assert pool.submit(score, clients[2], "text").result(20)[3]["num_tokens"] > 0
+                told = {other.result(20) for other in others}
+            finally:
+                over.set()
+        assert told == {"Absent is being loaded. Try again in a minute."}
+        assert "Absent cannot be loaded" in first.result()
+    finally:
+        page.close()
+
+
+def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch):
+    metrics = app_service.Metrics(
+        replace(settings, queue=settings_of.Queue(size=40, concurrency=2))
+    )
+    at_once, most, lock = 0, 0, threading.Lock()
+    both = threading.Barrier(2)  # two at once there must be
+
+    def slow_score(texts, **options):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        both.wait(20)
+        with lock:
+            at_once -= 1
+        return scorer_score(texts, **options)
+
+    scorer = metrics.scorer(LABEL)
+    scorer_score = scorer.score
+    monkeypatch.setattr(scorer, "score", slow_score)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: metrics.score("text", LABEL, lambda *_: None), range(8)))
+    assert most == 2
+
+
 # --- what visitors do wrong -----------------------------------------------------------------------
 
 
