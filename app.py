@@ -13,6 +13,8 @@ import logging
 import math
 import os
 import tempfile
+import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,10 @@ except ImportError:
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
+from gradio.queueing import Queue
+from gradio.server_messages import ProcessCompletedMessage
+from gradio.utils import get_upload_folder, is_in_or_equal
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.middleware import Middleware
 
 from app_body import BoundedBody
@@ -34,6 +40,8 @@ from heatmap import heatmap, visible
 from logits_file import write_example
 
 MESSAGE_CHARACTERS = 400  # of what a visitor is told, which may repeat what was sent
+# Whose texts and results Gradio keeps in memory, up to 4 MB each. This page never reads them again.
+SESSIONS = 10
 logger = logging.getLogger(__name__)
 
 # The arrow keys go from token to token; the tab key leads to the first one and past them all.
@@ -124,8 +132,45 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     return {"score": score, "compare": compare, "logits": logits, "example": example}
 
 
+class Page(gr.Blocks):
+    """Gradio's page, for which a file is what was uploaded, whichever field it comes in."""
+
+    async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        """Refuse other files here: Gradio fetches an address, of any size, before a field sees it.
+
+        Raises:
+            gr.Error: a file from elsewhere.
+        """
+        traverse(inputs, _refuse_from_elsewhere, is_file_obj_with_meta)
+        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+
+
+def _refuse_from_elsewhere(file: dict) -> None:
+    path = file["path"]
+    if is_http_url_like(path) or not is_in_or_equal(path, get_upload_folder()):
+        message = "The file was not uploaded. Upload the file here."
+        raise gr.Error(message, title="Not possible", print_exception=False)
+
+
 def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress(done / total, desc=f"{done:,} of {total:,} tokens")
+
+
+def keep_latest_results(queue: Queue, most: int) -> None:
+    """Of the results that nobody has fetched, only the latest stay; Gradio would keep them all."""
+    waiting = deque()
+    send = queue.send_message
+
+    def send_message(event, message):
+        if isinstance(message, ProcessCompletedMessage):
+            waiting.append(weakref.ref(message, waiting.remove))  # which goes when it is fetched
+            if len(waiting) > most:
+                oldest = waiting.popleft()()
+                oldest.success = False
+                oldest.output = {"error": "Nobody fetched this result in time. Ask again."}
+        send(event, message)
+
+    queue.send_message = send_message
 
 
 def make_app(settings: Settings) -> gr.Blocks:
@@ -133,7 +178,9 @@ def make_app(settings: Settings) -> gr.Blocks:
     handlers = make_handlers(settings)
     labels = [model.label for model in settings.models]
     limits, queue = settings.limits, settings.queue
-    of_model = {"concurrency_id": "model", "concurrency_limit": queue.concurrency}
+    # Beside those who score, one visitor for each model may be loading it.
+    at_once = queue.concurrency + len(settings.models)
+    of_model = {"concurrency_id": "model", "concurrency_limit": at_once}
 
     def text_box(label: str, **more) -> gr.Textbox:
         return gr.Textbox(label=label, lines=5, max_lines=14, **more)
@@ -141,9 +188,10 @@ def make_app(settings: Settings) -> gr.Blocks:
     def model_choice(label: str) -> gr.Dropdown:
         return gr.Dropdown(labels, value=settings.default_model, label=label)
 
-    # Uploads are deleted after an hour. Nothing else that a visitor sends is written to disk; a
-    # result waits in Gradio's memory until it is fetched.
-    with gr.Blocks(title=settings.title, analytics_enabled=False, delete_cache=(600, 3600)) as app:
+    # Uploads are deleted after an hour. Nothing else that a visitor sends is written to disk. In
+    # Gradio's memory stay the texts and results of the last SESSIONS visitors, and results that
+    # nobody fetched, as many as visitors may wait.
+    with Page(title=settings.title, analytics_enabled=False, delete_cache=(600, 3600)) as app:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
         with gr.Tab("Text"):
             text = text_box("Text")
@@ -215,11 +263,13 @@ def make_app(settings: Settings) -> gr.Blocks:
             button.click(
                 handlers["logits"], inputs, [table, result], api_name="logits", concurrency_limit=1
             )
-    return app.queue(max_size=queue.size)
+    app.queue(max_size=queue.size)
+    keep_latest_results(app._queue, queue.size)
+    return app
 
 
 def launch(app: gr.Blocks, settings: Settings, **more) -> tuple:
-    """Serve the page; nothing leaves the machine, and nothing of a visitor is kept on disk."""
+    """Serve the page; nothing leaves the machine. What is kept of a visitor stands in make_app."""
     # Of the fonts that Gradio brings, the bold ones have few letters; those of the system have all.
     # Its hints and its main button have too little contrast (WCAG 2.2 asks for 4.5).
     theme = getattr(gr.themes, settings.theme.capitalize())(
@@ -235,10 +285,11 @@ def launch(app: gr.Blocks, settings: Settings, **more) -> tuple:
         button_primary_text_color_dark="white",
     )
     return app.launch(
-        app_kwargs={"middleware": [Middleware(BoundedBody, settings.limits.text_characters)]},
+        app_kwargs={"middleware": [Middleware(BoundedBody, settings.limits)]},
         theme=theme,
         css=CSS,
         max_file_size=f"{settings.limits.file_mb}mb",
+        state_session_capacity=SESSIONS,
         run_history=False,
         share=False,
         ssr_mode=False,

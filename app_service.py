@@ -19,6 +19,8 @@ from logits_file import read_logits_file
 
 HERE = Path(__file__).resolve().parent
 TOP_K = 5
+RETRY_S = 300  # after which a model that could not be loaded is tried again
+PATIENCE_S = 3  # that a visitor waits while another one's request loads the model
 MOST_IGNORED_IDS = 16  # each takes a pass over the labels
 logger = logging.getLogger(__name__)
 
@@ -28,13 +30,18 @@ class Visible(Exception):  # noqa: N818
 
 
 class Metrics:
-    """One metric for each listed model, loaded when it is first asked for, and one for logits."""
+    """One metric for each listed model, loaded when it is first asked for, and one for logits.
+
+    Loading can take minutes, so that it takes none of the slots for scoring.
+    """
 
     def __init__(self, settings: Settings):
         self._settings = settings
         self._models = {model.label: model for model in settings.models}
-        self._locks = {label: threading.Lock() for label in self._models}
+        self._loading = {label: threading.Lock() for label in self._models}
         self._scorers = {}
+        self._retry_at = {}  # of the models that could not be loaded
+        self._slots = threading.Semaphore(settings.queue.concurrency)
         self._logits = self._load()
         # A warning of the metric is shown to whom it concerns; Python catches them for all threads.
         self._logits_lock = threading.Lock()
@@ -47,27 +54,33 @@ class Metrics:
         """The metric's `text_scorer` of a listed model.
 
         Raises:
-            Visible: the model is not listed, or cannot be loaded.
+            Visible: the model is not listed, is being loaded, or cannot be loaded.
         """
         if not isinstance(label, str) or label not in self._models:
             raise Visible("This model is not on the list.")
-        with self._locks[label]:
+        if not self._loading[label].acquire(timeout=PATIENCE_S):
+            raise Visible(f"{label} is being loaded. Try again in a minute.")
+        try:
             if label not in self._scorers:
                 self._scorers[label] = self._load_scorer(self._models[label])
             return self._scorers[label]
+        finally:
+            self._loading[label].release()
 
     def _load_scorer(self, model: Model):
+        told = Visible(f"{model.label} cannot be loaded at the moment. Choose another model.")
+        if time.monotonic() < self._retry_at.get(model.label, 0):
+            raise told
         kwargs = {"revision": model.revision, "dtype": model.dtype}
         try:
             return self._load().text_scorer(
                 model_id=_path_or_name(model.id),
                 model_kwargs={name: value for name, value in kwargs.items() if value is not None},
             )
-        except (ValueError, TypeError, RuntimeError, ImportError):
+        except Exception:
             logger.exception("%s cannot be loaded", model.label)
-            raise Visible(
-                f"{model.label} cannot be loaded at the moment. Choose another model."
-            ) from None
+            self._retry_at[model.label] = time.monotonic() + RETRY_S
+            raise told from None
 
     def score(self, text: str, label: str, progress: Callable[[int, int], None]) -> Scored:
         """A text under a model; `progress` is told of the tokens scored and to be scored.
@@ -88,6 +101,11 @@ class Metrics:
         except UnicodeEncodeError:
             raise Visible("The text holds half a character (a lone surrogate).") from None
         scorer = self.scorer(label)
+        with self._slots:
+            return self._score(scorer, text, label, progress)
+
+    def _score(self, scorer, text: str, label: str, progress: Callable[[int, int], None]) -> Scored:
+        limits = self._settings.limits
         (encoded,) = scorer.encoder.encode([text], None)
         if len(encoded.ids) > limits.text_tokens:
             raise Visible(

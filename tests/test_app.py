@@ -1,5 +1,6 @@
 """The demo as its visitors use it: over its API, many at once, and in a browser."""
 
+import gc
 import importlib
 import json
 import math
@@ -8,17 +9,23 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
+import safehttpx
 import torch
 from conftest import ROOT, free_port, load, random_batch
+from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
@@ -54,6 +61,15 @@ def settings(other_model):
         settings_of.Model("Absent", "nobody/nothing", None, None),
     ]
     return replace(settings, models=models)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def upload_folder(tmp_path_factory):
+    """A folder for uploads that no other server on this machine writes to."""
+    with pytest.MonkeyPatch.context() as patch:
+        directory = str(tmp_path_factory.mktemp("gradio"))
+        patch.setenv("GRADIO_TEMP_DIR", directory)
+        yield directory
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +116,13 @@ def url(settings, outside):
 @pytest.fixture(scope="module")
 def client(url):
     return Client(url, verbose=False)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def score(client, text, model=LABEL):
@@ -194,6 +217,63 @@ def test_nothing_of_a_visitor_is_kept_or_told(client, settings):
     assert client.config["max_file_size"] == settings.limits.file_mb * 2**20
 
 
+@pytest.mark.parametrize("way", ["fetched", "left", "left in one session"])
+def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
+    """The results of the last few stay, 1 MB each here; of the others some 10 kB of entries in
+    Gradio's tables."""
+    monkeypatch.setattr(app, "heatmap", lambda score: f"{time.monotonic()}" + "x" * 2**20)
+    monkeypatch.setattr(app, "SESSIONS", 2)
+    page, url = serve(replace(settings, queue=settings_of.Queue(size=2, concurrency=1)))
+    session = {"session_hash": "one"} if way == "left in one session" else {}
+
+    def visit():
+        sent = {"data": ["The list.", LABEL], **session}
+        event = server.post("call/score", json=sent).json()["event_id"]
+        if way == "fetched":
+            assert "x" * 2**20 in server.get(f"call/score/{event}").text
+        wait_for(lambda: not page._queue.event_ids_to_events)
+
+    def held_after(visits):
+        for _ in range(visits):
+            visit()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    try:
+        with httpx.Client(base_url=f"{url}gradio_api") as server:
+            visit()  # loads the model
+            tracemalloc.start()
+            first = held_after(5)  # more than are kept
+            assert held_after(10) - first < 10 * 50_000
+    finally:
+        tracemalloc.stop()
+        page.close()
+
+
+def test_a_result_that_waited_too_long_is_told(settings, outside):
+    page, url = serve(replace(settings, queue=settings_of.Queue(size=2, concurrency=1)))
+    try:
+        events = []
+        for text in ("One.", "Two.", "Three."):
+            body = {"data": [text, LABEL]}
+            sent = httpx.post(f"{url}gradio_api/call/score", json=body)
+            events.append(sent.json()["event_id"])
+            wait_for(lambda: not page._queue.event_ids_to_events)
+        answers = [httpx.get(f"{url}gradio_api/call/score/{event}").text for event in events]
+    finally:
+        page.close()
+    assert "Nobody fetched this result" in answers[0]
+    assert ["event: complete" in answer for answer in answers] == [False, True, True]
+
+
+def test_a_visit_leaves_nothing_on_the_disk(url, upload_folder):
+    body = {"data": ["My secret.", LABEL], "session_hash": "mine"}
+    event = httpx.post(f"{url}gradio_api/call/score", json=body).json()["event_id"]
+    assert "complete" in httpx.get(f"{url}gradio_api/call/score/{event}").text
+    assert httpx.get(f"{url}gradio_api/deep_link?session_hash=mine").status_code == 403
+    assert not list(Path(upload_folder).rglob("state.json"))
+
+
 def test_a_model_is_loaded_once(settings, monkeypatch):
     metrics = app_service.Metrics(settings)
     loaded = []
@@ -202,6 +282,98 @@ def test_a_model_is_loaded_once(settings, monkeypatch):
     for _ in range(2):
         metrics.score("The list.", LABEL, lambda done, total: None)
     assert [model.label for model in loaded] == [LABEL]
+
+
+def with_loader(monkeypatch, of_absent):
+    """The model Absent is loaded by this function instead."""
+    load = app_service.Metrics._load
+
+    def patched():
+        metric = load()
+        text_scorer = metric.text_scorer
+        metric.text_scorer = lambda **options: (
+            of_absent() if options["model_id"] == "nobody/nothing" else text_scorer(**options)
+        )
+        return metric
+
+    monkeypatch.setattr(app_service.Metrics, "_load", staticmethod(patched))
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, MemoryError])
+def test_a_model_that_cannot_be_loaded_is_tried_every_five_minutes(settings, monkeypatch, error):
+    clock, tried = SimpleNamespace(now=1000.0), []
+    clock.monotonic = lambda: clock.now
+
+    def of_absent():
+        tried.append(clock.now)
+        raise error("not there")
+
+    with_loader(monkeypatch, of_absent)
+    monkeypatch.setattr(app_service, "time", clock)
+    metrics = app_service.Metrics(settings)
+    for now in (1000.0, 1001.0, 1299.0, 1301.0, 1302.0):
+        clock.now = now
+        with pytest.raises(app_service.Visible, match="Absent cannot be loaded at the moment"):
+            metrics.score("text", "Absent", lambda done, total: None)
+        metrics.score("text", LABEL, lambda done, total: None)
+    assert tried == [1000.0, 1301.0]
+
+
+def test_loading_a_model_keeps_nobody_from_scoring(settings, outside, monkeypatch):
+    """One text is scored at once, and the model Absent takes longer to load than this test."""
+    started, over = threading.Event(), threading.Event()
+
+    def of_absent():
+        started.set()
+        assert over.wait(60)
+        raise ValueError("not there")
+
+    with_loader(monkeypatch, of_absent)
+    monkeypatch.setattr(app_service, "PATIENCE_S", 0.01)
+    page, url = serve(replace(settings, queue=settings_of.Queue(size=40, concurrency=1)))
+    clients = [Client(url, verbose=False) for _ in range(3)]
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            try:
+                first = pool.submit(message_of, lambda: score(clients[0], "text", "Absent"))
+                assert started.wait(20)
+                others = [
+                    pool.submit(message_of, lambda: score(clients[1], "text", "Absent"))
+                    for _ in range(5)
+                ]
+                assert pool.submit(score, clients[2], "text").result(20)[3]["num_tokens"] > 0
+                told = {other.result(20) for other in others}
+            finally:
+                over.set()
+        assert told == {"Absent is being loaded. Try again in a minute."}
+        assert "Absent cannot be loaded" in first.result()
+    finally:
+        page.close()
+
+
+def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch):
+    metrics = app_service.Metrics(
+        replace(settings, queue=settings_of.Queue(size=40, concurrency=2))
+    )
+    at_once, most, lock = 0, 0, threading.Lock()
+    both = threading.Barrier(2)  # two at once there must be
+
+    def slow_score(texts, **options):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        both.wait(20)
+        with lock:
+            at_once -= 1
+        return scorer_score(texts, **options)
+
+    scorer = metrics.scorer(LABEL)
+    scorer_score = scorer.score
+    monkeypatch.setattr(scorer, "score", slow_score)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: metrics.score("text", LABEL, lambda *_: None), range(8)))
+    assert most == 2
 
 
 # --- what visitors do wrong -----------------------------------------------------------------------
@@ -236,12 +408,65 @@ def test_only_listed_models(client, model):
     message_of(lambda: score(client, "text", model))
 
 
-@pytest.mark.parametrize("path", ["call/score", "queue/join", "run/score"])
-def test_too_large_a_request_is_not_read(url, path):
-    """10 MB of text."""
-    body = {"data": ["x" * 10_000_000, LABEL], "fn_index": 0, "session_hash": "s"}
-    answer = httpx.post(f"{url}gradio_api/{path}", json=body)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "gradio_api/call/score"),
+        ("POST", "gradio_api/queue/join"),
+        ("POST", "gradio_api/run/score"),
+        ("POST", "gradio_api/call/upload"),
+        ("POST", "gradio_api/call/v2/upload"),
+        ("POST", "gradio_api/run/upload"),
+        ("POST", "gradio_api/upload/"),
+        ("POST", "upload"),
+        ("POST", "nowhere/gradio_api/upload"),
+        ("PUT", "gradio_api/upload"),
+        ("GET", "gradio_api/upload"),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_too_large_a_request_is_not_read(url, method, path, chunked):
+    """10 MB of JSON that no endpoint takes, which Gradio would look at for seconds."""
+    body = b'{"data": {"a": [' + b"0," * 5_000_000 + b"0]}}"
+    sent = (body[i : i + 2**20] for i in range(0, len(body), 2**20)) if chunked else body
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.request(method, url + path, content=sent, headers=headers)
     assert answer.status_code == 413
+
+
+def uploads():
+    """The files that uploads left on the disk."""
+    return {file for file in Path(get_upload_folder()).rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("part", [("files", ("a.npz", bytes(600_000))), ("field", "x" * 600_000)])
+def test_many_parts_are_one_upload(settings, outside, part):
+    """Gradio bounds each file, but neither their number nor the fields, which it keeps."""
+    small = replace(settings, limits=replace(settings.limits, file_mb=1))
+    page, url = serve(small)
+    before = uploads()
+    name, content = part
+    try:
+        for count, status in ((1, 200), (2, 413)):
+            parts = [(name, content if name == "files" else (None, content))] * count
+            answer = httpx.post(f"{url}gradio_api/upload", files=parts)
+            assert answer.status_code == status
+    finally:
+        page.close()
+    assert len(uploads() - before) <= 1  # the one that was answered with 200
+
+
+def test_an_upload_that_breaks_off_leaves_no_file(url):
+    before = uploads()
+    address = url.removeprefix("http://").rstrip("/").split(":")
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.npz"\r\n\r\n'
+    with socket.create_connection((address[0], int(address[1]))) as connection:
+        connection.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n"
+            b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + part + bytes(300_000)
+        )
+        wait_for(lambda: uploads() - before)
+    wait_for(lambda: not uploads() - before)
 
 
 def test_the_longest_text_that_is_allowed_gets_through(client):
@@ -301,6 +526,105 @@ def test_files_that_are_refused(client, tmp_path):
     assert "ignore_index takes at most 16 ids" in refused(good, ignore="1," * 16)
     assert len(refused(good, ignore="<b>" * 5000)) < 500
     assert "There is no file" in refused(None)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A web server that stands for one with a public address; it notes what it is asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            if self.path == "/moved":
+                self.send_response(302)
+                self.send_header("Location", "/big.npz")
+            else:
+                self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+
+    async def public(hostname):
+        return "127.0.0.1"
+
+    monkeypatch.setattr(safehttpx, "async_validate_url", public)  # Gradio refuses private ones
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def file_data(path, **more):
+    return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
+
+
+REST = [True, "-100", "", False]  # of what /logits takes, behind its file
+
+
+def answer_of(url, route, name, data):
+    """What one of Gradio's ways to an endpoint answers."""
+    if route in ("run", "api"):
+        return httpx.post(f"{url}gradio_api/{route}/{name}", json={"data": data}).text
+    body = {"data": data}
+    if route == "call/v2":
+        names = ["file", "from_logits", "ignore_index", "mask_token_id", "shift"]
+        body = dict(zip(names, data, strict=True))
+    if route != "queue":
+        event = httpx.post(f"{url}gradio_api/{route}/{name}", json=body).json()["event_id"]
+        return httpx.get(f"{url}gradio_api/{route}/{name}/{event}").text
+    functions = httpx.get(f"{url}config").json()["dependencies"]
+    (number,) = (f["id"] for f in functions if f["api_name"] == name)
+    body |= {"fn_index": number, "session_hash": "elsewhere"}
+    httpx.post(f"{url}gradio_api/queue/join", json=body)
+    return httpx.get(f"{url}gradio_api/queue/data?session_hash=elsewhere").text
+
+
+@pytest.mark.parametrize("route", ["call", "call/v2", "queue", "run", "api"])
+def test_a_file_from_elsewhere_is_not_fetched(url, elsewhere, route):
+    address, asked = elsewhere
+    told = answer_of(url, route, "logits", [file_data(f"{address}/{route}.npz"), *REST])
+    assert "Upload the file here" in told
+    assert asked == []
+
+
+def test_no_field_fetches_a_file(url, elsewhere):
+    """Gradio looks for files in all of them, however deep."""
+    address, asked = elsewhere
+    files = [
+        file_data(f"{address}/moved"),
+        file_data(f"{address}/stream", is_stream=True),
+        [{"a": file_data(f"{address}/deep")}],
+    ]
+    for file in files:
+        for data in ([file, LABEL], ["text", file]):
+            assert "Upload the file here" in answer_of(url, "call", "score", data)
+    assert asked == []
+
+
+def test_the_page_is_no_proxy(url, elsewhere):
+    address, asked = elsewhere
+    encoded = address.replace(":", "%3A", 1)
+    for path in (f"{address}/big.npz", encoded, address.replace("http:", "https:")):
+        for route in ("file=", "file/"):
+            assert httpx.get(f"{url}gradio_api/{route}{path}").status_code == 403
+            assert httpx.head(f"{url}gradio_api/{route}{path}").status_code == 403
+    assert asked == []
+
+
+def test_a_file_of_the_machine_is_not_read(client, url, tmp_path, upload_folder):
+    secret = tmp_path / "secret.npz"
+    np.savez(secret, logits=np.zeros((1, 2, 3)), labels=[[0, 1]])
+    link = Path(upload_folder) / "link.npz"
+    link.symlink_to(secret)
+    for path in (secret, f"file://{secret}", f"{upload_folder}/../{secret.name}", link):
+        told = answer_of(url, "call", "logits", [file_data(str(path)), *REST])
+        assert "Upload the file here" in told
+    uploaded = client.predict(handle_file(str(secret)), *REST, api_name="/logits")[1]
+    assert uploaded["num_tokens"] == 2
 
 
 def test_too_large_an_upload_is_refused(settings, tmp_path, outside):
