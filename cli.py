@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> dict | None:
     if ranks.size > 1 and (not args.files or "-" in args.files):
         raise ValueError("Several processes cannot share the standard input; name files.")
     texts = read_texts(args.files, args.lines, args.column)
-    scorer = load_scorer(args, device)
+    scorer = load_scorer(args, device, sync=ranks.size > 1)
     signature = scorer.signature(with_contexts=False)
     if args.resume and scorer.joins_texts:
         raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
@@ -252,7 +252,7 @@ def join_launch() -> tuple:
     return Ranks.launched(), state.device if state.num_processes > 1 else None
 
 
-def load_scorer(args: argparse.Namespace, device):
+def load_scorer(args: argparse.Namespace, device, sync: bool):
     """A `TextScorer` with the model and the options of the arguments."""
     import evaluate
 
@@ -263,6 +263,7 @@ def load_scorer(args: argparse.Namespace, device):
         device=device if args.device is None else args.device,
         model_kwargs={name: value for name, value in model_kwargs.items() if value is not None},
         trust_remote_code=args.trust_remote_code,
+        sync=sync,
         preset=args.preset,
         window=args.window,
         stride=args.stride,

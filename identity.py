@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from .tensors import to_host
 
@@ -22,7 +23,7 @@ DIGITS = 8
 def weights_id(model: nn.Module) -> str:
     """Of the names, shapes and some numbers of all weights; the same on every machine and device.
 
-    Weights that accelerate has offloaded count by name and shape.
+    Weights that accelerate has offloaded, or that are sharded, count by name and shape.
     """
     names, samples = [], []
     for name, tensor in _weights(model):
@@ -45,7 +46,9 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _samples(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Some numbers of a tensor as bytes, evenly spaced; none where they are not to be had."""
-    if hasattr(tensor, "__tensor_flatten__"):  # torchao's and others' that consist of tensors
+    if isinstance(tensor, DTensor):  # of which each process holds other numbers
+        return []
+    if hasattr(tensor, "__tensor_flatten__"):  # torchao's, which consist of tensors
         names, _ = tensor.__tensor_flatten__()
         return [sample for name in names for sample in _samples(getattr(tensor, name))]
     if tensor.is_meta or tensor.is_quantized or tensor.numel() == 0:

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from .identity import quantization_name
 from .linear_nll import LogitsBuffer, is_positive, rows_at_once
 from .nll import launch, use_one_thread_after_fork
+from .ranks import is_sharded
 from .tensors import to_device, to_host
 
 logger = logging.getLogger(__name__)
@@ -348,7 +349,9 @@ class LanguageModel:
             self._check_logits()
             head = _output_layer(self.model)
             self._probed = self._state()
-            if isinstance(head, nn.Module):
+            # The layers of a sharded model run in its own forward pass only, and what fails on one
+            # process would leave the others waiting.
+            if isinstance(head, nn.Module) and not is_sharded(self.model):
                 for scores in dict.fromkeys([_Scores(), _stated_scores(self.model.config)]):
                     if self._is_the_output(head, scores):
                         self._head, self._scores = head, scores
@@ -416,6 +419,11 @@ class LanguageModel:
         alone = self._logits(rows[:1, :half])[0]
         self.takes_batches = self.takes_batches and _close(alone, logits[0, :half], tolerance)
         if not self.takes_batches:
+            if not _close(*(self._logits(rows[:1]) for _ in range(2)), tolerance):
+                raise ValueError(
+                    f"The model {self.name} gives other logits for the same ids at each call, as "
+                    "Reformer does without hash_seed; a perplexity would be random."
+                )
             logger.warning(
                 "The logits of %s depend on the other rows of a batch; its windows are scored one "
                 "by one, which takes longer.",
@@ -445,8 +453,8 @@ class LanguageModel:
             return logits.shape == expected.shape and torch.allclose(
                 logits.float(), expected.float(), rtol=1e-3, atol=0.05, equal_nan=True
             )
-        # Layers whose weight is sharded or packed may not run outside of the model's own forward
-        # pass. What they raise is theirs, and the model's own logits serve as well.
+        # A layer of another kind may not run outside of the model's own forward pass. What it
+        # raises is its own, and the model's logits serve as well.
         except Exception as error:
             logger.info("The output layer of %s cannot be called alone: %s", self.name, error)
             return False
@@ -489,11 +497,11 @@ def _input_embeddings(model: nn.Module, name: str) -> nn.Module:
 
 
 def _num_embeddings(embeddings: nn.Module, config) -> int:
+    stated = getattr(embeddings, "num_embeddings", None)  # first: a sharded weight has another size
+    if stated is not None:
+        return stated
     shape = _shape(embeddings)
-    if shape is not None:
-        return shape[0]
-    # A quantised layer packs its weight.
-    return getattr(embeddings, "num_embeddings", None) or config.get_text_config().vocab_size
+    return config.get_text_config().vocab_size if shape is None else shape[0]
 
 
 def _shape(layer: nn.Module | None) -> tuple[int, ...] | None:

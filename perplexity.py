@@ -27,7 +27,7 @@ from .nll import token_nll, token_stats
 from .nll_torch import BLOCK_ON_CPU
 from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
-from .ranks import ALONE, Ranks
+from .ranks import ALONE, Ranks, check_whole
 from .reduction import TokenStats
 from .scoring import TextScore, TextScorer, checked_pairs
 from .tensors import as_tensor
@@ -392,6 +392,7 @@ class Perplexity(evaluate.Metric):
                 device=device,
                 model_kwargs=model_kwargs,
                 trust_remote_code=trust_remote_code,
+                sync=sync,
                 **options,
             )
             with self._lock:
@@ -465,14 +466,19 @@ class Perplexity(evaluate.Metric):
         device=None,
         model_kwargs: dict | None = None,
         trust_remote_code: bool = False,
+        sync: bool = False,
         **options,
     ) -> TextScorer:
         """What `compute` and `score` use for texts, for programs that handle them one by one.
 
         The model is loaded, and probed, once, and kept until another is asked for.
 
+        Args:
+            sync: whether processes will share the texts out; a sharded model is then refused.
+
         Raises:
             TypeError, ValueError: a model, tokenizer or option that does not fit, named.
+            ConnectionError: with `sync`, another process refused its model.
         """
         check_names(TextOptions, options)
         own = {"dtype": self._options.dtype, "backend": self._options.backend}
@@ -490,17 +496,20 @@ class Perplexity(evaluate.Metric):
             settings = repr(sorted(model_kwargs.items()))
             files = files_of(model_id, model_kwargs.get("subfolder"))
             key = (model_id, id(tokenizer), str(device), settings, trust_remote_code, files)
-        if self._loaded is None or self._loaded[0] != key:
+        known = self._loaded is not None and self._loaded[0] == key
+        name = None
+        if known:
+            loaded = self._loaded[1]
+            model, tokenizer, name = loaded.model, loaded.tokenizer, loaded.name
+        elif model is None:
             self._loaded = None  # makes room before the next one is loaded
-            name = None
-            if model is None:
-                model, tokenizer, name = load_model(
-                    model_id, tokenizer, device, model_kwargs, trust_remote_code
-                )
+            model, tokenizer, name = load_model(
+                model_id, tokenizer, device, model_kwargs, trust_remote_code
+            )
+        if sync and (ranks := Ranks.launched()).size > 1:
+            ranks.exchange(lambda: check_whole(model))
+        if not known or not loaded.is_current:
             self._loaded = key, LanguageModel(model, tokenizer, name)
-        elif not self._loaded[1].is_current:
-            changed = self._loaded[1]
-            self._loaded = key, LanguageModel(changed.model, changed.tokenizer, changed.name)
         return TextScorer(self._loaded[1], options)
 
     def _compute_texts(

@@ -106,7 +106,7 @@ def test_a_decoder_that_looks_ahead_from_its_first_tokens_is_refused(ppl, tokeni
     changed = ids.clone()
     changed[0, 1:] += 1
     first, other = (model(x, use_cache=False).logits[0, 0] for x in (ids, changed))
-    assert (first - other).abs().max() > 0.01 * first.abs().max()
+    assert (first - other).abs().max() > 1e-4 * first.abs().max()
     with pytest.raises(ValueError, match="looks at the tokens behind the one that it predicts"):
         ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
 
@@ -130,6 +130,21 @@ def test_a_model_that_reacts_to_its_batch_is_scored_one_by_one(ppl, tokenizer, a
     with caplog.at_level(logging.WARNING):
         assert_equals_the_loop(ppl, model, tokenizer, CONTEXT, TEXTS[:4])
     assert "depend on the other rows of a batch; its windows are scored one by one" in caplog.text
+
+
+class Random(Normalised):
+    """Its logits are others at each call."""
+
+    def forward(self, input_ids=None, **kwargs):
+        output = super().forward(input_ids=input_ids, **kwargs)
+        output.logits = output.logits * (1 + torch.rand(()))
+        return output
+
+
+def test_a_random_model_is_refused(ppl, tokenizer):
+    model = grown(Random(config_of("llama", len(tokenizer))))
+    with pytest.raises(ValueError, match="gives other logits for the same ids at each call"):
+        ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
 
 
 def test_rotary_factors_that_stay_from_a_longer_call(ppl, tokenizer):

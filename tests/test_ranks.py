@@ -104,6 +104,22 @@ def test_errors_come_on_every_rank(answers, case, message):
         assert found.startswith(message)
 
 
+@pytest.mark.parametrize("kind", worker.SHARDED)
+def test_texts_are_not_shared_out_to_a_sharded_model(answers, kind):
+    for found in answers[f"{kind}_with_sync"]:
+        assert found.startswith("ValueError: sync=True shares the texts out among processes that")
+
+
+@pytest.mark.filterwarnings("ignore:1 of 5 texts")
+@pytest.mark.parametrize("kind", worker.SHARDED)
+def test_a_sharded_model_scores_the_same_texts_on_every_rank(answers, kind):
+    expected = load().compute(predictions=worker.TEXTS, **worker.TINY)
+    for found in answers[f"{kind}_without_sync"]:
+        assert found["perplexities"] == pytest.approx(
+            expected["perplexities"], rel=2e-5, nan_ok=True
+        )
+
+
 @pytest.mark.parametrize(
     ("case", "error"),
     [
