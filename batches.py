@@ -19,6 +19,8 @@ from .tensors import as_tensor, check_kind, check_types, is_scored, to_device, t
 # Elements of the logits of short sequences that are copied to be reduced at once: 4 MB of float32.
 # To reduce a sequence by itself takes longer than to copy this many.
 TOGETHER = 2**20
+# The interval needs squares of sums of weights, which end at 1e308.
+LARGEST_WEIGHT = 1e100
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
     Args:
         predictions: (B, T, V) tensor or array, or B sequences of shape (T_i, V).
         references: (B, T) integer ids, or B sequences of shape (T_i,).
-        sample_weight: None, (B,) or (B, T), or B sequences of shape (T_i,); finite, >= 0. With
+        sample_weight: None, (B,) or (B, T), or B sequences of shape (T_i,); 0 to 1e100. With
             `options.shift` a weight belongs to the reference of the same place.
         options: what is scored, and how.
 
@@ -251,12 +253,14 @@ def _reduce(part: _Part, options: Options) -> SequenceSums:
     # Until here nothing has waited for an accelerator; this does, once.
     nll, faults, weights, scored = to_host(launched.stats.nll, launched.faults, weights, scored)
     weights = weights.double()
-    bad_rows = (~(weights.isfinite() & (weights >= 0))).nonzero()
+    bad_rows = (~((weights >= 0) & (weights <= LARGEST_WEIGHT))).nonzero()
     if len(bad_rows) > 0:
         row = int(bad_rows[0])
         sequence, _ = part.place_of((row + options.shift) % len(weights))
         raise ValueError(
-            f"sample_weight[{sequence}] must be finite and not negative, got {weights[row]}."
+            f"sample_weight[{sequence}] must be finite, not negative and at most "
+            f"{LARGEST_WEIGHT:.0e}, got {weights[row]}. Only the ratios of weights matter: divide "
+            "them by their largest."
         )
     try:
         launched.check(int(faults))

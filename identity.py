@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from .tensors import to_host
+from .tensors import is_dtensor, to_host
 
 NUMBERS_OF_A_WEIGHT = 16
 ENTRIES_OF_A_VOCABULARY = 512
@@ -46,7 +45,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _samples(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Some numbers of a tensor as bytes, evenly spaced; none where they are not to be had."""
-    if isinstance(tensor, DTensor):  # of which each process holds other numbers
+    if is_dtensor(tensor):  # of which each process holds other numbers
         return []
     if hasattr(tensor, "__tensor_flatten__"):  # torchao's, which consist of tensors
         names, _ = tensor.__tensor_flatten__()

@@ -22,8 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from .identity import quantization_name
 from .linear_nll import LogitsBuffer, is_positive, rows_at_once
 from .nll import launch, use_one_thread_after_fork
-from .ranks import is_sharded
-from .tensors import to_device, to_host
+from .tensors import is_dtensor, to_device, to_host
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +119,29 @@ def load_model(
         ) from error
     revision = model_kwargs.get("revision")
     return model, tokenizer, model_id if revision is None else f"{model_id}@{revision}"
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the model: tensor parallelism, FSDP or ZeRO-3."""
+    parts = (is_dtensor(p) or hasattr(p, "ds_id") for p in model.parameters())
+    # FSDP 2 has plain parameters for a while after a forward pass.
+    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    tensor_parallel = (getattr(model, "_tp_size", None) or 1) > 1  # transformers' own
+    return tensor_parallel or any(parts) or bool(kinds & {"FullyShardedDataParallel", "FSDPModule"})
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raises ValueError for a sharded model.
+
+    Its processes have to run the same batches at the same time, so that texts cannot be shared out
+    among them: they would wait for each other, or give wrong numbers.
+    """
+    if is_sharded(model):
+        raise ValueError(
+            "sync=True shares the texts out among processes that each hold the whole model, but "
+            "this model is sharded (tensor parallelism, FSDP or ZeRO). Leave sync out and pass the "
+            "same texts on every process, or load the whole model on each."
+        )
 
 
 class LanguageModel:

@@ -21,13 +21,13 @@ from .batches import reduce_batch
 from .encoding import TextEncoder
 from .heatmap import heatmap
 from .identity import files_of
-from .language_model import LanguageModel, load_model
+from .language_model import LanguageModel, check_whole, load_model
 from .linear_nll import linear_token_nll
 from .nll import token_nll, token_stats
 from .nll_torch import BLOCK_ON_CPU
 from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
-from .ranks import ALONE, Ranks, check_whole
+from .ranks import ALONE, Ranks
 from .reduction import TokenStats
 from .scoring import TextScore, TextScorer, checked_pairs
 from .tensors import as_tensor
@@ -65,7 +65,10 @@ Texts and a causal language model, in place of logits and references:
     model_id (str): a name on the Hub or a directory; or model= and tokenizer=, objects of
         transformers, which are used as and where they are.
     contexts: one prompt for each text, which conditions it and is not scored.
-    add_start_token (bool or int): put the tokenizer's BOS, or this id, before a text. Default True.
+    join_contexts (str): "text", the default, tokenises a context and its text as one string, and a
+        token that spans both belongs to the text; "ids" tokenises each by itself.
+    add_start_token (bool or int): put the tokenizer's BOS, or this id, before a text that does
+        not bring it. Default True.
     max_length (int): cut texts to so many tokens, start token and context included. Default: never.
     window, stride (int): tokens that the model reads at once, by default its context length, and
         tokens that each further window of a long text scores, by default half of that.
@@ -88,8 +91,10 @@ Returns:
     num_tokens, num_sequences: how many were scored.
     signature: every setting that changes the number.
     For texts also: perplexities, one for each text; mean_perplexity, their mean; bits_per_byte,
-    byte_perplexity and word_perplexity; num_bytes (UTF-8) and num_words of the scored text; and
-    num_truncated, the number of texts that lost tokens, where max_length was given.
+    byte_perplexity and word_perplexity; num_bytes (UTF-8) and num_words of the scored text;
+    num_truncated, the number of texts that lost tokens, where max_length was given;
+    num_truncated_contexts, the number of contexts longer than the window; and with
+    preset="llama.cpp" perplexity_standard_error, the +- that the tool prints.
 
 Examples:
 
@@ -335,7 +340,7 @@ class Perplexity(evaluate.Metric):
             Trainer(model=model, args=args, eval_dataset=data, **ppl.trainer_hooks())
 
         Trainer then reports perplexity, mean_nll and the rest of the result, under its prefix
-        `eval_`. It gathers two numbers for each example, no logits. The hooks keep nothing in this
+        `eval_`. It gathers seven sums for each row, no logits. The hooks keep nothing in this
         metric.
 
         Args:

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -99,29 +98,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether each process holds a part of the model: tensor parallelism, FSDP or ZeRO-3."""
-    parts = (isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
-    # FSDP 2 has plain parameters for a while after a forward pass.
-    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
-    tensor_parallel = (getattr(model, "_tp_size", None) or 1) > 1  # transformers' own
-    return tensor_parallel or any(parts) or bool(kinds & {"FullyShardedDataParallel", "FSDPModule"})
-
-
-def check_whole(model: torch.nn.Module) -> None:
-    """Raises ValueError for a sharded model.
-
-    Its processes have to run the same batches at the same time, so that texts cannot be shared out
-    among them: they would wait for each other, or give wrong numbers.
-    """
-    if is_sharded(model):
-        raise ValueError(
-            "sync=True shares the texts out among processes that each hold the whole model, but "
-            "this model is sharded (tensor parallelism, FSDP or ZeRO). Leave sync out and pass the "
-            "same texts on every process, or load the whole model on each."
-        )
 
 
 @contextmanager

@@ -69,10 +69,15 @@ def check_kind(value, name: str) -> None:
         raise TypeError(f"{name} is {problem}.")
 
 
+def is_dtensor(tensor: torch.Tensor) -> bool:
+    """Whether it is spread over processes; by its method, as torch may be built without these."""
+    return hasattr(tensor, "full_tensor")
+
+
 def _problem_of_tensor(tensor: torch.Tensor) -> str | None:
     if tensor.is_nested:
         return "a nested tensor; pass the list of its parts: .unbind()"
-    if hasattr(tensor, "full_tensor"):
+    if is_dtensor(tensor):
         return (
             "a DTensor, which is spread over processes; pass .full_tensor(), or .to_local() where "
             "each process has sequences of its own"

@@ -12,6 +12,8 @@ import numpy as np
 
 # Beyond this many degrees of freedom Student's t has the first six digits of the normal quantile.
 MOST_DEGREES = 1e6
+# Squares of weights below 1e-150 lose their digits, and with them the interval.
+SMALLEST_SQUARE = 1e-300
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class NllTotals:
 
         (Kish, Survey Sampling, 1965, section 8.2.)
         """
-        return self.weight_sum**2 / self.weight_sum_sq if self.weight_sum_sq > 0 else 0.0
+        if not self.weight_sum_sq > SMALLEST_SQUARE:
+            return 0.0
+        return self.weight_sum**2 / self.weight_sum_sq
 
     @property
     def margin(self) -> float:

@@ -243,8 +243,8 @@ def test_one_of_the_two_inputs_missing(ppl):
     [
         (torch.ones(2, 7), r"shape \(3, 7\) of the references, or \(3,\).*got \(2, 7\)"),
         (torch.ones(7), r"got \(7,\)"),
-        (torch.tensor([0.0, 1.0, -2.0]), r"\[2\] must be finite and not negative, got -2.0"),
-        (torch.full((3, 7), math.nan), "finite and not negative"),
+        (torch.tensor([0.0, 1.0, -2.0]), r"\[2\] must be finite, not negative and .*got -2.0"),
+        (torch.full((3, 7), math.nan), "finite, not negative"),
     ],
 )
 def test_bad_weights(ppl, weights, match):
@@ -283,6 +283,26 @@ def test_the_smallest_weights_count(ppl):
     assert result["num_tokens"] == 2
     expected = reference_perplexity(logits, targets, [[1.0, 3.0]])
     assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e-100, 1e100])
+def test_weights_of_any_size_count_relative_to_each_other(ppl, scale):
+    logits, targets = random_batch(batch=5, length=2)
+    weights = np.linspace(0.5, 1.0, 10).reshape(5, 2)
+    expected = ppl.compute(predictions=logits, references=targets, sample_weight=weights)
+    result = ppl.compute(predictions=logits, references=targets, sample_weight=weights * scale)
+    assert result["num_tokens"] == 10
+    assert result["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-12)
+    low = expected["perplexity_ci_low"] if scale > 1e-150 else math.nan
+    assert result["perplexity_ci_low"] == pytest.approx(low, rel=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("weight", [1e101, 1e200, 1e308, math.inf])
+def test_weights_whose_sums_would_overflow_are_refused(ppl, weight):
+    logits, targets = random_batch(batch=2, length=2)
+    with pytest.raises(ValueError, match=r"\[1\] must be finite.*at most 1e\+100.*divide them by"):
+        ppl.add_batch(predictions=logits, references=targets, sample_weight=[1.0, weight])
+    assert len(ppl) == 0
 
 
 BAD_BATCHES = {

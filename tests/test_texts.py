@@ -378,6 +378,34 @@ def test_a_generator_is_read_in_portions(ppl, monkeypatch):
     assert len(list(scored)) == len(TEXTS) - 1
 
 
+def test_each_text_is_known_as_soon_as_it_and_those_before_it_are(ppl, models):
+    """--per-text writes them so; a portion of texts is scored longest first."""
+    model, tokenizer = models["llama"]
+    texts = ["word " * n for n in (9, 2, 8, 3, 7)]
+    passes = []
+    handle = model.register_forward_pre_hook(lambda *_: passes.append(1))
+    try:
+        scorer = ppl.text_scorer(model=model, tokenizer=tokenizer)
+        passes.clear()
+        known = []
+        for text, _ in scorer.sums(texts, batch_size=1):
+            known.append((text, len(passes)))
+    finally:
+        handle.remove()
+    assert [text for text, _ in known] == texts
+    # The longest is known when the second has been launched; "word word" is the last of all.
+    assert [count for _, count in known] == [2, 5, 5, 5, 5]
+
+
+def test_the_first_portions_are_small(ppl):
+    """So that a slow model has something to show, and to resume from, early."""
+    scoring = sibling("scoring")
+    sizes = [
+        len(portion) for portion in scoring._portions((("x" * 1024, None)) for _ in range(600))
+    ]
+    assert sizes == [4, 8, 16, 32, 64, 128, 256, 92]
+
+
 def test_texts_added_before_compute_names_the_model(ppl):
     expected = ppl.compute(predictions=TEXTS, model_id=TINY)
     ppl.add_batch(predictions=TEXTS[:2])
