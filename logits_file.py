@@ -181,10 +181,10 @@ def _read_safetensors(path: Path, limit: int) -> dict:
 
 
 def write_example(path: Path) -> None:
-    """A small .npz file to try: two sequences of five tokens over a vocabulary of eight."""
+    """A small .npz file to try: four sequences of five tokens over a vocabulary of eight."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(8, size=(2, 5))
-    logits = rng.normal(size=(2, 5, 8)).astype(np.float32)
-    logits[np.arange(2)[:, None], np.arange(5), labels] += 2  # a model that often is right
+    labels = rng.integers(8, size=(4, 5))
+    logits = rng.normal(size=(4, 5, 8)).astype(np.float32)
+    logits[np.arange(4)[:, None], np.arange(5), labels] += 2  # a model that often is right
     labels[1, 3:] = -100  # padding
-    np.savez(path, logits=logits, labels=labels, sample_weight=np.array([1.0, 0.5]))
+    np.savez(path, logits=logits, labels=labels, sample_weight=np.array([1.0, 0.5, 1.0, 1.0]))

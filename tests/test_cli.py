@@ -180,6 +180,7 @@ def test_resume_refuses_another_run(tmp_path):
 
 GOOD = {"text": 0, "fingerprint": cli.fingerprint("one"), "perplexity": 7.4, "nll_sum": 4.0}
 GOOD |= {"weight_sum": 2.0, "unweighted_nll_sum": 4.0, "num_tokens": 2, "num_bytes": 3}
+GOOD |= {"token_nll_sq_sum": 10.0, "context_truncated": False}
 GOOD |= {"num_words": 1, "truncated": False}
 ODD_LINES = {
     "null": {"nll_sum": None},

@@ -82,7 +82,7 @@ def test_the_example(tmp_path):
     path = tmp_path / "example.npz"
     logits_file.write_example(path)
     found = read(path)
-    assert found["logits"].shape == (2, 5, 8)
+    assert found["logits"].shape == (4, 5, 8)
     assert set(found) == {"logits", "labels", "sample_weight"}
 
 

@@ -414,7 +414,7 @@ def test_bad_batches_leave_what_was_accumulated():
     bad[1, 2] = 11
     with pytest.raises(ValueError, match=r"references\[1, 2\] is 11, outside"):
         ppl.add_batch(predictions=logits, references=bad)
-    with pytest.raises(ValueError, match=r"sample_weight\[0\] must be finite and not neg"):
+    with pytest.raises(ValueError, match=r"sample_weight\[0\] must be finite, not neg"):
         ppl.add_batch(predictions=logits, references=targets, sample_weight=-targets - 1.0)
     nan = logits.clone()
     nan[2, 1, 0] = math.nan
