@@ -7,6 +7,7 @@ another way, and models whose output layer is not found, use the logits that the
 """
 
 import bisect
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -185,8 +186,9 @@ class LanguageModel:
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device(device)
-        tensors = [*self.embeddings.parameters(), *self.model.parameters()]
-        return tensors[0].device if tensors else torch.device("cpu")
+        weights = itertools.chain(self.embeddings.parameters(), self.model.parameters())
+        weight = next(weights, None)
+        return torch.device("cpu") if weight is None else weight.device
 
     @property
     def is_current(self) -> bool:

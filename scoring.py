@@ -521,10 +521,11 @@ def _packed(
     in each."""
     if not model.takes_batches:
         batch_size = 1
+    most_tokens = model.tokens_per_batch
     batch: list[tuple[ScoredText, Window]] = []
     for job in jobs:  # sorted: the first of a batch is its longest
         longest = batch[0][1].num_inputs if batch else job[1].num_inputs
-        full = (len(batch) + 1) * longest > model.tokens_per_batch or len(batch) == batch_size
+        full = (len(batch) + 1) * longest > most_tokens or len(batch) == batch_size
         apart = model.batch_key(longest) != model.batch_key(job[1].num_inputs)
         if batch and (full or apart):
             yield batch
