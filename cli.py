@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     scoring = parser.add_argument_group("scoring")
-    scoring.add_argument("--preset", help="evaluate, lm-eval, hf-docs or llama.cpp")
+    scoring.add_argument("--preset", help="whose numbers to give, such as lm-eval [none]")
     scoring.add_argument("--window", type=int, help="tokens read at once [the model's context]")
     scoring.add_argument("--stride", type=int, help="tokens scored by each window [half of it]")
     scoring.add_argument("--max-length", type=int, help="cut texts to so many tokens [never]")

@@ -81,28 +81,28 @@ class TextEncoder:
 
     def __init__(self, tokenizer, options: TextOptions):
         self.tokenizer = tokenizer
-        self.options = options
+        self.options, self.rules = options, options.rules
         self.start_id = self._start_id()
         self._sizes = _TokenSizes(tokenizer)
 
     def _start_id(self) -> int | None:
         start = self.options.add_start_token
-        if start is False:
+        if start is False or not self.rules.puts_start_token:
             return None
         if start is not True:
             return start
         start = self.tokenizer.bos_token_id
-        if start is None and self.options.preset == "lm-eval":
+        if start is None and self.rules.eos_without_bos:
             start = self.tokenizer.eos_token_id
-        # The tool puts a BOS only where the tokenizer itself does: GPT-2's has one, and does not.
-        if self.options.preset == "llama.cpp" and self.tokenizer("a").input_ids[:1] != [start]:
+        # GPT-2's tokenizer has a BOS, and does not put it.
+        if self.rules.start_token_as_tokenizer and self.tokenizer("a").input_ids[:1] != [start]:
             return None
         return start
 
     @property
     def start_name(self) -> str:
         """For the signature: the start token as text, or why there is none."""
-        if self.options.preset == "hf-docs":
+        if not self.rules.puts_start_token:
             return "tokenizer"  # whatever the tokenizer itself adds
         if self.start_id is not None:
             name = self.tokenizer.convert_ids_to_tokens(self.start_id)
@@ -125,11 +125,9 @@ class TextEncoder:
         return [self._cut(self._started(text)) for text in encoded]
 
     def _without_contexts(self, texts: list[str]) -> list[EncodedText]:
-        # The recipe lets the tokenizer add what it wants, and lm-eval puts its prefix before that.
-        own_specials = self.options.preset in ("hf-docs", "lm-eval")
-        ids, places = self._tokenize(texts, own_specials)
-        if self.options.preset == "lm-eval" and self.start_id is not None:
-            # A text that brings the prefix itself is tokenised without special tokens.
+        ids, places = self._tokenize(texts, self.rules.tokenizer_adds)
+        if self.rules.tokenizer_adds and self.start_id is not None:
+            # lm-eval lets the tokenizer add nothing to a text that brings the start token.
             spelt = self.tokenizer.decode([self.start_id])
             bring = [i for i, text in enumerate(texts) if spelt and text.startswith(spelt)]
             if bring:
@@ -177,12 +175,10 @@ class TextEncoder:
 
     def _started(self, text: EncodedText) -> EncodedText:
         """With the start token in front."""
-        start, preset = self.start_id, self.options.preset
-        if start is None or preset == "hf-docs":
-            return text
-        # A text that brings the start token, as chat templates render it, has it already. Other
-        # people's programs put a second one.
-        if preset is None and text.ids[:1] == [start]:
+        start = self.start_id
+        # A text may bring the start token, as chat templates render it.
+        has_it = text.ids[:1] == [start] and not self.rules.start_token_twice
+        if start is None or has_it:
             return text
         return replace(
             text,
@@ -211,8 +207,7 @@ class TextEncoder:
         self, texts: list[str], special_tokens: bool = False
     ) -> tuple[list[list[int]], list[Places | None]]:
         """The ids of each text, and their places."""
-        # llama.cpp takes special tokens that are spelt in a text for plain text.
-        options = {"split_special_tokens": True} if self.options.preset == "llama.cpp" else {}
+        options = {"split_special_tokens": True} if self.rules.spelt_tokens_are_text else {}
         logger = logging.getLogger("transformers.tokenization_utils_base")
         level = logger.level
         # It warns of texts longer than the model's context, for which there are windows here.
@@ -265,8 +260,3 @@ def _bytes_before(text: str) -> np.ndarray:
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     sizes = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
     return np.concatenate([[0], np.cumsum(sizes)])
-
-
-def count_words(text: str, preset: str | None) -> int:
-    """Words between white space; lm-eval also counts an empty one at a blank start or end."""
-    return len(re.split(r"\s+", text)) if preset == "lm-eval" else len(text.split())

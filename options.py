@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from .nll import IGNORE_INDEX, check_backend
+from .presets import PRESETS, Preset
 from .tensors import ignored_ids, reduction_dtype
 
 VERSION = "0.1.0"
@@ -72,9 +73,6 @@ def check_names(options, given: dict) -> None:
         raise TypeError(f"unknown argument {unknown[0]!r}. The options are {', '.join(known)}.")
 
 
-# Other people's numbers, see `TextOptions.preset`.
-PRESETS = ("evaluate", "lm-eval", "hf-docs", "llama.cpp")
-
 JOIN_CONTEXTS = ("text", "ids")
 
 
@@ -82,7 +80,7 @@ JOIN_CONTEXTS = ("text", "ids")
 class TextOptions:
     """The settings of texts and a model that change the number.
 
-    preset: whose conventions are followed, one of PRESETS; None for this module's own.
+    preset: whose conventions are followed, a name of PRESETS; None for this module's own.
     add_start_token: True puts the tokenizer's BOS in front of each text, an id that id, False none.
     join_contexts: "text" tokenises a context and its text as one string, "ids" each by itself.
     max_length: most tokens of a text, start token and context included; None never cuts.
@@ -103,8 +101,9 @@ class TextOptions:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"preset must be one of {PRESETS} or None, got {self.preset!r}.")
+        if self.preset not in PRESETS:
+            names = ", ".join(repr(name) for name in PRESETS)
+            raise ValueError(f"preset must be one of {names}, got {self.preset!r}.")
         start = self.add_start_token
         if not isinstance(start, (int, np.integer)) or start < 0:
             raise TypeError(f"add_start_token must be True, False or a token id, got {start!r}.")
@@ -120,15 +119,14 @@ class TextOptions:
                 object.__setattr__(self, name, positive_int(value, name))
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         check_backend(self.backend)
-        disregarded = {
-            "evaluate": ("window", "stride"),
-            "lm-eval": ("stride", "max_length"),
-            "hf-docs": ("max_length",),
-            "llama.cpp": ("stride", "max_length"),
-        }
-        for name in disregarded.get(self.preset, ()):
+        for name in self.rules.without:
             if getattr(self, name) is not None:
                 raise ValueError(f'{name} has no meaning with preset="{self.preset}".')
+
+    @property
+    def rules(self) -> Preset:
+        """Those of the preset."""
+        return PRESETS[self.preset]
 
 
 def dtype_name(dtype) -> str:

@@ -27,6 +27,7 @@ from .nll import token_nll, token_stats
 from .nll_torch import BLOCK_ON_CPU
 from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
+from .presets import PRESETS
 from .ranks import ALONE, Ranks
 from .reduction import TokenStats
 from .scoring import TextScore, TextScorer, checked_pairs
@@ -72,7 +73,7 @@ Texts and a causal language model, in place of logits and references:
     max_length (int): cut texts to so many tokens, start token and context included. Default: never.
     window, stride (int): tokens that the model reads at once, by default its context length, and
         tokens that each further window of a long text scores, by default half of that.
-    preset (str): "evaluate", "lm-eval", "hf-docs" or "llama.cpp", to get the numbers of those.
+    preset (str): whose numbers to give, such as "lm-eval"; presets.py lists them. Default: none.
     batch_size (int): at most so many windows at once, besides the bound on their tokens.
     device, model_kwargs (dict), trust_remote_code (bool, default False): how the model is loaded.
     dtype, backend (str): as above.

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm.auto import tqdm
 
-from .encoding import EncodedText, TextEncoder, count_words
+from .encoding import EncodedText, TextEncoder
 from .heatmap import heatmap
 from .identity import quantization_name, tokenizer_id, weights_id
 from .language_model import LanguageModel, Span
 from .options import TextOptions, positive_int, signature
 from .ranks import ALONE, Ranks
 from .totals import TextSums, text_result, token_standard_error
-from .windows import Window, half_windows, recipe_windows, sliding_windows
+from .windows import Window, check_window
 
 # What a process sorts and packs together: enough for batches of equal length, little enough to
 # stream, and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens. The first
@@ -31,8 +32,6 @@ from .windows import Window, half_windows, recipe_windows, sliding_windows
 TEXTS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 2**18
 CHARACTERS_AT_FIRST = 2**12
-# The texts of these presets are one: the recipe joins them so, and llama.cpp reads a file.
-JOINTS = {"hf-docs": "\n\n", "llama.cpp": "\n"}
 
 
 @dataclass
@@ -109,18 +108,19 @@ class TextScorer:
     def __init__(self, model: LanguageModel, options: TextOptions):
         self.model, self.options = model, options
         self.encoder = TextEncoder(model.tokenizer, options)
-        self.window = model.context_length if options.window is None else options.window
+        self.rules = options.rules
+        self.window = options.window
+        if options.window is None:
+            self.window = min(model.context_length, self.rules.longest_window or math.inf)
         if self.window > model.context_length:
             raise ValueError(
                 f"window is {self.window} tokens, but the model {model.name} reads at most "
                 f"{model.context_length}."
             )
-        self.stride = max(1, self.window // 2) if options.stride is None else options.stride
-        if options.preset == "lm-eval":
-            self.stride = self.window
-        if options.preset == "llama.cpp":
-            next(half_windows(self.window, self.window))  # raises where the window is too short
-        next(sliding_windows(2, self.window, self.stride))  # raises where the stride does not fit
+        self.stride = (
+            options.stride or self.window // (1 if self.rules.stride_is_window else 2) or 1
+        )
+        check_window(self.window, self.stride)
         start_id = self.encoder.start_id
         if start_id is not None and start_id >= model.num_embeddings:
             raise ValueError(
@@ -131,7 +131,7 @@ class TextScorer:
     @property
     def joins_texts(self) -> bool:
         """Whether the preset makes one text of all."""
-        return self.options.preset in JOINTS
+        return self.rules.joint is not None
 
     def signature(self, with_contexts: bool) -> str:
         """Every setting that changes the number, in one line."""
@@ -146,7 +146,7 @@ class TextScorer:
             "start": self.encoder.start_name,
             "max_length": options.max_length,
             "window": self.window,
-            "stride": None if options.preset in ("evaluate", "llama.cpp") else self.stride,
+            "stride": None if "stride" in self.rules.without else self.stride,
             "contexts": options.join_contexts if with_contexts else False,
             "dtype": options.dtype,
             "backend": options.backend,
@@ -162,7 +162,7 @@ class TextScorer:
             del result["num_truncated"]
         if not with_contexts:
             del result["num_truncated_contexts"]
-        if self.options.preset == "llama.cpp":
+        if self.rules.tokens_are_independent:
             result["perplexity_standard_error"] = token_standard_error(sums)
         return {**result, "signature": self.signature(with_contexts)}
 
@@ -178,7 +178,7 @@ class TextScorer:
         """Score texts in their order; a generator is read and answered in portions.
 
         Args:
-            texts: the texts. For the presets "hf-docs" and "llama.cpp" they are joined into one.
+            texts: the texts. Some presets join them into one.
             contexts: one prompt for each text, which conditions it and is not scored.
             batch_size: at most so many windows at once, besides the bound on their tokens.
             top_k: keep so many of the likeliest tokens at each scored position.
@@ -254,14 +254,13 @@ class TextScorer:
 
     def _pairs(self, texts, contexts) -> Iterator[tuple[str, str | None]]:
         """Texts and contexts, checked, and joined where the preset joins them."""
-        if contexts is not None and self.options.preset not in (None, "evaluate"):
+        if contexts is not None and not self.rules.takes_contexts:
             raise ValueError(f'preset="{self.options.preset}" has no contexts.')
         pairs = checked_pairs(texts, contexts)
         if not self.joins_texts:
             return pairs
-        joined = JOINTS[self.options.preset].join(text for text, _ in pairs)
-        # The tool drops the line end of a file.
-        joined = joined.removesuffix("\n") if self.options.preset == "llama.cpp" else joined
+        joined = self.rules.joint.join(text for text, _ in pairs)
+        joined = joined.removesuffix("\n") if self.rules.drops_line_end else joined
         return iter([(joined, None)])
 
     def _score_portion(
@@ -302,36 +301,18 @@ class TextScorer:
         yield from _finished(waiting)
 
     def _windows(self, text: EncodedText) -> Iterator[Window]:
-        num_ids = len(text.ids)
-        match self.options.preset:
-            case "hf-docs":
-                return recipe_windows(num_ids, self.window, self.stride)
-            case "llama.cpp" if num_ids < 2 * self.window:
-                raise ValueError(
-                    f'preset="llama.cpp" needs two chunks of {self.window} tokens at least, as the '
-                    f"tool does; the texts have {num_ids} tokens. Pass more text or a smaller "
-                    "window."
-                )
-            case "llama.cpp":
-                return half_windows(num_ids, self.window)
-            case "evaluate" if num_ids > self.window:
-                raise ValueError(
-                    f"A text has {num_ids} tokens, more than the model's context of {self.window}: "
-                    'preset="evaluate" scores each text at once. Pass max_length to cut the texts, '
-                    "or no preset to score them whole."
-                )
         first = max(1, text.num_prefix)
-        return sliding_windows(num_ids, self.window, self.stride, first)
+        return self.rules.windows(len(text.ids), self.window, self.stride, first)
 
     def _span(self, text: EncodedText, window: Window) -> Span:
         ids = text.ids[window.start : window.stop]
-        if self.options.preset == "llama.cpp" and self.encoder.start_id is not None:
+        if self.rules.starts_each_window and self.encoder.start_id is not None:
             ids = [self.encoder.start_id, *ids[1:]]
         return Span(ids, window.first - window.start)
 
     def _count(self, result: ScoredText, windows: list[Window]) -> None:
-        """Bytes and words of the text that is scored; lm-eval's are those of the whole text."""
-        text, preset = result.encoded, self.options.preset
+        """Bytes and words of the text that is scored, or as the preset counts them."""
+        text, whole = result.encoded, self.rules.counts_whole_text
         if not windows:
             return
         result.context_truncated = windows[0].start > 0
@@ -342,16 +323,16 @@ class TextScorer:
             else:
                 ranges.append([window.first, window.stop])
         all_of_it = ranges == [[text.num_prefix, len(text.ids)]] and not text.truncated
-        if preset == "lm-eval" or all_of_it:
+        if whole or all_of_it:
             parts = [text.text]
         elif text.places is not None:
             parts = [text.span(*scored) for scored in ranges]
         else:
             decode = self.model.tokenizer.decode
             parts = [decode(text.ids[first:stop]) for first, stop in ranges]
-        result.num_words = sum(count_words(part, preset) for part in parts)
+        result.num_words = sum(self.rules.count_words(part) for part in parts)
         result.num_bytes = sum(len(part.encode()) for part in parts)
-        if text.places is not None and preset != "lm-eval":
+        if text.places is not None and not whole:
             # Not of the parts: a character may have tokens that are scored and tokens that are not.
             result.num_bytes = sum(text.num_bytes(*scored) for scored in ranges)
 

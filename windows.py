@@ -65,15 +65,17 @@ def recipe_windows(num_ids: int, context: int, stride: int) -> Iterator[Window]:
         previous = stop
 
 
-def half_windows(num_ids: int, context: int) -> Iterator[Window]:
-    """Disjoint chunks of `context` ids whose second half is scored, as llama.cpp's perplexity does.
+def chunk_windows(num_ids: int, context: int, first: int) -> Iterator[Window]:
+    """Disjoint chunks of `context` ids, each scored from its id number `first` (1 or more) on.
 
     An incomplete last chunk is left out.
     """
-    if context < 3:
-        raise ValueError(f"half of a window of {context} tokens holds nothing to score.")
+    if first >= context:
+        raise ValueError(
+            f"a window of {context} tokens has nothing to score behind its first {first}."
+        )
     for start in range(0, num_ids - context + 1, context):
-        yield Window(start, start + context, start + context // 2 + 1)
+        yield Window(start, start + context, start + first)
 
 
 def check_window(context: int, stride: int) -> None:

@@ -42,8 +42,8 @@ def test_recipe_without_overlap_loses_the_first_id_of_each_window():
     assert [w.weight for w in found] == [1.0, 1.0]
 
 
-def test_half_windows_by_hand():
-    assert spans(windows.half_windows(19, context=8)) == [(0, 8, 5), (8, 16, 13)]
+def test_chunk_windows_by_hand():
+    assert spans(windows.chunk_windows(19, context=8, first=5)) == [(0, 8, 5), (8, 16, 13)]
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.data())
@@ -87,5 +87,5 @@ def test_impossible_windows_are_named(context, stride, match):
 
 
 def test_half_of_a_tiny_window_is_nothing():
-    with pytest.raises(ValueError, match="half of a window of 2 tokens"):
-        list(windows.half_windows(10, 2))
+    with pytest.raises(ValueError, match="a window of 2 tokens has nothing to score"):
+        list(windows.chunk_windows(10, 2, 2))

@@ -1,0 +1,128 @@
+"""One table: everything in which other people's perplexities differ from this module's.
+
+A new preset is one more entry of PRESETS; no other code knows the name of any.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .windows import Window, chunk_windows, recipe_windows, sliding_windows
+
+# (ids of a text, window, stride, first id to score) -> windows
+Windows = Callable[[int, int, int, int], Iterator[Window]]
+
+
+def whole_texts(num_ids: int, window: int, stride: int, first: int) -> Iterator[Window]:
+    """Each text at once.
+
+    Raises:
+        ValueError: a text longer than the window.
+    """
+    if num_ids > window:
+        raise ValueError(
+            f"A text has {num_ids} tokens, more than the model's context of {window}: "
+            'preset="evaluate" scores each text at once. Pass max_length to cut the texts, '
+            "or no preset to score them whole."
+        )
+    return sliding_windows(num_ids, window, window, first)
+
+
+def recipe(num_ids: int, window: int, stride: int, first: int) -> Iterator[Window]:
+    """Those of the transformers documentation, with its weights."""
+    return recipe_windows(num_ids, window, stride)
+
+
+def second_halves(num_ids: int, window: int, stride: int, first: int) -> Iterator[Window]:
+    """The second half of each chunk, of which llama.cpp wants two.
+
+    Raises:
+        ValueError: fewer than two chunks.
+    """
+    if num_ids < 2 * window:
+        raise ValueError(
+            f'preset="llama.cpp" needs two chunks of {window} tokens at least, as the tool does; '
+            f"the texts have {num_ids} tokens. Pass more text or a smaller window."
+        )
+    return chunk_windows(num_ids, window, window // 2 + 1)
+
+
+def words(text: str) -> int:
+    """Words between white space."""
+    return len(text.split())
+
+
+def words_of_lm_eval(text: str) -> int:
+    """Words between white space, and an empty one at a blank start or end."""
+    return len(re.split(r"\s+", text))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What can differ. The defaults are this module's own way."""
+
+    # Texts
+    joint: str | None = None  # what joins all texts into one; None leaves each by itself
+    drops_line_end: bool = False  # of the joined text
+    takes_contexts: bool = False
+    # Special tokens
+    puts_start_token: bool = True  # in front of each text, as add_start_token says
+    start_token_twice: bool = False  # also in front of a text that begins with it
+    start_token_as_tokenizer: bool = False  # only where the tokenizer puts one by itself
+    eos_without_bos: bool = False  # EOS is the start token of a tokenizer that has no BOS
+    tokenizer_adds: bool = False  # the tokenizer's own special tokens, unless a text brings them
+    spelt_tokens_are_text: bool = False  # special tokens that are spelt in a text
+    # Windows
+    windows: Windows = sliding_windows
+    longest_window: int | None = None  # where none is asked for; None: the model's context
+    stride_is_window: bool = False  # else half of the window
+    starts_each_window: bool = False  # the start token takes the place of a window's first id
+    # Counts
+    counts_whole_text: bool = False  # bytes and words of the text, not of its scored part
+    count_words: Callable[[str], int] = words
+    tokens_are_independent: bool = False  # report the standard error that takes them so
+    # Options that change nothing
+    without: tuple[str, ...] = ()
+
+
+PRESETS = {
+    # This module's own.
+    None: Preset(takes_contexts=True),
+    # The metric that evaluate.load("perplexity") downloads.
+    "evaluate": Preset(
+        takes_contexts=True,
+        start_token_twice=True,
+        windows=whole_texts,
+        without=("window", "stride"),
+    ),
+    # lm-evaluation-harness, loglikelihood_rolling.
+    "lm-eval": Preset(
+        start_token_twice=True,
+        eos_without_bos=True,
+        tokenizer_adds=True,
+        stride_is_window=True,
+        counts_whole_text=True,
+        count_words=words_of_lm_eval,
+        without=("stride", "max_length"),
+    ),
+    # https://huggingface.co/docs/transformers/perplexity
+    "hf-docs": Preset(
+        joint="\n\n",
+        puts_start_token=False,
+        tokenizer_adds=True,
+        windows=recipe,
+        without=("max_length",),
+    ),
+    # llama-perplexity; tools/perplexity/perplexity.cpp in ggml-org/llama.cpp.
+    "llama.cpp": Preset(
+        joint="\n",
+        drops_line_end=True,
+        start_token_twice=True,
+        start_token_as_tokenizer=True,
+        spelt_tokens_are_text=True,
+        windows=second_halves,
+        starts_each_window=True,
+        tokens_are_independent=True,
+        without=("stride", "max_length"),
+    ),
+}
