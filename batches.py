@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from .nll import TargetOutOfRangeError, launch, use_one_thread_after_fork
+from .nll_outputs import ROW_SUM_TOLERANCE
 from .options import Options
-from .reduction import ROW_SUM_TOLERANCE
 from .tensors import as_tensor, check_kind, check_types, is_scored, to_device, to_host
 
 # Elements of the logits of short sequences that are copied to be reduced at once: 4 MB of float32.

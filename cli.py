@@ -220,7 +220,7 @@ def run(args: argparse.Namespace) -> dict | None:
         if next_text is not None or num_finished == 0:
             remaining = () if next_text is None else itertools.chain([next_text], texts)
             for text, text_sums in scorer.sums(
-                remaining, batch_size=args.batch_size, progress=sys.stderr.isatty(), ranks=ranks
+                remaining, batch_size=args.batch_size, progress=sys.stderr.isatty(), processes=ranks
             ):
                 if log is not None:
                     log.write(len(sums), text, text_sums)
@@ -236,12 +236,12 @@ def run(args: argparse.Namespace) -> dict | None:
 
 
 def join_launch() -> tuple:
-    """The `Ranks` of this launch, connected, and the device of this one; None where it is alone."""
+    """The `Processes` of this launch, and the device of this one; None where it is alone."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    from ranks import Ranks
+    from processes import Processes
 
     state = PartialState(
         cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
@@ -249,7 +249,7 @@ def join_launch() -> tuple:
         # to the launcher, not in the time that it takes.
         timeout=datetime.timedelta(hours=2),
     )
-    return Ranks.launched(), state.device if state.num_processes > 1 else None
+    return Processes.launched(), state.device if state.num_processes > 1 else None
 
 
 def load_scorer(args: argparse.Namespace, device, sync: bool):

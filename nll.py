@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from . import nll_torch, nll_triton
-from .reduction import NO_PROBABILITY, OUT_OF_RANGE, UNNORMALISED, TokenStats
+from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, UNNORMALISED, TokenStats
 from .tensors import as_tensor, check_types, is_scored, reduction_dtype
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Launched:
     """
 
     stats: TokenStats
-    faults: torch.Tensor  # (1,) int32: bits of reduction.py
+    faults: torch.Tensor  # (1,) int32: bits of nll_outputs.py
     targets: torch.Tensor
     scored: torch.Tensor
     vocab_size: int

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .reduction import NO_PROBABILITY, OUT_OF_RANGE, ROW_SUM_TOLERANCE, UNNORMALISED, TokenStats
+from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, ROW_SUM_TOLERANCE, UNNORMALISED, TokenStats
 
 # Elements of a block, at most: 16 MB of float32 on a CPU. Elsewhere a launch costs more than a
 # cache gives: 64 MB.
@@ -40,8 +40,8 @@ def reduce(
         logit_scale, softcap: score = softcap tanh(logit_scale logit / softcap).
 
     Returns:
-        One int32 on the CPU: the bits of reduction.py that hold. If there is any but UNNORMALISED,
-        `out` is not complete.
+        One int32 on the CPU: the bits of nll_outputs.py that hold. If there is any but
+        UNNORMALISED, `out` is not complete.
     """
     vocab_size, dtype = logits.shape[-1], out.nll.dtype
     # Decided on the host, once for all blocks: which rows are read at all.

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .reduction import ROW_SUM_TOLERANCE, TokenStats
+from .nll_outputs import ROW_SUM_TOLERANCE, TokenStats
 from .tensors import to_device
 
 try:
@@ -82,7 +82,7 @@ def reduce(
         logit_scale, softcap: score = softcap tanh(logit_scale logit / softcap).
 
     Returns:
-        One int32 on the device of the logits: the bits of reduction.py that hold. The nll of a
+        One int32 on the device of the logits: the bits of nll_outputs.py that hold. The nll of a
         target that is OUT_OF_RANGE is NaN.
     """
     device = logits.device

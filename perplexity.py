@@ -18,23 +18,25 @@ import datasets
 import evaluate
 
 from .batches import reduce_batch
-from .encoding import TextEncoder
 from .heatmap import heatmap
 from .identity import files_of
-from .language_model import LanguageModel, check_whole, load_model
-from .linear_nll import linear_token_nll
 from .nll import token_nll, token_stats
+from .nll_linear import linear_token_nll
+from .nll_outputs import TokenStats
 from .nll_torch import BLOCK_ON_CPU
 from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
 from .presets import PRESETS
-from .ranks import ALONE, Ranks
-from .reduction import TokenStats
-from .scoring import TextScore, TextScorer, checked_pairs
+from .processes import ALONE, Processes
 from .tensors import as_tensor
+from .text_encoding import TextEncoder
+from .text_model import LanguageModel, check_whole, load_model
+from .text_progress import Progress
+from .text_schedule import portions
+from .text_scoring import TextScore, TextScorer, checked_pairs
+from .text_windows import Window
 from .totals import NllTotals
 from .trainer_hooks import TrainerHooks
-from .windows import Window
 
 _DESCRIPTION = """\
 Perplexity: exp of the mean negative log-likelihood that a language model gives to the tokens of a \
@@ -329,7 +331,7 @@ class Perplexity(evaluate.Metric):
             totals, num_batches, num_examples = local()
             return [*astuple(totals), num_batches, num_examples]
 
-        sums = Ranks.launched().add(values, len(kinds), options.signature)
+        sums = Processes.launched().add(values, len(kinds), options.signature)
         *totals, num_batches, num_examples = (
             kind(value) for kind, value in zip(kinds, sums, strict=True)
         )
@@ -512,8 +514,8 @@ class Perplexity(evaluate.Metric):
             model, tokenizer, name = load_model(
                 model_id, tokenizer, device, model_kwargs, trust_remote_code
             )
-        if sync and (ranks := Ranks.launched()).size > 1:
-            ranks.exchange(lambda: check_whole(model))
+        if sync and (processes := Processes.launched()).size > 1:
+            processes.exchange(lambda: check_whole(model))
         if not known or not loaded.is_current:
             self._loaded = key, LanguageModel(model, tokenizer, name)
         return TextScorer(self._loaded[1], options)
@@ -532,7 +534,7 @@ class Perplexity(evaluate.Metric):
             contexts,
             batch_size=batch_size,
             progress=_progress_is_shown(),
-            ranks=Ranks.launched() if sync else ALONE,
+            processes=Processes.launched() if sync else ALONE,
         )
         sums = [sums for _, sums in scored]
         empty = [i for i, text in enumerate(sums) if text.num_tokens == 0]

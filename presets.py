@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .windows import Window, chunk_windows, recipe_windows, sliding_windows
+from .text_windows import Window, chunk_windows, recipe_windows, sliding_windows
 
 # (ids of a text, window, stride, first id to score) -> windows
 Windows = Callable[[int, int, int, int], Iterator[Window]]

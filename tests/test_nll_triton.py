@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, load, random_batch, random_rows, reference_nll, sibling
 
 pytest.importorskip("triton", reason="Triton is made for Linux")
-nll, nll_triton, reduction = sibling("nll"), sibling("nll_triton"), sibling("reduction")
+nll, nll_triton, reduction = sibling("nll"), sibling("nll_triton"), sibling("nll_outputs")
 # The interpreter's NumPy says what is meant to happen: infinity less itself, times 0.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -368,8 +368,7 @@ def test_texts_come_as_anything_that_is_iterated(ppl):
 
 
 def test_a_generator_is_read_in_portions(ppl, monkeypatch):
-    scoring = sibling("scoring")
-    monkeypatch.setattr(scoring, "TEXTS_AT_ONCE", 3)
+    monkeypatch.setattr(sibling("text_schedule"), "TEXTS_AT_ONCE", 3)
     scorer = ppl.text_scorer(model_id=TINY)
     read = []
     scored = scorer.score(read.append(i) or text for i, text in enumerate(TEXTS))
@@ -399,9 +398,9 @@ def test_each_text_is_known_as_soon_as_it_and_those_before_it_are(ppl, models):
 
 def test_the_first_portions_are_small(ppl):
     """So that a slow model has something to show, and to resume from, early."""
-    scoring = sibling("scoring")
+    schedule = sibling("text_schedule")
     sizes = [
-        len(portion) for portion in scoring._portions((("x" * 1024, None)) for _ in range(600))
+        len(portion) for portion in schedule.portions((("x" * 1024, None)) for _ in range(600))
     ]
     assert sizes == [4, 8, 16, 32, 64, 128, 256, 92]
 
@@ -673,7 +672,7 @@ def test_logits_of_a_bfloat16_model_are_not_rounded(ppl, models):
 
 def test_logits_never_exist_for_a_whole_batch(ppl, models, monkeypatch):
     """The output layer sees a handful of rows at a time, and only those that are scored."""
-    monkeypatch.setattr(sibling("linear_nll"), "LOGITS_ON_CPU", 3072 * 5)
+    monkeypatch.setattr(sibling("nll_linear"), "LOGITS_ON_CPU", 3072 * 5)
     model, tokenizer = models["llama"]
     rows = []
     original = torch.mm
@@ -708,7 +707,7 @@ def test_batches_are_packed_under_a_budget_of_tokens(ppl, models):
     # last batch of each portion is not full.
     padded = sum(rows * length for rows, length in shapes)
     assert padded < 1.1 * sum(len(ids_of(tokenizer, text)) for text in texts)
-    num_portions = len(list(sibling("scoring")._portions((text, None) for text in texts)))
+    num_portions = len(list(sibling("text_schedule").portions((text, None) for text in texts)))
     assert num_portions == 5
     assert len(shapes) <= padded / budget + num_portions
 

@@ -20,7 +20,7 @@ from conftest import sibling
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-nll_triton, reduction = sibling("nll_triton"), sibling("reduction")
+nll_triton, reduction = sibling("nll_triton"), sibling("nll_outputs")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 ALIGNED, ODD = 128256, 50257

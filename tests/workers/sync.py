@@ -1,4 +1,4 @@
-"""What the metric does on each of several ranks; tests/test_ranks.py reads it.
+"""What the metric does on each of several ranks; tests/test_processes.py reads it.
 
 python sync.py OUT        (rank r writes OUT.r, a JSON object of {case: result or error})
 """
@@ -214,11 +214,11 @@ def texts_added(rank):
 
 
 def texts_in_portions(rank):
-    sibling("scoring").TEXTS_AT_ONCE = 1
+    sibling("text_schedule").TEXTS_AT_ONCE = 1
     try:
         return load().compute(predictions=TEXTS, **TINY, sync=True)
     finally:
-        sibling("scoring").TEXTS_AT_ONCE = 2048
+        sibling("text_schedule").TEXTS_AT_ONCE = 2048
 
 
 def texts_with_contexts(rank):

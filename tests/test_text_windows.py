@@ -5,7 +5,7 @@ from conftest import sibling
 from hypothesis import given
 from hypothesis import strategies as st
 
-windows = sibling("windows")
+windows = sibling("text_windows")
 
 
 def spans(found):

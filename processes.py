@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Processes:
     """This process's place among `size`; by default it is alone."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def launched(cls) -> "Ranks":
+    def launched(cls) -> "Processes":
         """All processes of torch.distributed's default group; alone where nothing was launched.
 
         Raises:
@@ -97,7 +97,7 @@ class Ranks:
         return [made for made, _ in everyone]
 
 
-ALONE = Ranks()
+ALONE = Processes()
 
 
 @contextmanager

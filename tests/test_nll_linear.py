@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import reference_nll, sibling
 
-linear_nll, nll = sibling("linear_nll"), sibling("nll")
+linear_nll, nll = sibling("nll_linear"), sibling("nll")
 linear_token_nll = linear_nll.linear_token_nll
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

@@ -21,8 +21,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from .identity import quantization_name
-from .linear_nll import LogitsBuffer, is_positive, rows_at_once
 from .nll import launch, use_one_thread_after_fork
+from .nll_linear import LogitsBuffer, is_positive, rows_at_once
 from .tensors import is_dtensor, to_device, to_host
 
 logger = logging.getLogger(__name__)

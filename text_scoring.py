@@ -7,7 +7,6 @@ here.
 
 import functools
 import hashlib
-import heapq
 import itertools
 import math
 from collections import deque
@@ -15,23 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from .encoding import EncodedText, TextEncoder
 from .heatmap import heatmap
 from .identity import quantization_name, tokenizer_id, weights_id
-from .language_model import LanguageModel, Span
 from .options import TextOptions, positive_int, signature
-from .ranks import ALONE, Ranks
+from .processes import ALONE, Processes
+from .text_encoding import EncodedText, TextEncoder
+from .text_model import LanguageModel, Span
+from .text_progress import Progress
+from .text_schedule import batches, portions, shares
+from .text_windows import Window, check_window
 from .totals import TextSums, text_result, token_standard_error
-from .windows import Window, check_window
-
-# What a process sorts and packs together: enough for batches of equal length, little enough to
-# stream, and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens. The first
-# portions are smaller, so that a slow model has something to show early.
-TEXTS_AT_ONCE = 2048
-CHARACTERS_AT_ONCE = 2**18
-CHARACTERS_AT_FIRST = 2**12
 
 
 @dataclass
@@ -191,8 +184,8 @@ class TextScorer:
                 the preset, ids that the model does not have.
         """
         top_k = positive_int(top_k, "top_k", least=0)
-        with _Progress(progress) as bar:
-            for portion in _portions(self._pairs(texts, contexts)):
+        with Progress(progress) as bar:
+            for portion in portions(self._pairs(texts, contexts)):
                 yield from self._score_portion(portion, batch_size, top_k, bar)
 
     def sums(
@@ -202,36 +195,37 @@ class TextScorer:
         *,
         batch_size: int | None = None,
         progress: bool = False,
-        ranks: Ranks = ALONE,
+        processes: Processes = ALONE,
     ) -> Iterator[tuple[str, TextSums]]:
         """Each text with its sums, in the order of the texts.
 
         Args:
             texts, contexts, batch_size, progress: as for `score`.
-            ranks: processes that all call this with the same texts. Each scores a share of them,
+            processes: those that all call this with the same texts. Each scores a share of them,
                 and gets the sums of all.
 
         Raises:
             TypeError, ValueError: as `score`; or not all ranks have the same texts and settings.
             ConnectionError: another rank failed, or is gone.
         """
-        portions = _portions(self._pairs(texts, contexts), ranks.size)
-        with _Progress(progress and ranks.rank == 0) as bar:
-            if ranks.size == 1:
-                for portion in portions:
+        all_portions = portions(self._pairs(texts, contexts), processes.size)
+        with Progress(progress and processes.rank == 0) as bar:
+            if processes.size == 1:
+                for portion in all_portions:
                     scored = self._score_portion(portion, batch_size, None, bar)
                     yield from ((text.encoded.text, text.sums) for text in scored)
                 return
-            while (portion := self._next_portion(portions, ranks)) is not None:
-                shares = _shares(portion, ranks.size)
-                own = [portion[i] for i in shares[ranks.rank]]
-                answers = ranks.exchange(functools.partial(self._sums, own, batch_size, bar))
-                sums = dict(zip(itertools.chain(*shares), itertools.chain(*answers), strict=True))
+            while (portion := self._next_portion(all_portions, processes)) is not None:
+                lengths = [len(text) + len(context or "") for text, context in portion]
+                shared = shares(lengths, processes.size)
+                own = [portion[i] for i in shared[processes.rank]]
+                answers = processes.exchange(functools.partial(self._sums, own, batch_size, bar))
+                sums = dict(zip(itertools.chain(*shared), itertools.chain(*answers), strict=True))
                 for i, (text, _) in enumerate(portion):
                     yield text, sums[i]
 
     def _next_portion(
-        self, portions: Iterator[list[tuple[str, str | None]]], ranks: Ranks
+        self, portions: Iterator[list[tuple[str, str | None]]], processes: Processes
     ) -> list[tuple[str, str | None]] | None:
         """The next portion, None at the end; the same on all ranks, or ValueError is raised."""
         portion = None
@@ -242,7 +236,7 @@ class TextScorer:
             settings = self.signature(with_contexts=False)
             return hashlib.sha256(repr((settings, portion)).encode()).hexdigest()
 
-        if len(set(ranks.exchange(fingerprint))) > 1:
+        if len(set(processes.exchange(fingerprint))) > 1:
             raise ValueError(
                 "sync=True: the ranks were given different texts, or different settings. Pass all "
                 "texts on every rank; they are shared out here."
@@ -268,7 +262,7 @@ class TextScorer:
         portion: list[tuple[str, str | None]],
         batch_size,
         top_k: int | None,
-        bar: "_Progress",
+        bar: "Progress",
     ) -> Iterator[ScoredText]:
         """The texts of a portion, each as soon as it and all before it are scored; with top_k None,
         of each token nothing but its nll."""
@@ -289,7 +283,12 @@ class TextScorer:
         bar.expect(sum(window.stop - window.first for _, window in jobs))
         jobs.sort(key=lambda job: -job[1].num_inputs)  # the longest first: memory runs out early
         launched: list[tuple[list[tuple[ScoredText, Window]], Callable]] = []
-        for batch in _packed(jobs, self.model, batch_size):
+        lengths = [window.num_inputs for _, window in jobs]
+        most_windows = batch_size if self.model.takes_batches else 1
+        for these in batches(
+            lengths, self.model.tokens_per_batch, most_windows, self.model.batch_key
+        ):
+            batch = jobs[these]
             spans = [self._span(result.encoded, window) for result, window in batch]
             options = (self.options.dtype, self.options.backend, top_k)
             launched.append((batch, self.model.launch(spans, *options)))
@@ -404,42 +403,7 @@ def _check_text(text, name: str) -> None:
         raise ValueError(f"{name} is no valid Unicode text: {error}.") from None
 
 
-class _Progress:
-    """A bar of the tokens scored, with the perplexity so far, or a function that is told."""
-
-    def __init__(self, shown: bool | Callable[[int, int], None]):
-        self._tell = shown if callable(shown) else None
-        self._bar = tqdm(unit="tok", desc="perplexity", disable=shown is not True)
-        self._done, self._total = 0, 0
-        self._nll_sum, self._weight_sum = 0.0, 0.0
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._bar.close()
-
-    def expect(self, num_tokens: int) -> None:
-        """So many more tokens are to be scored."""
-        self._total += num_tokens
-        self._bar.total = self._total
-
-    def add(self, nll: np.ndarray, weight: float) -> None:
-        """These tokens are scored."""
-        self._nll_sum += float(nll.sum()) * weight
-        self._weight_sum += len(nll) * weight
-        with np.errstate(all="ignore"):
-            perplexity = np.exp(np.divide(self._nll_sum, self._weight_sum))
-        self._bar.set_postfix(perplexity=f"{perplexity:.4g}", refresh=False)
-        self._bar.update(len(nll))
-        self._done += len(nll)
-        if self._tell is not None:
-            self._tell(self._done, self._total)
-
-
-def _collect(
-    batch: list[tuple[ScoredText, Window]], span_results: Callable, bar: _Progress
-) -> None:
+def _collect(batch: list[tuple[ScoredText, Window]], span_results: Callable, bar: Progress) -> None:
     """Put the nll of a batch into its texts."""
     for (result, window), scored in zip(batch, span_results(), strict=True):
         here = slice(window.first, window.stop)
@@ -460,60 +424,6 @@ def _finished(waiting: deque[ScoredText]) -> Iterator[ScoredText]:
     """The first of the texts, as many as are scored wholly; they leave the queue."""
     while waiting and waiting[0].num_open_windows == 0:
         yield waiting.popleft()
-
-
-def _portions(
-    pairs: Iterator[tuple[str, str | None]], num_ranks: int = 1
-) -> Iterator[list[tuple[str, str | None]]]:
-    """Lists of consecutive pairs: for each rank TEXTS_AT_ONCE, or a number of characters that
-    doubles from CHARACTERS_AT_FIRST to CHARACTERS_AT_ONCE."""
-    portion: list[tuple[str, str | None]] = []
-    characters, limit = 0, CHARACTERS_AT_FIRST
-    for text, context in pairs:
-        portion.append((text, context))
-        characters += len(text)
-        if len(portion) == TEXTS_AT_ONCE * num_ranks or characters >= limit * num_ranks:
-            yield portion
-            portion, characters = [], 0
-            limit = min(2 * limit, CHARACTERS_AT_ONCE)
-    if portion:
-        yield portion
-
-
-def _shares(portion: list[tuple[str, str | None]], num_ranks: int) -> list[list[int]]:
-    """Which texts of a portion each rank scores: the longest first, each to who has least so far.
-
-    (Graham, Bounds on multiprocessing timing anomalies, 1969: at most 4/3 of the best makespan.)
-    """
-    lengths = [len(text) + len(context or "") for text, context in portion]
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    loads = [(0, rank) for rank in range(num_ranks)]
-    for i in sorted(range(len(portion)), key=lambda i: -lengths[i]):
-        load, rank = loads[0]
-        shares[rank].append(i)
-        heapq.heapreplace(loads, (load + lengths[i] + 1, rank))
-    return shares
-
-
-def _packed(
-    jobs: Sequence[tuple[ScoredText, Window]], model: LanguageModel, batch_size: int | None
-) -> Iterator[list[tuple[ScoredText, Window]]]:
-    """Consecutive jobs, in batches of as many padded tokens as the model takes; at least one job
-    in each."""
-    if not model.takes_batches:
-        batch_size = 1
-    most_tokens = model.tokens_per_batch
-    batch: list[tuple[ScoredText, Window]] = []
-    for job in jobs:  # sorted: the first of a batch is its longest
-        longest = batch[0][1].num_inputs if batch else job[1].num_inputs
-        full = (len(batch) + 1) * longest > most_tokens or len(batch) == batch_size
-        apart = model.batch_key(longest) != model.batch_key(job[1].num_inputs)
-        if batch and (full or apart):
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
 
 
 def _cached_decoder(tokenizer):

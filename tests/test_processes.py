@@ -199,7 +199,7 @@ def test_texts_are_each_rank_s_own_unless_asked(answers):
 
 
 def test_each_rank_scores_about_as_much():
-    shares = worker.sibling("scoring")._shares
+    shares = worker.sibling("text_scoring")._shares
     rng = random.Random(0)
     portion = [("x" * rng.randrange(5000), None) for _ in range(100)]
     for num_ranks in (1, 3, 8):

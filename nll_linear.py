@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from .nll import IGNORE_INDEX, Launched, launch
-from .reduction import TokenStats
+from .nll_outputs import TokenStats
 from .tensors import as_tensor, check_types, is_scored
 
 # Elements of the buffer. On a CPU, 32 MB of float32: more gains nothing. Elsewhere, just below 256

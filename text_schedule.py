@@ -1,0 +1,68 @@
+"""Which texts a process scores when, from their lengths alone: portions, shares, batches."""
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+
+# What a process sorts and packs together: enough for batches of equal length, little enough to
+# stream, and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens. The first
+# portions are smaller, so that a slow model has something to show early.
+TEXTS_AT_ONCE = 2048
+CHARACTERS_AT_ONCE = 2**18
+CHARACTERS_AT_FIRST = 2**12
+
+
+def portions(
+    pairs: Iterator[tuple[str, str | None]], num_processes: int = 1
+) -> Iterator[list[tuple[str, str | None]]]:
+    """Lists of consecutive pairs: for each process TEXTS_AT_ONCE, or a number of characters that
+    doubles from CHARACTERS_AT_FIRST to CHARACTERS_AT_ONCE."""
+    portion: list[tuple[str, str | None]] = []
+    characters, limit = 0, CHARACTERS_AT_FIRST
+    for text, context in pairs:
+        portion.append((text, context))
+        characters += len(text)
+        if len(portion) == TEXTS_AT_ONCE * num_processes or characters >= limit * num_processes:
+            yield portion
+            portion, characters = [], 0
+            limit = min(2 * limit, CHARACTERS_AT_ONCE)
+    if portion:
+        yield portion
+
+
+def shares(lengths: Sequence[int], num_processes: int) -> list[list[int]]:
+    """Which texts of a portion each process scores: the longest first, to who has least so far.
+
+    (Graham, Bounds on multiprocessing timing anomalies, 1969: at most 4/3 of the best makespan.)
+    """
+    found: list[list[int]] = [[] for _ in range(num_processes)]
+    loads = [(0, process) for process in range(num_processes)]
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        load, process = loads[0]
+        found[process].append(i)
+        heapq.heapreplace(loads, (load + lengths[i] + 1, process))
+    return found
+
+
+def batches(
+    lengths: Sequence[int],
+    most_tokens: int,
+    batch_size: int | None,
+    key: Callable[[int], int],
+) -> Iterator[slice]:
+    """Batches of consecutive windows, of at least one each.
+
+    Args:
+        lengths: tokens of the windows, the longest first.
+        most_tokens: padded tokens of a batch.
+        batch_size: most windows of a batch; None for any number.
+        key: windows whose lengths have different keys do not share a batch.
+    """
+    first = 0
+    for i, length in enumerate(lengths):
+        size, longest = i - first, lengths[first]
+        full = (size + 1) * longest > most_tokens or size == batch_size
+        if size > 0 and (full or key(length) != key(longest)):
+            yield slice(first, i)
+            first = i
+    if len(lengths) > 0:
+        yield slice(first, len(lengths))
