@@ -8,11 +8,9 @@ import pytest
 import torch
 import transformers
 from text_oracles import (
-    CONTEXT,
     TEXTS,
     TINY,
     config_of,
-    flat,
     ids_of,
     ignore_empty,
     plain_nll,
@@ -20,18 +18,9 @@ from text_oracles import (
 )
 from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 BOS = "<|bos|>"
-
-
-@pytest.fixture
-def without_bos():
-    """A tokenizer with a BOS that it does not add by itself, as GPT-2's."""
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -133,81 +122,6 @@ def test_a_start_token_that_the_model_does_not_read_is_named(ppl):
     for bad in (-1, 1.5, "bos", None):
         with pytest.raises(TypeError, match="add_start_token must be True, False or a token id"):
             ppl.compute(predictions=TEXTS, model_id=TINY, add_start_token=bad)
-
-
-# llama.cpp
-
-
-def llama_cpp_nll(model, ids, bos):
-    """Oracle: the second half of each chunk; `bos` takes the place of its first id."""
-    chunks = [ids[i : i + CONTEXT] for i in range(0, len(ids) - CONTEXT + 1, CONTEXT)]
-    chunks = [chunk if bos is None else [bos, *chunk[1:]] for chunk in chunks]
-    return flat(plain_nll(model, chunk, CONTEXT // 2 + 1, CONTEXT) for chunk in chunks)
-
-
-def test_llama_cpp_adds_a_bos_only_where_the_tokenizer_does(ppl, models, without_bos):
-    model, with_bos = models["gpt2"]
-    for tokenizer, start, name in (
-        (with_bos, 0, "<|bos|>"),
-        (without_bos, None, "none(not-added)"),
-    ):
-        text_ids = tokenizer("\n".join(TEXTS), add_special_tokens=False).input_ids
-        ids = text_ids if start is None else [start, *text_ids]
-        nll = llama_cpp_nll(model, ids, start)
-        result = ppl.compute(
-            predictions=TEXTS, model=model, tokenizer=tokenizer, preset="llama.cpp"
-        )
-        assert result["num_tokens"] == len(nll)
-        assert result["mean_nll"] == pytest.approx(np.mean(nll), rel=2e-5)
-        assert f"|start:{name}|" in result["signature"]
-
-
-def test_llama_cpp_takes_spelt_special_tokens_for_text_and_drops_a_line_end(ppl, models):
-    model, tokenizer = models["llama"]
-    text = f"Return {BOS} the <|eos|> list. " * 12
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-    assert 0 not in ids
-    nll = llama_cpp_nll(model, [0, *ids], 0)
-    for ending, more in (("\n", 0), ("\n\n", 1)):
-        result = ppl.compute(
-            predictions=[text + ending], model=model, tokenizer=tokenizer, preset="llama.cpp"
-        )
-        # One more token than whole chunks would have no effect: the ids are counted instead.
-        (encoded,) = ppl.text_scorer(
-            model=model, tokenizer=tokenizer, preset="llama.cpp"
-        ).encoder.encode([text + "\n" * more], None)
-        assert len(encoded.ids) == 1 + len(ids) + more
-        assert result["mean_nll"] == pytest.approx(np.mean(nll), rel=2e-5)
-
-
-def test_llama_cpp_drops_the_last_line_end_of_the_text(ppl, models):
-    model, tokenizer = models["llama"]
-    scorer = ppl.text_scorer(model=model, tokenizer=tokenizer, preset="llama.cpp")
-    for text, kept in (("word " * 60 + "\n", "word " * 60), ("word " * 60 + "\n\n", None)):
-        (scored,) = scorer.score([text])
-        assert scored.encoded.text == (text[:-1] if kept is None else kept)
-
-
-def test_llama_cpp_needs_two_chunks(ppl, models):
-    model, tokenizer = models["llama"]
-    call = {"model": model, "tokenizer": tokenizer, "preset": "llama.cpp"}
-    word = "list"
-    num_ids = len(tokenizer(word * 47, add_special_tokens=False).input_ids)
-    assert num_ids == 47  # with BOS two chunks
-    assert ppl.compute(predictions=[word * 47], **call)["num_tokens"] == 2 * (CONTEXT // 2 - 1)
-    with pytest.raises(ValueError, match=r"needs two chunks of 24 tokens at least.*have 47 tokens"):
-        ppl.compute(predictions=[word * 46], **call)
-
-
-def test_llama_cpp_prints_its_own_error(ppl, models):
-    model, tokenizer = models["llama"]
-    result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer, preset="llama.cpp")
-    nll = np.array(llama_cpp_nll(model, ids_of(tokenizer, "\n".join(TEXTS)), 0))
-    expected = np.exp(nll.mean()) * np.sqrt(nll.var() / (len(nll) - 1))
-    assert result["perplexity_standard_error"] == pytest.approx(expected, rel=1e-4)
-    assert math.isnan(result["perplexity_ci_low"])  # one text has no interval of texts
-    plain = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
-    assert "perplexity_standard_error" not in plain
 
 
 # Contexts

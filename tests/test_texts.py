@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import pickle
-import re
 
 import datasets
 import numpy as np
@@ -178,89 +177,6 @@ def test_window_and_stride(ppl, models, window, stride):
     ]
     assert result["mean_nll"] == pytest.approx(np.mean(flat(nll)), rel=2e-5)
     assert f"|window:{window}|stride:{stride}|" in result["signature"]
-
-
-# --- presets ------------------------------------------------------------------------------------
-
-
-def test_preset_evaluate(ppl, models):
-    """The classic module: each text at once, padded; mean of exp(mean)."""
-    model, tokenizer = models["gpt2"]
-    for max_length in (12, None):
-        texts = TEXTS[1:2] + TEXTS[4:5] if max_length is None else TEXTS
-        expected = []
-        for text in texts:
-            ids = ids_of(tokenizer, text)[:max_length]
-            expected.append(np.exp(np.mean(plain_nll(model, ids, 1, len(ids)))))
-        result = ppl.compute(
-            predictions=texts,
-            model=model,
-            tokenizer=tokenizer,
-            preset="evaluate",
-            max_length=max_length,
-        )
-        assert result["perplexities"] == pytest.approx(expected, rel=2e-5)
-        assert result["mean_perplexity"] == pytest.approx(np.mean(expected), rel=2e-5)
-    with pytest.raises(ValueError, match="more than the model's context of 24.*Pass max_length"):
-        ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer, preset="evaluate")
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen"])
-def test_preset_lm_eval(ppl, models, name):
-    """loglikelihood_rolling: a prefix token, then disjoint windows with one token of context."""
-    model, tokenizer = models[name]
-    texts = [*TEXTS, "<|bos|>spelt out"]
-    prefix = tokenizer.bos_token_id if name == "llama" else tokenizer.eos_token_id
-    nll_sum, num_words, num_tokens = 0.0, 0, 0
-    for text in texts:
-        spelt = text.startswith(tokenizer.decode([prefix]))
-        tokens = tokenizer(text, add_special_tokens=not spelt).input_ids
-        whole = [prefix, *tokens]
-        done = 0
-        while done < len(tokens):
-            size = min(CONTEXT, len(tokens) - done)
-            stop = done + size + 1
-            start = done if size == CONTEXT or done == 0 else stop - CONTEXT - 1
-            nll_sum += sum(plain_nll(model, whole, done + 1, stop, start))
-            done += size
-        num_words += len(re.split(r"\s+", text))
-        num_tokens += len(tokens)
-    num_bytes = sum(len(text.encode()) for text in texts)
-    result = ppl.compute(predictions=texts, model=model, tokenizer=tokenizer, preset="lm-eval")
-    assert result["num_tokens"] == num_tokens
-    assert result["mean_nll"] * num_tokens == pytest.approx(nll_sum, rel=2e-5)
-    assert (result["num_bytes"], result["num_words"]) == (num_bytes, num_words)
-    assert result["bits_per_byte"] == pytest.approx(nll_sum / num_bytes / math.log(2), rel=2e-5)
-    assert "|preset:lm-eval|" in result["signature"]
-
-
-@pytest.mark.parametrize("stride", [5, 12, 24])
-def test_preset_hf_docs(ppl, models, stride):
-    """The recipe of the transformers documentation, with its way of counting."""
-    model, tokenizer = models["llama"]
-    ids = torch.tensor([tokenizer("\n\n".join(TEXTS)).input_ids])
-    nll_sum, num_tokens, previous = 0.0, 0, 0
-    for begin in range(0, ids.shape[1], stride):
-        end = min(begin + CONTEXT, ids.shape[1])
-        new = end - previous
-        labels = ids[:, begin:end].clone()
-        labels[:, :-new] = -100
-        with torch.no_grad():
-            loss = model(ids[:, begin:end], labels=labels).loss.item()
-        if new > 1:  # the recipe multiplies the mean by new - 1
-            nll_sum += loss * (new - 1)
-            num_tokens += new - 1
-        previous = end
-        if end == ids.shape[1]:
-            break
-    result = ppl.compute(
-        predictions=TEXTS, model=model, tokenizer=tokenizer, preset="hf-docs", stride=stride
-    )
-    assert result["perplexity"] == pytest.approx(math.exp(nll_sum / num_tokens), rel=2e-5)
-    assert "|start:tokenizer|" in result["signature"]
-    # A byte has no weight: per byte it is the sum of all that is scored, whatever the stride.
-    plain = result["bits_per_byte"] * math.log(2) * result["num_bytes"]
-    assert plain / ids.shape[1] == pytest.approx(nll_sum / num_tokens, rel=0.15)
 
 
 @pytest.mark.parametrize(
