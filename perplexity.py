@@ -30,6 +30,7 @@ from .presets import PRESETS
 from .processes import ALONE, Processes
 from .tensors import as_tensor
 from .text_encoding import TextEncoder
+from .text_head import OutputLayer
 from .text_model import LanguageModel, check_whole, load_model
 from .text_progress import Progress
 from .text_schedule import portions

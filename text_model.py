@@ -1,9 +1,8 @@
 """A causal language model -> the nll of the next tokens, without logits for a whole batch.
 
-The decoder runs on padded batches. The output layer then runs on the positions that are scored
-only, a few at a time, so that logits exist for those few. A probe tells whether that, with the cap
-or the scale that a configuration states, gives the model's own logits. Models that change them in
-another way, and models whose output layer is not found, use the logits that they return.
+The decoder runs on padded batches; the output layer (text_head.py) then runs on the positions that
+are scored only, a few at a time. A probe tells whether the model is causal, and whether its batches
+may hold several rows.
 """
 
 import bisect
@@ -21,9 +20,16 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from .identity import quantization_name
-from .nll import launch, use_one_thread_after_fork
-from .nll_linear import LogitsBuffer, is_positive, rows_at_once
+from .nll import launch
+from .nll_linear import rows_at_once
 from .tensors import is_dtensor, to_device, to_host
+from .text_head import (
+    LogitTransform,
+    are_close,
+    find_output_layer,
+    run,
+    stated_output_layer,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,18 +70,6 @@ class ScoredSpan:
     rank: torch.Tensor | None = None  # (scored,) 1 + the number of likelier tokens
     expected_ids: torch.Tensor | None = None  # (scored, top_k)
     expected_nll: torch.Tensor | None = None  # (scored, top_k)
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """What a model makes of the output of its last layer, see `nll.launch`."""
-
-    logit_scale: float = 1.0
-    softcap: float | None = None
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        scores = logits * self.logit_scale
-        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
 def load_model(
@@ -173,10 +167,27 @@ class LanguageModel:
                 f"{self.name} is an encoder-decoder; a causal language model is needed."
             )
         self.embeddings = _input_embeddings(model, self.name)
+        self._length_limits, self._remembers_lengths = _rotary_facts(model.config)
         # Forward passes put a hook on the model, which passes of another thread would run into.
         self._lock = _LOCKS.setdefault(model, threading.RLock())
-        with self._lock:
-            self._probe()
+        with self._lock, self.evaluating(), torch.inference_mode():
+            self.vocab_size, self.takes_batches = self._probe()
+            # The layers of a sharded model run in its own forward pass only, and what fails on one
+            # process would leave the others waiting.
+            self.head = None if is_sharded(model) else find_output_layer(model, self.device)
+            self._probed = self._state()
+        if not self.takes_batches:
+            logger.warning(
+                "The logits of %s depend on the other rows of a batch; its windows are scored one "
+                "by one, which takes longer.",
+                self.name,
+            )
+        if self.head is None:
+            logger.warning(
+                "The logits of %s are not those of its output layer; they are used as the model "
+                "returns them, which takes more memory.",
+                self.name,
+            )
 
     @property
     def device(self) -> torch.device:
@@ -198,7 +209,7 @@ class LanguageModel:
     def _state(self) -> tuple:
         """What the findings of the probe depend on: the configuration, the embeddings, and the
         output layer with the modules around it, their `forward` and their hooks."""
-        head = _output_layer(self.model)
+        head = stated_output_layer(self.model)
         embeddings = self.model.get_input_embeddings()
         return (
             self.dtype,
@@ -230,8 +241,8 @@ class LanguageModel:
     def tokens_per_batch(self) -> int:
         """The padded tokens that one batch may hold."""
         budget = TOKENS_ON_CPU if self.device.type == "cpu" else TOKENS_ON_ACCELERATOR
-        if self._head is None:
-            budget = min(budget, LOGITS_PER_BATCH // self._vocab_size)
+        if self.head is None:
+            budget = min(budget, LOGITS_PER_BATCH // self.vocab_size)
         return max(budget, 1)
 
     @contextmanager
@@ -291,24 +302,28 @@ class LanguageModel:
             inputs, rows, places, targets = _padded(spans)
         if self._remembers_lengths:
             self._logits(inputs[:1, :1])
-        hidden, logits = self._forward(to_device(inputs, self.device))
-        source = logits if self._head is None else hidden
+        head = self.head
+        layer, transform = (
+            (None, LogitTransform()) if head is None else (head.layer, head.transform)
+        )
+        hidden, logits = run(self.model, to_device(inputs, self.device), layer)
+        source = logits if head is None else hidden
         rows, places, targets = (to_device(part, source.device) for part in (rows, places, targets))
         selected = source[rows, places]  # (scored, H or V)
         options = {"dtype": dtype, "backend": backend, "with_all": top_k is not None}
-        options |= {"logit_scale": self._scores.logit_scale, "softcap": self._scores.softcap}
+        options |= vars(transform)
         launched, columns = [], []
-        at_once = rows_at_once(self._vocab_size, source.device)
+        at_once = rows_at_once(self.vocab_size, source.device)
         for part, part_targets in zip(selected.split(at_once), targets.split(at_once), strict=True):
-            part = part if self._head is None else self._project(part)
+            part = part if head is None else head(part)
             all_of_it = torch.ones_like(part_targets, dtype=torch.bool)
             launched.append(launch(part, part_targets, all_of_it, **options))
             found = [launched[-1].stats.nll]
             if top_k is not None:
                 stats = launched[-1].stats
-                values, ids = part.topk(min(top_k, self._vocab_size), -1)
+                values, ids = part.topk(min(top_k, self.vocab_size), -1)
                 # Neither a positive scale nor a cap changes the order.
-                expected_nll = stats.lse[:, None] - self._scores(values.to(stats.lse.dtype))
+                expected_nll = stats.lse[:, None] - transform(values.to(stats.lse.dtype))
                 found += [stats.entropy, stats.rank, ids, expected_nll]
             columns.append(found)
 
@@ -325,70 +340,9 @@ class LanguageModel:
 
         return results
 
-    def _project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (n, V) of hidden states (n, H)."""
-        head = self._head
-        if _is_plain_product(head) and head.weight.dtype == hidden.dtype:
-            return self._buffer.product(hidden, head.weight, head.bias)
-        return head(hidden)
-
-    def _forward(
-        self, inputs: torch.Tensor, head_input: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """(hidden states that reach the output layer, logits) of input ids (B, T).
-
-        There is no attention mask: a causal model does not see the padding on the right. With one,
-        rows of padding are NaN in some models in float64, and others take no batch.
-
-        Where there is an output layer it is given `head_input`, or else one position only, so that
-        the logits are those of that, not of the batch.
-        """
-        use_one_thread_after_fork()
-        seen = []
-
-        def replace_input(module, args):
-            seen.append(args[0])
-            return (args[0][:1, :1] if head_input is None else head_input, *args[1:])
-
-        handle = None if self._head is None else self._head.register_forward_pre_hook(replace_input)
-        # Keys and values are not needed again; not every kind of model has a cache.
-        use_cache = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
-        try:
-            output = self.model(input_ids=inputs, **use_cache)
-        finally:
-            if handle is not None:
-                handle.remove()
-        logits = getattr(output, "logits", None)
-        if logits is None:
-            raise ValueError(f"The model {self.name} returned no logits.")
-        return (seen[-1] if seen else None), logits
-
-    @torch.inference_mode()
-    def _probe(self) -> None:
-        """Find out whether the model is causal, what its batches may hold, and how its logits come
-        from its output layer."""
-        self._buffer, self._head, self._scores = LogitsBuffer(), None, _Scores()
-        with self.evaluating():
-            self._length_limits, self._remembers_lengths = _rotary_facts(self.model.config)
-            self._check_logits()
-            head = _output_layer(self.model)
-            self._probed = self._state()
-            # The layers of a sharded model run in its own forward pass only, and what fails on one
-            # process would leave the others waiting.
-            if isinstance(head, nn.Module) and not is_sharded(self.model):
-                for scores in dict.fromkeys([_Scores(), _stated_scores(self.model.config)]):
-                    if self._is_the_output(head, scores):
-                        self._head, self._scores = head, scores
-                        return
-        logger.warning(
-            "The logits of %s are not those of its output layer; they are used as the model "
-            "returns them, which takes more memory.",
-            self.name,
-        )
-
     def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (B, T, V) of ids (B, T), on the CPU in float32."""
-        _, logits = self._forward(inputs.to(self.device))
+        _, logits = run(self.model, inputs.to(self.device))
         self._check_shape(inputs, logits)
         return logits.float().cpu()
 
@@ -412,8 +366,12 @@ class LanguageModel:
                 "needed."
             )
 
-    def _check_logits(self) -> None:
-        """The logits of a token must not depend on the tokens behind it, nor on the batch."""
+    def _probe(self) -> tuple[int, bool]:
+        """The size of the vocabulary, and whether the logits of a row do not depend on the others.
+
+        Raises:
+            ValueError: logits that depend on the tokens behind, or on chance.
+        """
         length = min(24, self.context_length)
         generator = torch.Generator("cpu").manual_seed(0)
         ids, others = torch.randint(
@@ -422,17 +380,16 @@ class LanguageModel:
         # One changed token at the end is not enough: ProphetNet looks ahead from the first ones.
         kept = [length] + [k for k in (2, 6, 12, length - 1) if k < length]
         rows = torch.stack([torch.cat([ids[:k], others[k:]]) for k in kept])
-        self.takes_batches = True
+        takes_batches = True
         try:
             logits = self._logits(rows)
-        except RuntimeError:  # XLNet's masks, for one, are of single rows
-            self.takes_batches = False
+        except RuntimeError:  # of a model that reads single rows only
+            takes_batches = False
             logits = torch.cat([self._logits(row[None]) for row in rows])
-        self._vocab_size = logits.shape[-1]
         # Quantised activations share a scale with those of other tokens.
         tolerance = 0.1 if _is_quantised(self.model) else 1e-3
         for k, row in zip(kept, logits, strict=True):
-            if not _close(row[:k], logits[0, :k], tolerance):
+            if not are_close(row[:k], logits[0, :k], tolerance):
                 raise ValueError(
                     f"The model {self.name} looks at the tokens behind the one that it predicts, "
                     "as masked language models and encoders do; a causal language model is needed."
@@ -441,49 +398,14 @@ class LanguageModel:
         tolerance = 1e-3 if self.dtype in ("float32", "float64") else 0.03
         half = (length + 1) // 2
         alone = self._logits(rows[:1, :half])[0]
-        self.takes_batches = self.takes_batches and _close(alone, logits[0, :half], tolerance)
-        if not self.takes_batches:
-            if not _close(*(self._logits(rows[:1]) for _ in range(2)), tolerance):
-                raise ValueError(
-                    f"The model {self.name} gives other logits for the same ids at each call, as "
-                    "Reformer does without hash_seed; a perplexity would be random."
-                )
-            logger.warning(
-                "The logits of %s depend on the other rows of a batch; its windows are scored one "
-                "by one, which takes longer.",
-                self.name,
+        takes_batches = takes_batches and are_close(alone, logits[0, :half], tolerance)
+        again = () if takes_batches else (self._logits(rows[:1]) for _ in range(2))
+        if not takes_batches and not are_close(*again, tolerance):
+            raise ValueError(
+                f"The model {self.name} gives other logits for the same ids at each call, as "
+                "Reformer does without hash_seed; a perplexity would be random."
             )
-
-    def _is_the_output(self, head: nn.Module, scores: _Scores) -> bool:
-        """Whether the model's logits are scores(head(hidden states)), also where those are large.
-
-        Soft-capping changes small logits by less than a rounding error, so a large input is put
-        into the output layer.
-        """
-        inputs = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
-        self._head = head
-        try:
-            hidden, _ = self._forward(inputs)
-            if hidden is None or hidden.dim() != 3:
-                return False
-            generator = torch.Generator("cpu").manual_seed(0)
-            noise = torch.randn(hidden.shape, generator=generator, device="cpu")
-            noise = noise.to(hidden.device, hidden.dtype)
-            if not _is_by_rows(head, noise):
-                return False
-            scale = 300 / head(noise).abs().max().clamp(min=1e-6)
-            expected = scores(head(noise * scale))
-            _, logits = self._forward(inputs, head_input=noise * scale)
-            return logits.shape == expected.shape and torch.allclose(
-                logits.float(), expected.float(), rtol=1e-3, atol=0.05, equal_nan=True
-            )
-        # A layer of another kind may not run outside of the model's own forward pass. What it
-        # raises is its own, and the model's logits serve as well.
-        except Exception as error:
-            logger.info("The output layer of %s cannot be called alone: %s", self.name, error)
-            return False
-        finally:
-            self._head = None
+        return logits.shape[-1], takes_batches
 
 
 def _padded(spans: Sequence[Span]) -> tuple[torch.Tensor, ...]:
@@ -504,10 +426,6 @@ def _padded(spans: Sequence[Span]) -> tuple[torch.Tensor, ...]:
     places = torch.cat([torch.arange(span.first - 1, len(span.ids) - 1) for span in spans])
     targets = torch.cat([torch.tensor(span.ids[span.first :]) for span in spans])
     return inputs, rows, places, targets
-
-
-def _output_layer(model: nn.Module) -> nn.Module | None:
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
 def _input_embeddings(model: nn.Module, name: str) -> nn.Module:
@@ -531,30 +449,6 @@ def _num_embeddings(embeddings: nn.Module, config) -> int:
 def _shape(layer: nn.Module | None) -> tuple[int, ...] | None:
     weight = getattr(layer, "weight", None)
     return tuple(weight.shape) if isinstance(weight, torch.Tensor) else None
-
-
-def _is_plain_product(layer: nn.Module) -> bool:
-    """Whether to call the layer is to multiply with its weight, and nothing more.
-
-    Adapters, quantised and sharded weights, hooks and offloading need the call.
-    """
-    changed = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return (
-        type(layer) is nn.Linear
-        and type(layer.weight) in (nn.Parameter, torch.Tensor)
-        and not changed
-        and not _has_any_global_hook()
-    )
-
-
-def _is_by_rows(layer: nn.Module, hidden: torch.Tensor) -> bool:
-    """Whether a row of the output depends on its own input only.
-
-    Where activations are quantised by one scale for all, a small row vanishes beside a large one.
-    """
-    small = hidden[:, :1] / 100
-    beside = layer(torch.cat([small, hidden], 1))[:, :1]
-    return _close(layer(small), beside, 0.03)
 
 
 def _is_quantised(model: nn.Module) -> bool:
@@ -609,22 +503,3 @@ def _rotary_facts(config) -> tuple[list[int], bool]:
             elif name in ("rope_type", "type"):
                 remembers = remembers or "dynamic" in str(value)
     return sorted(limits), remembers
-
-
-def _close(logits: torch.Tensor, others: torch.Tensor, tolerance: float) -> bool:
-    """Whether logits differ by less than that part of the largest; not judged by NaN."""
-    return not (logits - others).abs().max() > tolerance * logits.abs().max()
-
-
-def _stated_scores(config) -> _Scores:
-    """What a configuration says of the logits: a cap as Gemma 2 has it, a factor as Cohere's, or a
-    divisor as Granite's."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    stated = {}
-    for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"):
-        value = getattr(config, name, None)  # MPT's logit_scale, for one, may be a string
-        stated[name] = float(value) if is_positive(value) else None
-    return _Scores(
-        logit_scale=(stated["logit_scale"] or 1.0) / (stated["logits_scaling"] or 1.0),
-        softcap=stated["final_logit_softcapping"],
-    )

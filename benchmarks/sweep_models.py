@@ -108,9 +108,9 @@ def largest_difference(ppl, model, tokenizer, expected: list[torch.Tensor]) -> f
 
 def output_layer(language_model) -> str:
     """How the module gets logits: "head", with its scale and cap, or the model's own."""
-    if language_model._head is None:
+    if language_model.head is None:
         return "own logits"
-    scores = language_model._scores
+    scores = language_model.head.transform
     scale = "" if scores.logit_scale == 1 else f" x {scores.logit_scale:.3g}"
     return f"head{scale}" + ("" if scores.softcap is None else f", cap {scores.softcap:.3g}")
 

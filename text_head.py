@@ -1,0 +1,175 @@
+"""The output layer of a model: how to find it, to check it, and to make logits of a few rows.
+
+Logits then exist for the rows that are scored, some at a time. A probe tells whether the layer,
+with the cap or the scale that a configuration states, gives the model's own logits. A model that
+changes them in another way has no output layer here, and its own logits are used.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from .nll import use_one_thread_after_fork
+from .nll_linear import LogitsBuffer, is_positive
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a model makes of the output of its last layer, see `nll.launch`."""
+
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        scores = logits * self.logit_scale
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+class OutputLayer:
+    """A layer of a model, and what the model makes of its output."""
+
+    def __init__(self, layer: nn.Module, transform: LogitTransform):
+        self.layer, self.transform = layer, transform
+        self._buffer = LogitsBuffer()
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (n, V), before the transform, of hidden states (n, H); the next call overwrites
+        them."""
+        layer = self.layer
+        if _is_plain_product(layer) and layer.weight.dtype == hidden.dtype:
+            return self._buffer.product(hidden, layer.weight, layer.bias)
+        return layer(hidden)
+
+
+def run(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    layer: nn.Module | None = None,
+    layer_input: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """(hidden states that reach the output layer, logits) of input ids (B, T).
+
+    There is no attention mask: a causal model does not see the padding on the right. With one, rows
+    of padding are NaN in some models in float64, and others take no batch.
+
+    Args:
+        layer: the output layer, where there is one. It is given `layer_input`, or else one position
+            only, so that the logits are those of that, not of the batch.
+
+    Raises:
+        ValueError: the model returned no logits.
+    """
+    use_one_thread_after_fork()
+    seen = []
+
+    def replace_input(module, args):
+        seen.append(args[0])
+        return (args[0][:1, :1] if layer_input is None else layer_input, *args[1:])
+
+    handle = None if layer is None else layer.register_forward_pre_hook(replace_input)
+    # Keys and values are not needed again; not every kind of model has a cache.
+    use_cache = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+    try:
+        output = model(input_ids=inputs, **use_cache)
+    finally:
+        if handle is not None:
+            handle.remove()
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        raise ValueError(f"The model {type(model).__name__} returned no logits.")
+    return (seen[-1] if seen else None), logits
+
+
+def find_output_layer(model: nn.Module, device: torch.device) -> OutputLayer | None:
+    """The output layer of a model whose input goes to `device`; None where it does not give the
+    model's own logits."""
+    layer = stated_output_layer(model)
+    if isinstance(layer, nn.Module):
+        for transform in dict.fromkeys([LogitTransform(), _stated_transform(model.config)]):
+            if _gives_the_logits(model, layer, transform, device):
+                return OutputLayer(layer, transform)
+    return None
+
+
+def stated_output_layer(model: nn.Module) -> nn.Module | None:
+    """What the model says its output layer is."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def _gives_the_logits(
+    model: nn.Module, layer: nn.Module, transform: LogitTransform, device: torch.device
+) -> bool:
+    """Whether the model's logits are transform(layer(hidden states)), also where those are large.
+
+    Soft-capping changes small logits by less than a rounding error, so a large input is put into
+    the output layer.
+    """
+    inputs = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    try:
+        hidden, _ = run(model, inputs, layer)
+        if hidden is None or hidden.dim() != 3:
+            return False
+        generator = torch.Generator("cpu").manual_seed(0)
+        noise = torch.randn(hidden.shape, generator=generator, device="cpu")
+        noise = noise.to(hidden.device, hidden.dtype)
+        if not _is_by_rows(layer, noise):
+            return False
+        scale = 300 / layer(noise).abs().max().clamp(min=1e-6)
+        expected = transform(layer(noise * scale))
+        _, logits = run(model, inputs, layer, noise * scale)
+        return logits.shape == expected.shape and torch.allclose(
+            logits.float(), expected.float(), rtol=1e-3, atol=0.05, equal_nan=True
+        )
+    # A layer of another kind may not run outside of the model's own forward pass. What it raises is
+    # its own, and the model's logits serve as well.
+    except Exception as error:
+        logger.info("The output layer cannot be called alone: %s", error)
+        return False
+
+
+def _is_plain_product(layer: nn.Module) -> bool:
+    """Whether to call the layer is to multiply with its weight, and nothing more.
+
+    Adapters, quantised and sharded weights, hooks and offloading need the call.
+    """
+    changed = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) in (nn.Parameter, torch.Tensor)
+        and not changed
+        and not _has_any_global_hook()
+    )
+
+
+def _is_by_rows(layer: nn.Module, hidden: torch.Tensor) -> bool:
+    """Whether a row of the output depends on its own input only.
+
+    Where activations are quantised by one scale for all, a small row vanishes beside a large one.
+    """
+    small = hidden[:, :1] / 100
+    beside = layer(torch.cat([small, hidden], 1))[:, :1]
+    return are_close(layer(small), beside, 0.03)
+
+
+def _stated_transform(config) -> LogitTransform:
+    """What a configuration says of the logits: a cap as Gemma 2 has it, a factor as Cohere's, or a
+    divisor as Granite's."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    stated = {}
+    for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"):
+        value = getattr(config, name, None)  # MPT's logit_scale, for one, may be a string
+        stated[name] = float(value) if is_positive(value) else None
+    return LogitTransform(
+        logit_scale=(stated["logit_scale"] or 1.0) / (stated["logits_scaling"] or 1.0),
+        softcap=stated["final_logit_softcapping"],
+    )
+
+
+def are_close(logits: torch.Tensor, others: torch.Tensor, tolerance: float) -> bool:
+    """Whether logits differ by less than that part of the largest; not judged by NaN."""
+    return not (logits - others).abs().max() > tolerance * logits.abs().max()
