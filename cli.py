@@ -232,7 +232,7 @@ def run(args: argparse.Namespace) -> dict | None:
     empty = sum(text.num_tokens == 0 for text in sums)
     if empty > 0:
         print(f"warning: {empty} of {len(sums)} texts have no token to score", file=sys.stderr)
-    return scorer.result(sums, with_contexts=False)
+    return scorer.result(sums, signature, with_contexts=False)
 
 
 def join_launch() -> tuple:

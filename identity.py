@@ -1,32 +1,42 @@
 """What tells two models, or two tokenizers, of one name apart: short hashes for the signature.
 
-Cheap enough for every call: a few numbers of each weight, a few entries of a vocabulary. So a
+Cheap enough for every call: a few numbers of each weight, and a tokenizer's rules once. So a
 training step, another checkpoint or another quantisation shows; one changed number may not.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .tensors import is_dtensor, to_host
 
 NUMBERS_OF_A_WEIGHT = 16
-ENTRIES_OF_A_VOCABULARY = 512
 DIGITS = 8
+# Of a configuration, what changes no number.
+NAMES = ("_name_or_path", "transformers_version", "architectures")
+
+# Tokenizer -> (what may change in it, its hash): one of 150,000 tokens takes a second to write.
+_TOKENIZERS: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def weights_id(model: nn.Module) -> str:
-    """Of the names, shapes and some numbers of all weights; the same on every machine and device.
+    """Of the configuration and of the names, shapes and some numbers of all weights.
 
-    Weights that accelerate has offloaded, or that are sharded, count by name and shape.
+    The same on every machine and device. Weights that accelerate has offloaded, or that are
+    sharded, count by name and shape.
     """
-    names, samples = [], []
+    config = {k: v for k, v in model.config.to_dict().items() if k not in NAMES}
+    names, samples = (
+        [repr(sorted(config.items())), repr(getattr(model, "active_adapters", None))],
+        [],
+    )
     for name, tensor in _weights(model):
-        names.append(f"{name} {tuple(tensor.shape)}")
+        names.append(f"{name} {None if is_lazy(tensor) else tensor.shape}")
         samples += _samples(tensor)
     digest = hashlib.sha256("\n".join(names).encode())
     for sample in to_host(*samples):
@@ -35,40 +45,60 @@ def weights_id(model: nn.Module) -> str:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, and the buffers that are stored with them, as those of GPTQ and AWQ are."""
+    """Parameters, the buffers that are stored with them, as those of GPTQ and AWQ are, and the
+    packed weights of torch's own quantised layers."""
     yield from model.named_parameters()
     for prefix, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 yield f"{prefix}.{name}", buffer
+        if callable(packed := getattr(module, "weight", None)):
+            yield f"{prefix}.weight", packed()
 
 
 def _samples(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Some numbers of a tensor as bytes, evenly spaced; none where they are not to be had."""
-    if is_dtensor(tensor):  # of which each process holds other numbers
+    if is_dtensor(tensor) or is_lazy(tensor):  # of a DTensor each process holds other numbers
         return []
     if hasattr(tensor, "__tensor_flatten__"):  # torchao's, which consist of tensors
         names, _ = tensor.__tensor_flatten__()
         return [sample for name in names for sample in _samples(getattr(tensor, name))]
-    if tensor.is_meta or tensor.is_quantized or tensor.numel() == 0:
+    if tensor.is_quantized:
+        return _samples(tensor.int_repr())
+    plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    if not plain or tensor.numel() == 0:
         return []
-    flat = tensor.detach().reshape(-1)
-    return [flat[:: max(1, len(flat) // NUMBERS_OF_A_WEIGHT)].contiguous().view(torch.uint8)]
+    size = tensor.numel()
+    places = torch.arange(0, size, max(1, size // NUMBERS_OF_A_WEIGHT), device=tensor.device)
+    # Not of a flat view, which would copy a weight that is transposed.
+    found = tensor.detach()[torch.unravel_index(places, tensor.shape)] if tensor.dim() else tensor
+    return [found.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)]
 
 
 def tokenizer_id(tokenizer) -> str:
-    """Of the size, the special tokens, some entries and the rules of a tokenizer."""
-    size = len(tokenizer)
-    ids = list(range(0, size, max(1, size // ENTRIES_OF_A_VOCABULARY)))
+    """Of the vocabulary, the special tokens and the rules of a tokenizer."""
     rules = getattr(tokenizer, "backend_tokenizer", None)
-    names = ("normalizer", "pre_tokenizer", "post_processor")
-    parts = (
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+    state = (
         size,
-        tokenizer.convert_ids_to_tokens(ids),
-        sorted(map(str, tokenizer.all_special_tokens)),
-        [repr(getattr(rules, name, None)) for name in names],
+        sorted(map(str, getattr(tokenizer, "all_special_tokens", ()))),
+        getattr(tokenizer, "split_special_tokens", None),
+        repr(getattr(rules, "normalizer", None)),
+        repr(getattr(rules, "post_processor", None)),
     )
-    return hashlib.sha256(repr(parts).encode(errors="surrogatepass")).hexdigest()[:DIGITS]
+    known = _TOKENIZERS.get(tokenizer)
+    if known is None or known[0] != state:
+        if rules is not None:
+            # Behind the padding and the truncation, which a call of the user may have left.
+            whole = rules.to_str().partition('"added_tokens"')[2]
+        else:
+            whole = repr(
+                sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else ""
+            )
+        parts = repr((state, whole)).encode(errors="surrogatepass")
+        known = state, hashlib.sha256(parts).hexdigest()[:DIGITS]
+        _TOKENIZERS[tokenizer] = known
+    return known[1]
 
 
 def quantization_name(config) -> str | None:
@@ -82,10 +112,15 @@ def quantization_name(config) -> str | None:
 
 
 def files_of(model_id: str, subfolder: str | None) -> tuple:
-    """Name, size and time of each file of a model's directory; empty for a name on the Hub."""
+    """The directory of a model, and name, size and time of its files; empty for a name on the
+    Hub."""
     directory = Path(model_id, subfolder or "")
-    if not directory.is_dir():
+    try:
+        files = [path for path in directory.iterdir() if path.is_file()]
+        stats = [(path.name, path.stat()) for path in files]
+    except OSError:  # no directory, or a name too long for one
         return ()
-    with os.scandir(directory) as entries:
-        stats = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+    return (
+        str(directory.resolve()),
+        *sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats),
+    )

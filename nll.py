@@ -139,8 +139,7 @@ def _checked(logits, targets) -> tuple[torch.Tensor, torch.Tensor]:
 class Launched:
     """A reduction that may be under way still, on the device of the logits.
 
-    `stats` are worth nothing until `check` was given `faults`, which only their reading, one
-    synchronisation, can tell.
+    `stats` are valid once `check(faults)` returns. Reading `faults` is the only synchronisation.
     """
 
     stats: TokenStats
@@ -198,7 +197,7 @@ def launch(
             softcap score = logit_scale logit.
 
     Raises:
-        ValueError: a dtype or backend that there is not, or that cannot run here.
+        ValueError: an unknown dtype or backend, or one that cannot run here.
     """
     assert from_logits or not with_all
     use_one_thread_after_fork()
@@ -218,7 +217,7 @@ def launch(
 
 
 def check_backend(backend: str) -> None:
-    """Raises ValueError for what is no backend."""
+    """Raises ValueError for an unknown backend."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}.")
 

@@ -101,7 +101,7 @@ class TextOptions:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
+        if not isinstance(self.preset, str | None) or self.preset not in PRESETS:
             names = ", ".join(repr(name) for name in PRESETS)
             raise ValueError(f"preset must be one of {names}, got {self.preset!r}.")
         start = self.add_start_token
@@ -119,6 +119,8 @@ class TextOptions:
                 object.__setattr__(self, name, positive_int(value, name))
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         check_backend(self.backend)
+        if not self.rules.puts_start_token and start is not True:
+            raise ValueError(f'add_start_token has no meaning with preset="{self.preset}".')
         for name in self.rules.without:
             if getattr(self, name) is not None:
                 raise ValueError(f'{name} has no meaning with preset="{self.preset}".')

@@ -8,9 +8,10 @@ and no comment may stand behind such an import.
 import inspect
 import itertools
 import math
+import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, fields
 
@@ -73,11 +74,12 @@ Texts and a causal language model, in place of logits and references:
         token that spans both belongs to the text; "ids" tokenises each by itself.
     add_start_token (bool or int): put the tokenizer's BOS, or this id, before a text that does
         not bring it. Default True.
-    max_length (int): cut texts to so many tokens, start token and context included. Default: never.
+    max_length (int): the most tokens of a text, start token and context included; longer ones
+        are cut. Default: never cut.
     window, stride (int): tokens that the model reads at once, by default its context length, and
         tokens that each further window of a long text scores, by default half of that.
     preset (str): whose numbers to give, such as "lm-eval"; presets.py lists them. Default: none.
-    batch_size (int): at most so many windows at once, besides the bound on their tokens.
+    batch_size (int): the most windows at once, besides the bound on their tokens.
     device, model_kwargs (dict), trust_remote_code (bool, default False): how the model is loaded.
     dtype, backend (str): as above.
 
@@ -446,7 +448,7 @@ class Perplexity(evaluate.Metric):
 
         Args:
             texts, contexts, model_id, ...: as for `compute`.
-            top_k: also give the so many tokens that the model expected most in each place.
+            top_k: also give the `top_k` tokens that the model expected most in each place.
 
         Raises:
             TypeError, ValueError: as `compute`.
@@ -495,6 +497,8 @@ class Perplexity(evaluate.Metric):
         model_kwargs = model_kwargs or {}
         if (model_id is None) == (model is None):
             raise ValueError("Pass either model_id=, or model= and tokenizer=.")
+        if model_id is not None and not isinstance(model_id, (str, os.PathLike)):
+            raise TypeError(f"model_id must be a name or a path, got {model_id!r}.")
         if model is not None:
             if device is not None or model_kwargs:
                 raise ValueError(
@@ -505,21 +509,22 @@ class Perplexity(evaluate.Metric):
             settings = repr(sorted(model_kwargs.items()))
             files = files_of(model_id, model_kwargs.get("subfolder"))
             key = (model_id, id(tokenizer), str(device), settings, trust_remote_code, files)
-        known = self._loaded is not None and self._loaded[0] == key
+        loaded = self._loaded  # read once: another thread may ask for another model meanwhile
+        known = loaded[1] if loaded is not None and loaded[0] == key else None
         name = None
-        if known:
-            loaded = self._loaded[1]
-            model, tokenizer, name = loaded.model, loaded.tokenizer, loaded.name
+        if known is not None:
+            model, tokenizer, name = known.model, known.tokenizer, known.name
         elif model is None:
-            self._loaded = None  # makes room before the next one is loaded
+            loaded = self._loaded = None  # makes room before the next one is loaded
             model, tokenizer, name = load_model(
                 model_id, tokenizer, device, model_kwargs, trust_remote_code
             )
         if sync and (processes := Processes.launched()).size > 1:
             processes.exchange(lambda: check_whole(model))
-        if not known or not loaded.is_current:
-            self._loaded = key, LanguageModel(model, tokenizer, name)
-        return TextScorer(self._loaded[1], options)
+        if known is None or not known.is_current:
+            known = LanguageModel(model, tokenizer, name)
+            self._loaded = key, known
+        return TextScorer(known, options)
 
     def _compute_texts(
         self, scorer: TextScorer, texts, contexts, batch_size: int | None, sync: bool
@@ -530,6 +535,8 @@ class Perplexity(evaluate.Metric):
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
         texts = itertools.chain(self._texts, () if texts is None else texts)
+        # First, so that it is that of the weights that score.
+        signature = scorer.signature(with_contexts=contexts is not None)
         scored = scorer.sums(
             texts,
             contexts,
@@ -551,7 +558,7 @@ class Perplexity(evaluate.Metric):
                 f"The model gives NaN for predictions[{undefined[0]}], so the perplexity is NaN.",
                 stacklevel=3,
             )
-        result = scorer.result(sums, with_contexts=contexts is not None)
+        result = scorer.result(sums, signature, with_contexts=contexts is not None)
         if result.get("num_truncated_contexts", 0) > 0:
             first = next(i for i, text in enumerate(sums) if text.context_truncated)
             warnings.warn(
@@ -682,6 +689,8 @@ def _check_collection(texts, name: str) -> None:
         )
     if isinstance(texts, Mapping) or hasattr(texts, "columns"):
         raise TypeError(f"{name} must be a list of texts, got a table. Pass one of its columns.")
+    if texts is not None and not isinstance(texts, Iterable):
+        raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}.")
 
 
 def _progress_is_shown() -> bool:

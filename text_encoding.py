@@ -1,10 +1,12 @@
 """Texts -> token ids: the start token, the prompt, truncation, and the place of each token."""
 
-import itertools
 import logging
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from .options import TextOptions
 # How tokenizers with byte fallback, such as Llama 2's, spell a token of one byte.
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 DUMMY_PREFIX = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's mark of a space
+BYTE_OF_SPACE = "Ġ"  # the same in byte-level vocabularies
+# Encoding sets options of the tokenizer, which other threads may use.
+_LOCKS: WeakKeyDictionary = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class EncodedText:
     ids: list[int]  # start token, context, text
     num_prefix: int  # how many of the ids stand before the text
     places: "Places | None"  # of the ids in the text; None from a slow tokenizer
-    truncated: bool
+    truncated: bool = False
 
     def span(self, first: int, stop: int) -> str:
         """The part of the text that ids[first:stop] stand for; needs places."""
@@ -51,8 +56,10 @@ class Places:
     byte_ends: np.ndarray  # in UTF-8 bytes; a character of several tokens is divided among them
 
     @classmethod
-    def of(cls, text: str, offsets: list[tuple[int, int]], sizes: "_TokenSizes", ids) -> "Places":
-        """From a tokenizer's offsets, characters [start, end) of each id."""
+    def of(
+        cls, text: str, offsets: list[tuple[int, int]], ids: list[int], name: Callable[[int], str]
+    ) -> "Places":
+        """From a tokenizer's offsets, characters [start, end) of each id, and the names of ids."""
         starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
         # A special token behind the text is at (0, 0).
         reached = np.maximum.accumulate(ends)
@@ -61,12 +68,15 @@ class Places:
         # The next token continues the character in which this one ends.
         split = (starts[1:] < reached[:-1]) & (reached[:-1] <= ends[1:])
         for i in np.flatnonzero(split):
+            token = name(ids[i])
             begin = byte_ends[i - 1] if i > 0 else 0
-            byte_ends[i] = min(begin + sizes[ids[i]], byte_ends[i])
+            if i == 0 and token.startswith(BYTE_OF_SPACE) and not text.startswith(" "):
+                begin = -1  # a space that the tokenizer put in front (add_prefix_space)
+            byte_ends[i] = min(begin + _bytes_of_part(token), byte_ends[i])
         return cls(reached, byte_ends)
 
     def behind(self, context: str, num_prefix: int) -> "Places":
-        """The places in a text that stands behind a context, and behind so many ids of prefix."""
+        """The places in the text behind a context, with `num_prefix` ids in front of all."""
         before = np.zeros(num_prefix, dtype=np.int64)
         ends = np.maximum(self.ends - len(context), 0)
         byte_ends = np.maximum(self.byte_ends - len(context.encode()), 0)
@@ -83,7 +93,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.options, self.rules = options, options.rules
         self.start_id = self._start_id()
-        self._sizes = _TokenSizes(tokenizer)
+        self._lock = _LOCKS.setdefault(tokenizer, threading.Lock())
 
     def _start_id(self) -> int | None:
         start = self.options.add_start_token
@@ -115,16 +125,17 @@ class TextEncoder:
         """Encode a batch of texts, each behind its context where there are contexts."""
         texts = list(texts)
         if contexts is None:
-            encoded = self._without_contexts(texts)
-        elif self.options.join_contexts == "text" and self._is_fast:
-            encoded = self._joined_by_places(texts, list(contexts))
-        elif self.options.join_contexts == "text":
-            encoded = self._joined_by_ids_in_common(texts, list(contexts))
+            found = self._without_contexts(texts)
+        elif self.options.join_contexts == "ids":
+            found = self._apart(texts, list(contexts))
         else:
-            encoded = self._apart(texts, list(contexts))
+            found = self._joined(texts, list(contexts))
+        encoded = (EncodedText(text, *parts) for text, parts in zip(texts, found, strict=True))
         return [self._cut(self._started(text)) for text in encoded]
 
-    def _without_contexts(self, texts: list[str]) -> list[EncodedText]:
+    # These three give of each text (ids, how many of them are the context's, places).
+
+    def _without_contexts(self, texts: list[str]) -> Iterator[tuple]:
         ids, places = self._tokenize(texts, self.rules.tokenizer_adds)
         if self.rules.tokenizer_adds and self.start_id is not None:
             # lm-eval lets the tokenizer add nothing to a text that brings the start token.
@@ -134,44 +145,30 @@ class TextEncoder:
                 plain = self._tokenize([texts[i] for i in bring])
                 for i, *pair in zip(bring, *plain, strict=True):
                     ids[i], places[i] = pair
-        return [
-            EncodedText(text, text_ids, 0, text_places, False)
-            for text, text_ids, text_places in zip(texts, ids, places, strict=True)
-        ]
+        return ((text_ids, 0, place) for text_ids, place in zip(ids, places, strict=True))
 
-    def _joined_by_places(self, texts: list[str], contexts: list[str]) -> list[EncodedText]:
+    def _joined(self, texts: list[str], contexts: list[str]) -> Iterator[tuple]:
         """Context and text as one string; a token that spans both belongs to the text."""
         wholes = [context + text for context, text in zip(contexts, texts, strict=True)]
-        encoded = []
-        columns = (texts, contexts, *self._tokenize(wholes))
-        for text, context, ids, places in zip(*columns, strict=True):
+        ids, places = self._tokenize(wholes)
+        if not self._is_fast:
+            # The context's are the ids that it has also alone.
+            alone, _ = self._tokenize(contexts)
+            for text_ids, context_ids in zip(ids, alone, strict=True):
+                pairs = zip(text_ids, context_ids, strict=False)
+                same = [one == other for one, other in pairs]
+                yield text_ids, [*same, False].index(False), None
+            return
+        for context, text_ids, place in zip(contexts, ids, places, strict=True):
             # Not for an empty context: a tokenizer's dummy prefix may end at 0.
-            num_context = int((places.ends <= len(context)).sum()) if context else 0
-            encoded.append(EncodedText(text, ids, num_context, places.behind(context, 0), False))
-        return encoded
+            num_context = int((place.ends <= len(context)).sum()) if context else 0
+            yield text_ids, num_context, place.behind(context, 0)
 
-    def _joined_by_ids_in_common(self, texts: list[str], contexts: list[str]) -> list[EncodedText]:
-        """The same from a slow tokenizer: the context's are the ids that it has also alone."""
-        wholes = [context + text for context, text in zip(contexts, texts, strict=True)]
-        (alone, _), (joined, _) = self._tokenize(contexts), self._tokenize(wholes)
-        encoded = []
-        for text, ids, context_ids in zip(texts, joined, alone, strict=True):
-            pairs = zip(ids, context_ids, strict=False)
-            num_context = sum(
-                1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-            )
-            encoded.append(EncodedText(text, ids, num_context, None, False))
-        return encoded
-
-    def _apart(self, texts: list[str], contexts: list[str]) -> list[EncodedText]:
+    def _apart(self, texts: list[str], contexts: list[str]) -> Iterator[tuple]:
         """Context and text tokenised each by itself, and their ids joined."""
         (context_ids, _), (ids, places) = self._tokenize(contexts), self._tokenize(texts)
-        return [
-            EncodedText(
-                text, before + behind, len(before), place and place.behind("", len(before)), False
-            )
-            for text, before, behind, place in zip(texts, context_ids, ids, places, strict=True)
-        ]
+        for before, behind, place in zip(context_ids, ids, places, strict=True):
+            yield before + behind, len(before), place and place.behind("", len(before))
 
     def _started(self, text: EncodedText) -> EncodedText:
         """With the start token in front."""
@@ -208,11 +205,7 @@ class TextEncoder:
     ) -> tuple[list[list[int]], list[Places | None]]:
         """The ids of each text, and their places."""
         options = {"split_special_tokens": True} if self.rules.spelt_tokens_are_text else {}
-        logger = logging.getLogger("transformers.tokenization_utils_base")
-        level = logger.level
-        # It warns of texts longer than the model's context, for which there are windows here.
-        logger.setLevel(logging.ERROR)
-        try:
+        with self._lock, _tokenizer_left_alone(self.tokenizer):
             encoded = self.tokenizer(
                 texts,
                 add_special_tokens=special_tokens,
@@ -223,34 +216,40 @@ class TextEncoder:
                 padding=False,
                 **options,
             )
-        finally:
-            logger.setLevel(level)
         if not self._is_fast:
             return encoded["input_ids"], [None] * len(texts)
         columns = (texts, encoded["offset_mapping"], encoded["input_ids"])
         places = [
-            Places.of(text, offsets, self._sizes, ids)
+            Places.of(text, offsets, ids, self.tokenizer.convert_ids_to_tokens)
             for text, offsets, ids in zip(*columns, strict=True)
         ]
         return encoded["input_ids"], places
 
 
-class _TokenSizes(dict):
-    """Token id -> bytes of a token that ends inside a character, looked up once.
+@contextmanager
+def _tokenizer_left_alone(tokenizer) -> Iterator[None]:
+    """Without its warning of texts longer than the model's context, for which there are windows;
+    an option that a call sets in its backend is set back."""
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    backend, level = getattr(tokenizer, "backend_tokenizer", None), logger.level
+    splits = getattr(backend, "encode_special_tokens", None)
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if splits is not None:
+            backend.encode_special_tokens = splits
 
-    Only tokens of bytes do: <0xF0> is one byte, and in a byte-level vocabulary (GPT-2's), each
-    character of a token is one. Of other tokens, the mark of a dummy prefix may share the place of
-    the first character; it is no byte of the text.
+
+def _bytes_of_part(token: str) -> int:
+    """UTF-8 bytes of a token that ends inside a character.
+
+    Those of byte fallback, such as <0xF0>, are one byte; in a byte-level vocabulary (GPT-2's) each
+    letter is one. The mark of a dummy prefix, which may share the place of the first character, is
+    no byte of the text.
     """
-
-    def __init__(self, tokenizer):
-        super().__init__()
-        self._tokenizer = tokenizer
-
-    def __missing__(self, token_id: int) -> int:
-        token = self._tokenizer.convert_ids_to_tokens(token_id)
-        size = 1 if BYTE_TOKEN.fullmatch(token) else len(token.replace(DUMMY_PREFIX, ""))
-        return self.setdefault(token_id, size)
+    return 1 if BYTE_TOKEN.fullmatch(token) else len(token.replace(DUMMY_PREFIX, ""))
 
 
 def _bytes_before(text: str) -> np.ndarray:

@@ -6,6 +6,7 @@ changes them in another way has no output layer here, and its own logits are use
 """
 
 import logging
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -65,9 +66,11 @@ def run(
         ValueError: the model returned no logits.
     """
     use_one_thread_after_fork()
-    seen = []
+    seen, owner = [], threading.get_ident()
 
     def replace_input(module, args):
+        if threading.get_ident() != owner:  # a forward pass of the user's, in another thread
+            return None
         seen.append(args[0])
         return (args[0][:1, :1] if layer_input is None else layer_input, *args[1:])
 

@@ -204,7 +204,8 @@ class LanguageModel:
     @property
     def is_current(self) -> bool:
         """Whether the model is still what was probed, but for the values of its weights."""
-        return self._probed == self._state()
+        with self._lock:  # outside of a forward pass, which has a hook of its own
+            return self._probed == self._state()
 
     def _state(self) -> tuple:
         """What the findings of the probe depend on: the configuration, the embeddings, and the
@@ -290,7 +291,7 @@ class LanguageModel:
 
         An accelerator works on while the next batch is made ready, until the results are called
         for. With a number for `top_k`, they hold the entropy of each prediction, the rank of the
-        token that came, and so many of the likeliest tokens.
+        token that came, and the `top_k` likeliest tokens.
         """
         with self._lock, self.evaluating():
             return self._launch(spans, dtype, backend, top_k)
@@ -473,6 +474,12 @@ def _calls(module: nn.Module) -> tuple:
         tuple(module._forward_hooks.items()),
         tuple(module._forward_pre_hooks.items()),
         bool(_has_any_global_hook()),
+        # Cohere's forward, for one, has the scale of its logits from an attribute.
+        {
+            k: v
+            for k, v in vars(module).items()
+            if isinstance(v, (int, float, str)) and k != "training"
+        },
     )
 
 

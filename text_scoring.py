@@ -40,7 +40,7 @@ class ScoredText:
     num_bytes: int = 0
     num_words: int = 0
     context_truncated: bool = False
-    num_open_windows: int = 0  # of which the nll is not here yet
+    num_open_windows: int = 0  # still to be scored
     expected: dict[int, tuple[list[int], list[float]]] = field(default_factory=dict)
 
     @classmethod
@@ -147,7 +147,7 @@ class TextScorer:
         return signature(settings)
 
     def result(
-        self, sums: Sequence[TextSums], with_contexts: bool
+        self, sums: Sequence[TextSums], signature: str, with_contexts: bool
     ) -> dict[str, float | int | str | list[float]]:
         """The result of a corpus as a user gets it, from the sums of its texts."""
         result = text_result(sums)
@@ -157,7 +157,7 @@ class TextScorer:
             del result["num_truncated_contexts"]
         if self.rules.tokens_are_independent:
             result["perplexity_standard_error"] = token_standard_error(sums)
-        return {**result, "signature": self.signature(with_contexts)}
+        return {**result, "signature": signature}
 
     def score(
         self,
@@ -173,8 +173,8 @@ class TextScorer:
         Args:
             texts: the texts. Some presets join them into one.
             contexts: one prompt for each text, which conditions it and is not scored.
-            batch_size: at most so many windows at once, besides the bound on their tokens.
-            top_k: keep so many of the likeliest tokens at each scored position.
+            batch_size: the most windows at once, besides the bound on their tokens.
+            top_k: keep the `top_k` likeliest tokens at each scored position.
             progress: show a progress bar with tokens per second and the perplexity so far; or a
                 function that is called with the numbers of tokens scored and to be scored.
 
@@ -215,7 +215,8 @@ class TextScorer:
                     scored = self._score_portion(portion, batch_size, None, bar)
                     yield from ((text.encoded.text, text.sums) for text in scored)
                 return
-            while (portion := self._next_portion(all_portions, processes)) is not None:
+            settings = self.signature(with_contexts=False)
+            while (portion := _next_portion(all_portions, settings, processes)) is not None:
                 lengths = [len(text) + len(context or "") for text, context in portion]
                 shared = shares(lengths, processes.size)
                 own = [portion[i] for i in shared[processes.rank]]
@@ -223,25 +224,6 @@ class TextScorer:
                 sums = dict(zip(itertools.chain(*shared), itertools.chain(*answers), strict=True))
                 for i, (text, _) in enumerate(portion):
                     yield text, sums[i]
-
-    def _next_portion(
-        self, portions: Iterator[list[tuple[str, str | None]]], processes: Processes
-    ) -> list[tuple[str, str | None]] | None:
-        """The next portion, None at the end; the same on all ranks, or ValueError is raised."""
-        portion = None
-
-        def fingerprint() -> str:
-            nonlocal portion
-            portion = next(portions, None)
-            settings = self.signature(with_contexts=False)
-            return hashlib.sha256(repr((settings, portion)).encode()).hexdigest()
-
-        if len(set(processes.exchange(fingerprint))) > 1:
-            raise ValueError(
-                "sync=True: the ranks were given different texts, or different settings. Pass all "
-                "texts on every rank; they are shared out here."
-            )
-        return portion
 
     def _sums(self, portion, batch_size, bar) -> list[TextSums]:
         return [text.sums for text in self._score_portion(portion, batch_size, None, bar)]
@@ -381,7 +363,7 @@ def checked_pairs(
         pairs = itertools.zip_longest(texts, contexts, fillvalue=missing)
     number = -1
     for number, (text, context) in enumerate(pairs):
-        if missing in (text, context):
+        if text is missing or context is missing:
             raise ValueError(
                 "contexts must hold one prompt for each text; there are more "
                 f"{'contexts' if text is missing else 'texts'}, beyond {number}."
@@ -392,6 +374,25 @@ def checked_pairs(
         yield text, context
     if number < 0:
         raise ValueError("predictions holds no texts.")
+
+
+def _next_portion(
+    portions: Iterator[list[tuple[str, str | None]]], settings: str, processes: Processes
+) -> list[tuple[str, str | None]] | None:
+    """The next portion, None at the end; the same in all processes, or ValueError is raised."""
+    portion = None
+
+    def fingerprint() -> str:
+        nonlocal portion
+        portion = next(portions, None)
+        return hashlib.sha256(repr((settings, portion)).encode()).hexdigest()
+
+    if len(set(processes.exchange(fingerprint))) > 1:
+        raise ValueError(
+            "sync=True: the ranks were given different texts, or different settings. Pass all "
+            "texts on every rank; they are shared out here."
+        )
+    return portion
 
 
 def _check_text(text, name: str) -> None:

@@ -16,7 +16,7 @@ from text_oracles import (
     plain_nll,
     sliding_nll,
 )
-from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -262,6 +262,19 @@ def test_bytes_where_a_tokenizer_falls_back_to_bytes(ppl, dummy_prefix):
             predictions=[text, "the"], model=model, tokenizer=tokenizer, max_length=limit
         )
         assert result["num_bytes"] - 3 == num_bytes
+
+
+def test_bytes_behind_a_space_that_the_tokenizer_puts_in_front(ppl, models):
+    model, tokenizer = models["llama"][0], transformers.AutoTokenizer.from_pretrained(TINY)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    for text in ("🎉 a", " 🎉 a"):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        assert tokens[0].startswith("Ġ")
+        result = ppl.compute(
+            predictions=[text], model=model, tokenizer=tokenizer, add_start_token=False
+        )
+        assert result["num_bytes"] == sum(map(len, tokens[1:]))
 
 
 def test_the_places_of_many_texts_never_fall(ppl, models):

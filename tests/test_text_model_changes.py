@@ -1,12 +1,17 @@
 """A model, or a directory, that is not what it was: nothing is scored from memory."""
 
+import concurrent.futures
+import json
+import logging
 import multiprocessing
 import re
 import shutil
+import sys
 
 import pytest
 import torch
-from conftest import load
+import transformers
+from conftest import load, sibling
 from text_oracles import (
     TEXTS,
     TINY,
@@ -15,6 +20,7 @@ from text_oracles import (
     expected_result,
     grown,
 )
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -61,6 +67,21 @@ def test_a_model_that_changed_between_two_calls(ppl, tokenizer, change):
     call = {"predictions": TEXTS, "model": model, "tokenizer": tokenizer}
     before = ppl.compute(**call)
     CHANGES[change](model)
+    after = ppl.compute(**call)
+    assert after["perplexity"] != pytest.approx(before["perplexity"], rel=1e-2)
+    assert_equals(after, expected_result(model, tokenizer, TEXTS))
+
+
+def test_an_attribute_of_the_model_that_changed(ppl, tokenizer):
+    config = transformers.CohereConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=24,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    call = {"predictions": TEXTS, "model": model, "tokenizer": tokenizer}
+    before = ppl.compute(**call)
+    model.logit_scale = 3.0
     after = ppl.compute(**call)
     assert after["perplexity"] != pytest.approx(before["perplexity"], rel=1e-2)
     assert_equals(after, expected_result(model, tokenizer, TEXTS))
@@ -125,6 +146,66 @@ def test_the_signature_tells_checkpoints_apart_and_nothing_else(ppl, directory, 
     assert parts(model=model, tokenizer=other)["tokenizer"] != from_disk["tokenizer"]
 
 
+def other_merges(tokenizer):
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["merges"][:2] = state["model"]["merges"][1::-1]
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<|bos|>"
+    )
+
+
+def test_tokenizers_of_one_vocabulary_are_told_apart():
+    tokenizer_id = sibling("identity").tokenizer_id
+    plain, split = AutoTokenizer.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
+    split.split_special_tokens = True
+    other = other_merges(AutoTokenizer.from_pretrained(TINY))
+    same = AutoTokenizer.from_pretrained(TINY)
+    assert tokenizer_id(plain) == tokenizer_id(same)
+    assert len({tokenizer_id(t) for t in (plain, split, other)}) == 3
+
+
+def test_the_configuration_counts_for_the_signature(ppl, tokenizer):
+    model = fresh("gemma", tokenizer)
+    call = {"predictions": TEXTS, "model": model, "tokenizer": tokenizer}
+    before = ppl.compute(**call)["signature"]
+    model.config.final_logit_softcapping = 9.0
+    assert ppl.compute(**call)["signature"] != before
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_weights_of_every_kind_have_an_identity(tokenizer):
+    """None is copied, or read whole."""
+    weights_id = sibling("identity").weights_id
+    model = fresh("llama", tokenizer)
+    first = weights_id(model)
+    for value in (
+        torch.eye(4).to_sparse(),
+        torch.eye(4).to_sparse_csr(),
+        torch.ones(3, dtype=torch.complex64).conj(),
+        torch.tensor(1.0),
+        torch.empty(0, 3),
+        torch.empty(3, device="meta"),
+    ):
+        model.register_buffer("extra", value)
+        assert weights_id(model) != first
+    model.extra = torch.zeros(4096, 8).t()  # not contiguous
+    assert weights_id(model) != first
+    assert weights_id(model) == weights_id(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_packed_weights_count(tokenizer):
+    weights_id = sibling("identity").weights_id
+    found = set()
+    for factor in (1.0, 1.1):
+        model = fresh("llama", tokenizer)
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[0, 0].mul_(100 * factor)
+        packed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+        found.add(weights_id(packed))
+    assert len(found) == 2
+
+
 def test_buffers_that_are_stored_count_as_weights(ppl, tokenizer):
     model = fresh("llama", tokenizer)
     model.register_buffer("packed", torch.zeros(8, dtype=torch.int32))
@@ -148,6 +229,78 @@ def test_a_run_is_not_resumed_with_other_weights(directory, tmp_path, capsys):
     rewrite_weights(directory)
     assert cli.main(command) == 1
     assert "is of a run with other settings" in capsys.readouterr().err
+
+
+def in_threads(*functions):
+    """Run at once, with many switches between them."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
+            return [done.result() for done in [pool.submit(each) for each in functions]]
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_two_threads_with_two_models_and_one_metric(ppl, tokenizer):
+    models = [fresh("llama", tokenizer), fresh("gpt2", tokenizer)]
+    text = ["Return the number of items."]
+    expected = [
+        load().compute(predictions=text, model=model, tokenizer=tokenizer)["perplexity"]
+        for model in models
+    ]
+
+    def repeat(model):
+        return {
+            ppl.compute(predictions=text, model=model, tokenizer=tokenizer)["perplexity"]
+            for _ in range(60)
+        }
+
+    found = in_threads(*(lambda model=model: repeat(model) for model in models * 2))
+    assert found == [{value} for value in expected * 2]
+
+
+def test_the_model_of_the_user_runs_on_in_another_thread(ppl, tokenizer):
+    model = fresh("llama", tokenizer)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        right = model(ids).logits
+    text = ["Return the number of items. " * 3]
+    call = {"predictions": text, "model": model, "tokenizer": tokenizer}
+    expected = ppl.compute(**call)["perplexity"]
+
+    def forward():
+        with torch.no_grad():
+            return all(torch.equal(model(ids).logits, right) for _ in range(150))
+
+    def compute():
+        return {ppl.compute(**call)["perplexity"] for _ in range(40)} == {expected}
+
+    assert in_threads(forward, compute, forward) == [True, True, True]
+
+
+def test_a_tokenizer_is_left_as_it_was_and_serves_two_threads(ppl, tokenizer):
+    model = fresh("llama", tokenizer)
+    call = {"model": model, "tokenizer": tokenizer}
+    encoders = [
+        ppl.text_scorer(**call, **more).encoder
+        for more in ({}, {"preset": "llama.cpp", "window": 8})
+    ]
+    backend = tokenizer.backend_tokenizer
+    spelt = backend.encode("<|bos|>").ids
+    texts = ["Return <|bos|> the list. " * 20]
+    expected = [encoder.encode(texts, None)[0].ids for encoder in encoders]
+    assert expected[0] != expected[1]
+    assert backend.encode("<|bos|>").ids == spelt
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    level = logger.level
+
+    def repeat(encoder, ids):
+        return all(encoder.encode(texts, None)[0].ids == ids for _ in range(200))
+
+    work = zip(encoders * 2, expected * 2, strict=True)
+    assert all(in_threads(*(lambda pair=pair: repeat(*pair) for pair in work)))
+    assert logger.level == level
 
 
 def compute_in_child(queue):

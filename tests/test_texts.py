@@ -83,7 +83,7 @@ def test_result_of_texts(ppl):
     assert result["perplexity_ci_low"] < result["perplexity"] < result["perplexity_ci_high"]
     assert "num_truncated" not in result
     assert result["signature"] == (
-        f"model:{TINY}|weights:d0a5504f|model_dtype:float32|quantization:none|tokenizer:2f9e0520|preset:none|start:<|bos|>|max_length:none|window:512|"
+        f"model:{TINY}|weights:77fe6750|model_dtype:float32|quantization:none|tokenizer:21674b14|preset:none|start:<|bos|>|max_length:none|window:512|"
         "stride:256|contexts:no|dtype:float32|backend:auto|version:0.1.0"
     )
 
@@ -367,6 +367,25 @@ ERRORS = {
         ValueError,
         {"predictions": ["a", "\ud800"]},
         r"predictions\[1\] is no valid Uni",
+    ),
+    "arrays": (
+        TypeError,
+        {"predictions": [np.array(["a", "b"])]},
+        r"predictions\[0\] must be a str",
+    ),
+    "number for texts": (TypeError, {"predictions": 5}, "must be a list of texts, got int"),
+    "number for contexts": (
+        TypeError,
+        {"contexts": 5},
+        "contexts must be a list of texts, got int",
+    ),
+    "model id": (TypeError, {"model_id": 5}, "model_id must be a name or a path, got 5"),
+    "long model id": (ValueError, {"model_id": "x" * 300}, "could not be loaded"),
+    "list for preset": (ValueError, {"preset": ["lm-eval"]}, "preset must be one of"),
+    "start token": (
+        ValueError,
+        {"preset": "hf-docs", "add_start_token": False},
+        'add_start_token has no meaning with preset="hf-docs"',
     ),
     "batch size": (ValueError, {"batch_size": 0}, "batch_size must be a whole number, at least 1"),
     "device": (ValueError, {"device": "nonsense"}, "could not be loaded.*nonsense"),
