@@ -2,9 +2,9 @@
 
     python app.py
 
-What it offers, and how much of the machine a visitor may use, stands in app_config.yaml. The
-numbers come from app_service.py, the sentences and pictures from app_views.py and heatmap.py; here
-is only the page, with its errors and its bounds.
+app_config.yaml says what it offers, and how much of the machine a visitor may use. The numbers come
+from demo/service.py, the sentences and pictures from demo/views.py and heatmap.py. This file is the
+page, with its errors and its bounds.
 """
 
 import functools
@@ -32,13 +32,14 @@ from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.middleware import Middleware
 
-from app_body import BoundedBody
-from app_service import Metrics, Visible
-from app_settings import Settings, read_settings
-from app_views import chart, comparison, figures, logits_table, verdict
-from heatmap import heatmap, visible
-from logits_file import write_example
+import metric_package
+from demo.body import BoundedBody
+from demo.logits_file import write_example
+from demo.service import Metrics, Visible
+from demo.settings import Settings, read_settings
+from demo.views import chart, comparison, figures, logits_table, verdict
 
+heatmap = metric_package.sibling("heatmap")
 MESSAGE_CHARACTERS = 400  # of what a visitor is told, which may repeat what was sent
 # Whose texts and results Gradio keeps in memory, up to 4 MB each. This page never reads them again.
 SESSIONS = 10
@@ -72,7 +73,7 @@ def told(handler: Callable) -> Callable:
             return handler(*args, **kwargs)
         except Visible as error:
             # Gradio renders HTML in it, and parts of it may come from the visitor.
-            message = html.escape(visible(str(error)[:MESSAGE_CHARACTERS]))
+            message = html.escape(heatmap.visible(str(error)[:MESSAGE_CHARACTERS]))
         except Exception:
             logger.exception("a visitor's request failed")
             message = "This failed, for a reason that only the log of the server shows."
@@ -108,7 +109,7 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
         scored = metrics.score(text, model, _shown_by(progress))
         result = figures(scored)
         del result["perplexities"], result["mean_perplexity"]  # of one text: the perplexity
-        return verdict(result), heatmap(scored.score), chart(scored.score), as_json(result)
+        return verdict(result), heatmap.heatmap(scored.score), chart(scored.score), as_json(result)
 
     @on_gpu
     @told
@@ -118,7 +119,7 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
         b = metrics.score(text_b if text_b and text_b.strip() else text_a, model_b, tell)
         shown = [comparison(a, b)]
         for scored in (a, b):
-            shown += [verdict(figures(scored)), heatmap(scored.score)]
+            shown += [verdict(figures(scored)), heatmap.heatmap(scored.score)]
         return tuple(shown)
 
     @told

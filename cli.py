@@ -23,9 +23,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import metric_package
 from text_files import read_texts
-from totals import TextSums
+
+if TYPE_CHECKING:
+    from totals import TextSums
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -107,7 +111,8 @@ class PerTextFile:
         self._file.close()
 
     def _read(self, lines: list[bytes], signature: str) -> None:
-        kinds = {field.name: field.type for field in dataclasses.fields(TextSums)}
+        text_sums = metric_package.sibling("totals").TextSums
+        kinds = {field.name: field.type for field in dataclasses.fields(text_sums)}
         for number, line in enumerate(lines):
             try:
                 row = json.loads(line)
@@ -115,7 +120,7 @@ class PerTextFile:
                     written = _field(row, "signature", str)
                     continue
                 sums = {name: _field(row, name, kind) for name, kind in kinds.items()}
-                self.finished.append(TextSums(**sums))
+                self.finished.append(text_sums(**sums))
                 self._fingerprints.append(_field(row, "fingerprint", str))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
@@ -136,7 +141,7 @@ class PerTextFile:
                 )
         return texts
 
-    def write(self, number: int, text: str, sums: TextSums) -> None:
+    def write(self, number: int, text: str, sums: "TextSums") -> None:
         """Add the sums of a text."""
         row = {"text": number, "fingerprint": fingerprint(text), "perplexity": sums.perplexity}
         # JSON has no NaN and no infinity: null to read, and their names to resume from.
@@ -241,24 +246,20 @@ def join_launch() -> tuple:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    from ranks import Ranks
-
     state = PartialState(
         cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
         # One long text keeps the others waiting. That a rank is dead shows in its connection, and
         # to the launcher, not in the time that it takes.
         timeout=datetime.timedelta(hours=2),
     )
-    return Ranks.launched(), state.device if state.num_processes > 1 else None
+    ranks = metric_package.sibling("ranks").Ranks.launched()
+    return ranks, state.device if state.num_processes > 1 else None
 
 
 def load_scorer(args: argparse.Namespace, device, sync: bool):
     """A `TextScorer` with the model and the options of the arguments."""
-    import evaluate
-
     model_kwargs = {"dtype": args.dtype, "revision": args.revision}
-    ppl = evaluate.load(str(Path(__file__).resolve().with_name("perplexity.py")))
-    return ppl.text_scorer(
+    return metric_package.load().text_scorer(
         model_id=args.model,
         device=device if args.device is None else args.device,
         model_kwargs={name: value for name, value in model_kwargs.items() if value is not None},

@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import evaluate
-
-from app_settings import Model, Settings
-from app_views import Scored
-from logits_file import read_logits_file
+import metric_package
+from demo.logits_file import read_logits_file
+from demo.settings import Model, Settings
+from demo.views import Scored
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 TOP_K = 5
 RETRY_S = 300  # after which a model that could not be loaded is tried again
 PATIENCE_S = 3  # that a visitor waits while another one's request loads the model
@@ -42,13 +42,9 @@ class Metrics:
         self._scorers = {}
         self._retry_at = {}  # of the models that could not be loaded
         self._slots = threading.Semaphore(settings.queue.concurrency)
-        self._logits = self._load()
+        self._logits = metric_package.load()
         # A warning of the metric is shown to whom it concerns; Python catches them for all threads.
         self._logits_lock = threading.Lock()
-
-    @staticmethod
-    def _load():
-        return evaluate.load(str(HERE / "perplexity.py"))
 
     def scorer(self, label: str):
         """The metric's `text_scorer` of a listed model.
@@ -73,7 +69,7 @@ class Metrics:
             raise told
         kwargs = {"revision": model.revision, "dtype": model.dtype}
         try:
-            return self._load().text_scorer(
+            return metric_package.load().text_scorer(
                 model_id=_path_or_name(model.id),
                 model_kwargs={name: value for name, value in kwargs.items() if value is not None},
             )
@@ -175,8 +171,8 @@ class Metrics:
 
 
 def _path_or_name(model_id: str) -> str:
-    """A directory next to this file by its path, anything else as a name on the Hub."""
-    return str(HERE / model_id) if (HERE / model_id).is_dir() else model_id
+    """A directory next to app_config.yaml by its path, anything else as a name on the Hub."""
+    return str(ROOT / model_id) if (ROOT / model_id).is_dir() else model_id
 
 
 def _names_of_the_file(message: Exception) -> str:

@@ -3,7 +3,7 @@
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 
-from app_settings import Limits
+from demo.settings import Limits
 
 UPLOAD = "/gradio_api/upload"
 # Here Gradio would fetch any address for anybody, and write a visitor's page to the disk for good.

@@ -4,12 +4,17 @@ import html
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from totals import NllTotals, TextSums, student_t_95, text_result
+import metric_package
 
+if TYPE_CHECKING:
+    from totals import TextSums
+
+totals = metric_package.sibling("totals")
 # The interval of one text comes from its consecutive parts, each of about eight tokens at least.
 BYTES_PER_PART = 32
 MOST_PARTS, FEWEST_PARTS = 30, 8
@@ -21,13 +26,13 @@ class Scored:
 
     label: str
     score: object  # the metric's TextScore
-    sums: TextSums
+    sums: "TextSums"
     signature: str
 
     @property
     def bits_per_byte(self) -> float:
         """Over the scored text; NaN where nothing was scored."""
-        return text_result([self.sums])["bits_per_byte"]
+        return totals.text_result([self.sums])["bits_per_byte"]
 
     @cached_property
     def parts(self) -> "Parts | None":
@@ -69,13 +74,15 @@ def parts_of(score) -> Parts | None:
 
 def figures(scored: Scored) -> dict:
     """The result of `compute` for this text, with the interval that its parts give."""
-    result = text_result([scored.sums])
+    result = totals.text_result([scored.sums])
     del result["num_truncated"], result["num_truncated_contexts"]
     parts = scored.parts
     low, high = math.nan, math.nan
     if parts is not None:
-        totals = NllTotals.from_sequences(parts.nll, parts.num_tokens, parts.num_tokens.sum())
-        low, high = totals.perplexity_interval
+        of_parts = totals.NllTotals.from_sequences(
+            parts.nll, parts.num_tokens, parts.num_tokens.sum()
+        )
+        low, high = of_parts.perplexity_interval
     return {
         **result,
         "parts_ci_low": low,
@@ -124,14 +131,14 @@ def difference(a: Scored, b: Scored) -> Difference:
         return Difference(value, math.nan, math.nan)
     if a.score.text == b.score.text:
         bytes_ = np.maximum(parts[0].num_bytes, parts[1].num_bytes)
-        totals = NllTotals.from_sequences(parts[0].nll - parts[1].nll, bytes_, 0)
-        margin = totals.margin / math.log(2)
+        pairs = totals.NllTotals.from_sequences(parts[0].nll - parts[1].nll, bytes_, 0)
+        margin = pairs.margin / math.log(2)
     else:
-        both = [NllTotals.from_sequences(part.nll, part.num_bytes, 0) for part in parts]
-        error = math.hypot(*(totals.standard_error for totals in both))
+        both = [totals.NllTotals.from_sequences(part.nll, part.num_bytes, 0) for part in parts]
+        error = math.hypot(*(one.standard_error for one in both))
         # The fewer degrees of freedom, which errs on the side of a wider interval.
-        degrees = min(totals.effective_sequences for totals in both) - 1
-        margin = student_t_95(degrees) * error / math.log(2)
+        degrees = min(one.effective_sequences for one in both) - 1
+        margin = totals.student_t_95(degrees) * error / math.log(2)
     return Difference(value, value - margin, value + margin)
 
 
