@@ -4,11 +4,11 @@
     python cli.py --model tiny_model --column text data.jsonl --per-text scores.jsonl
     accelerate launch cli.py --model tiny_model --column text data.jsonl
 
-A plain file is one text, in UTF-8; with --lines, each of its lines, which end in \\n or \\r\\n and
-nowhere else. A table holds one text in --column of each row: .csv, .tsv, .jsonl, .ndjson, .json and
-.parquet. All but .parquet may be compressed: .gz, .bz2, .xz, .zst. Standard input (no files, or -)
-is read as a plain file. The processes of torchrun or `accelerate launch` share the texts out. Exit
-status: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted.
+A plain file is one text, in UTF-8. With --lines each line is one; only \\n and \\r\\n end a line.
+A table holds one text per row, in --column: .csv, .tsv, .jsonl, .ndjson, .json and .parquet. All
+but .parquet may be compressed: .gz, .bz2, .xz, .zst. Standard input (no files, or -) is read as a
+plain file. The processes of torchrun or `accelerate launch` share the texts. Exit status: 0 done,
+1 failed (one line says why), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -52,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     scoring.add_argument("--preset", help="evaluate, lm-eval, hf-docs or llama.cpp")
     scoring.add_argument("--window", type=int, help="tokens read at once [the model's context]")
     scoring.add_argument("--stride", type=int, help="tokens scored by each window [half of it]")
-    scoring.add_argument("--max-length", type=int, help="cut texts to so many tokens [never]")
+    scoring.add_argument("--max-length", type=int, help="cut texts to this many tokens [never]")
     scoring.add_argument("--no-start-token", action="store_true", help="no BOS before a text")
-    scoring.add_argument("--batch-size", type=int, help="at most so many windows at once")
+    scoring.add_argument("--batch-size", type=int, help="at most this many windows at once")
 
     model = parser.add_argument_group("model")
     model.add_argument("--device", help="whatever torch takes [cuda if there is one, else cpu]")
@@ -71,18 +71,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# --- per-text file ------------------------------------------------------------------------------
-
-
 class PerTextFile:
     """JSON lines: the settings, then the sums of each text as soon as it is scored.
 
     Args:
-        path: the file; overwritten, or with `resume` continued if it is there.
+        path: the file. It is overwritten; with `resume` it is continued, if it exists.
         signature: the settings of this run.
 
     Raises:
-        ValueError: with `resume`, a file of other settings or of something else.
+        ValueError: `resume` on a file of other settings, or one that --per-text did not write.
     """
 
     def __init__(self, path: Path, signature: str, resume: bool):
@@ -92,7 +89,7 @@ class PerTextFile:
         length = 0
         if resume and path.exists():
             data = path.read_bytes()
-            # A line that was being written when the run was killed has no end, and does not count.
+            # A killed run may leave half a line: it has no line end, and does not count.
             length = data.rfind(b"\n") + 1
             if length > 0:
                 self._read(data[:length].splitlines(), signature)
@@ -132,7 +129,7 @@ class PerTextFile:
             )
 
     def without_finished(self, texts: Iterator[str]) -> Iterator[str]:
-        """The texts behind those that are finished, which have to be the same as then."""
+        """Check that the finished texts are the same as then, and skip them; the others."""
         for number, known in enumerate(self._fingerprints):
             text = next(texts, None)
             if text is None or fingerprint(text) != known:
@@ -144,7 +141,7 @@ class PerTextFile:
     def write(self, number: int, text: str, sums: "TextSums") -> None:
         """Add the sums of a text."""
         row = {"text": number, "fingerprint": fingerprint(text), "perplexity": sums.perplexity}
-        # JSON has no NaN and no infinity: null to read, and their names to resume from.
+        # JSON has no NaN and no infinity: null in `perplexity`, strings in the sums, for --resume.
         exact = {
             name: value if math.isfinite(value) else str(value)
             for name, value in dataclasses.asdict(sums).items()
@@ -161,7 +158,7 @@ class PerTextFile:
 
 
 def _field(row: dict, name: str, kind: type):
-    """The value of a field of a per-text file; NaN and infinity are there by their names."""
+    """The value of a field of a per-text row, in which NaN and infinity are strings."""
     value = row[name]
     if kind is float and isinstance(value, str):
         value = float(value)
@@ -171,7 +168,7 @@ def _field(row: dict, name: str, kind: type):
 
 
 def finite(values: dict) -> dict:
-    """With None in place of NaN and infinity, which JSON does not have."""
+    """The values with None for NaN and infinity, which JSON does not have."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -179,18 +176,15 @@ def finite(values: dict) -> dict:
 
 
 def fingerprint(text: str) -> str:
-    """Of a text, to notice that a run is resumed on other texts."""
+    """A hash of a text. It shows whether a run is resumed on the same texts."""
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
-# --- the run ------------------------------------------------------------------------------------
-
-
 def run(args: argparse.Namespace) -> dict | None:
-    """Score what the arguments name; the result, as `compute` gives it.
+    """Score the texts that the arguments name; the result, as `compute` gives it.
 
-    Under `accelerate launch` or torchrun the processes share the texts out; only the first of them
-    has the result and writes --per-text, the others give None.
+    Under `accelerate launch` or torchrun the processes share the texts. Only the first one writes
+    --per-text and returns the result; the others return None.
     """
     import torch  # here, so that --help and wrong usage answer at once
 
@@ -220,8 +214,8 @@ def run(args: argparse.Namespace) -> dict | None:
             nonlocal next_text
             next_text = next(texts, None)
 
-        ranks.exchange(read_next)  # so that each rank is told of a file that one cannot read
-        # All may be finished already; but a run without any text is an error, which sums raises.
+        ranks.exchange(read_next)  # a rank that cannot read a file tells the others
+        # Nothing may be left to score. But a run without any text is an error, which `sums` raises.
         if next_text is not None or num_finished == 0:
             remaining = () if next_text is None else itertools.chain([next_text], texts)
             for text, text_sums in scorer.sums(
@@ -241,15 +235,15 @@ def run(args: argparse.Namespace) -> dict | None:
 
 
 def join_launch() -> tuple:
-    """The `Ranks` of this launch, connected, and the device of this one; None where it is alone."""
+    """Connect the processes of this launch; its `Ranks`, and the device of this one or None."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     state = PartialState(
         cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
-        # One long text keeps the others waiting. That a rank is dead shows in its connection, and
-        # to the launcher, not in the time that it takes.
+        # The other ranks wait for one that scores a long text. A dead rank loses its connection,
+        # and the launcher sees it, so no short timeout is needed.
         timeout=datetime.timedelta(hours=2),
     )
     ranks = metric_package.sibling("ranks").Ranks.launched()
@@ -324,6 +318,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
-    # Not by way of the interpreter's end, during which threads of pyarrow (huggingface/datasets
-    # issue 7566) and gloo (pytorch pull request 179291) now and then abort: all is written by now.
+    # Skip the interpreter's shutdown: threads of pyarrow (huggingface/datasets issue 7566) and gloo
+    # (pytorch pull request 179291) sometimes abort in it. Everything is written by now.
     os._exit(status)

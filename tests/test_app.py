@@ -123,9 +123,6 @@ def score(client, text, model=LABEL):
     return line, picture, points, result
 
 
-# --- over the API ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("text", [PROSE, "naïve 漢字 🎉\nשלום e\u0301", "x", "\x07\x1b \u202e"])
 def test_score_gives_the_numbers_of_compute(client, text):
     _, picture, points, result = score(client, text)
@@ -297,9 +294,6 @@ def test_loading_a_model_keeps_nobody_from_scoring(settings, outside, monkeypatc
         assert "Absent cannot be loaded" in first.result()
     finally:
         page.close()
-
-
-# --- what visitors do wrong -----------------------------------------------------------------------
 
 
 def message_of(call) -> str:
@@ -574,9 +568,6 @@ def test_what_takes_too_long_is_stopped(settings, outside, monkeypatch):
     assert "This took longer than 60 s" in message
 
 
-# --- many at once ---------------------------------------------------------------------------------
-
-
 def test_twenty_visitors_at_once(client, url):
     texts = [f"Visitor {i} returns the number of items in list {i}. " * (1 + i) for i in range(20)]
     alone = [score(client, text)[3] for text in texts]
@@ -612,9 +603,6 @@ def test_a_full_queue_is_told(settings, outside):
     assert all("queue is full" in message.lower() for message in told), told
 
 
-# --- the program ----------------------------------------------------------------------------------
-
-
 def test_the_program_answers():
     """On the port that Gradio's own variable names, its default being 7860."""
     port = free_port()
@@ -635,9 +623,6 @@ def test_the_program_answers():
     finally:
         process.terminate()
         process.wait(20)
-
-
-# --- in a browser ---------------------------------------------------------------------------------
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
