@@ -2,9 +2,9 @@
 
     python app.py
 
-What it offers, and how much of the machine a visitor may use, stands in app_config.yaml. The
-numbers come from app_service.py, the sentences and pictures from app_views.py and heatmap.py; here
-is only the page, with its errors and its bounds.
+app_config.yaml says what it offers, and how much of the machine a visitor may use. The numbers come
+from demo/service.py, the sentences and pictures from demo/views.py and heatmap.py. This file is the
+page, with its errors and its bounds.
 """
 
 import functools
@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-try:  # of a Space with ZeroGPU, which wants to come before torch
+try:  # there on a Space with ZeroGPU, and to be imported before torch
     import spaces
 except ImportError:
     spaces = None
@@ -32,19 +32,21 @@ from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.middleware import Middleware
 
-from app_body import BoundedBody
-from app_service import Metrics, Visible
-from app_settings import Settings, read_settings
-from app_views import chart, comparison, figures, logits_table, verdict
-from heatmap import heatmap, visible
-from logits_file import write_example
+import metric_package
+from demo.body import BoundedBody
+from demo.logits_file import write_example
+from demo.service import Metrics, Visible
+from demo.settings import Settings, read_settings
+from demo.views import chart, comparison, figures, logits_table, verdict
 
-MESSAGE_CHARACTERS = 400  # of what a visitor is told, which may repeat what was sent
-# Whose texts and results Gradio keeps in memory, up to 4 MB each. This page never reads them again.
+heatmap = metric_package.sibling("heatmap")
+MESSAGE_CHARACTERS = 400  # of a message to a visitor, which may repeat what they sent
+# Gradio keeps the texts and results of this many visitors in memory, up to 4 MB each. This page
+# never reads them again.
 SESSIONS = 10
 logger = logging.getLogger(__name__)
 
-# The arrow keys go from token to token; the tab key leads to the first one and past them all.
+# The arrow keys move from token to token. The tab key moves to the first one, then past them all.
 ARROW_KEYS = """
 element.addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -64,7 +66,7 @@ CSS = """
 
 
 def told(handler: Callable) -> Callable:
-    """The handler, whose `Visible` errors Gradio shows to the visitor; others are logged."""
+    """The handler. Gradio shows its `Visible` errors to the visitor; others are logged."""
 
     @functools.wraps(handler)
     def wrapped(*args, **kwargs):
@@ -72,7 +74,7 @@ def told(handler: Callable) -> Callable:
             return handler(*args, **kwargs)
         except Visible as error:
             # Gradio renders HTML in it, and parts of it may come from the visitor.
-            message = html.escape(visible(str(error)[:MESSAGE_CHARACTERS]))
+            message = html.escape(heatmap.visible(str(error)[:MESSAGE_CHARACTERS]))
         except Exception:
             logger.exception("a visitor's request failed")
             message = "This failed, for a reason that only the log of the server shows."
@@ -87,7 +89,7 @@ def on_gpu(handler: Callable) -> Callable:
 
 
 def as_json(result: dict) -> dict:
-    """JSON has no NaN and no infinity: null, and the name."""
+    """The result with null for NaN and a string for infinity, which JSON does not have."""
     return {
         name: (None if math.isnan(value) else str(value))
         if isinstance(value, float) and not math.isfinite(value)
@@ -99,7 +101,7 @@ def as_json(result: dict) -> dict:
 def make_handlers(settings: Settings) -> dict[str, Callable]:
     """What the endpoints /score, /compare, /logits and /example do."""
     metrics = Metrics(settings)
-    directory = tempfile.TemporaryDirectory(prefix="perplexity-demo-")  # goes with the process
+    directory = tempfile.TemporaryDirectory(prefix="perplexity-demo-")  # deleted at exit
     write_example(Path(directory.name) / "example.npz")
 
     @on_gpu
@@ -107,8 +109,8 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     def score(text: str, model: str, progress=gr.Progress()):  # noqa: B008, Gradio's way
         scored = metrics.score(text, model, _shown_by(progress))
         result = figures(scored)
-        del result["perplexities"], result["mean_perplexity"]  # of one text: the perplexity
-        return verdict(result), heatmap(scored.score), chart(scored.score), as_json(result)
+        del result["perplexities"], result["mean_perplexity"]  # for one text, the perplexity
+        return verdict(result), heatmap.heatmap(scored.score), chart(scored.score), as_json(result)
 
     @on_gpu
     @told
@@ -118,7 +120,7 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
         b = metrics.score(text_b if text_b and text_b.strip() else text_a, model_b, tell)
         shown = [comparison(a, b)]
         for scored in (a, b):
-            shown += [verdict(figures(scored)), heatmap(scored.score)]
+            shown += [verdict(figures(scored)), heatmap.heatmap(scored.score)]
         return tuple(shown)
 
     @told
@@ -133,13 +135,13 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
 
 
 class Page(gr.Blocks):
-    """Gradio's page, for which a file is what was uploaded, whichever field it comes in."""
+    """Gradio's page. It takes files only if they were uploaded, whichever field they come in."""
 
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
-        """Refuse other files here: Gradio fetches an address, of any size, before a field sees it.
+        """Refuse other files here: Gradio fetches any address before a field sees it.
 
         Raises:
-            gr.Error: a file from elsewhere.
+            gr.Error: the file was not uploaded.
         """
         traverse(inputs, _refuse_from_elsewhere, is_file_obj_with_meta)
         return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
@@ -157,13 +159,13 @@ def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:
 
 
 def keep_latest_results(queue: Queue, most: int) -> None:
-    """Of the results that nobody has fetched, only the latest stay; Gradio would keep them all."""
+    """Drop all but the latest results that nobody fetched; Gradio would keep them all."""
     waiting = deque()
     send = queue.send_message
 
     def send_message(event, message):
         if isinstance(message, ProcessCompletedMessage):
-            waiting.append(weakref.ref(message, waiting.remove))  # which goes when it is fetched
+            waiting.append(weakref.ref(message, waiting.remove))  # removed when it is fetched
             if len(waiting) > most:
                 oldest = waiting.popleft()()
                 oldest.success = False
@@ -178,7 +180,7 @@ def make_app(settings: Settings) -> gr.Blocks:
     handlers = make_handlers(settings)
     labels = [model.label for model in settings.models]
     limits, queue = settings.limits, settings.queue
-    # Beside those who score, one visitor for each model may be loading it.
+    # Besides the visitors who score, one for each model may be loading it.
     at_once = queue.concurrency + len(settings.models)
     of_model = {"concurrency_id": "model", "concurrency_limit": at_once}
 
@@ -188,9 +190,9 @@ def make_app(settings: Settings) -> gr.Blocks:
     def model_choice(label: str) -> gr.Dropdown:
         return gr.Dropdown(labels, value=settings.default_model, label=label)
 
-    # Uploads are deleted after an hour. Nothing else that a visitor sends is written to disk. In
-    # Gradio's memory stay the texts and results of the last SESSIONS visitors, and results that
-    # nobody fetched, as many as visitors may wait.
+    # Uploads are deleted after an hour. Nothing else that a visitor sends is written to disk.
+    # Gradio's memory keeps the texts and results of the last SESSIONS visitors, and at most
+    # queue.size results that nobody fetched.
     with Page(title=settings.title, analytics_enabled=False, delete_cache=(600, 3600)) as app:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
         with gr.Tab("Text"):
@@ -269,9 +271,9 @@ def make_app(settings: Settings) -> gr.Blocks:
 
 
 def launch(app: gr.Blocks, settings: Settings, **more) -> tuple:
-    """Serve the page; nothing leaves the machine. What is kept of a visitor stands in make_app."""
-    # Of the fonts that Gradio brings, the bold ones have few letters; those of the system have all.
-    # Its hints and its main button have too little contrast (WCAG 2.2 asks for 4.5).
+    """Serve the page. Nothing leaves the machine; make_app says what is kept of a visitor."""
+    # Gradio's bold fonts lack many letters, which the system's fonts have. Gradio's hints and main
+    # button have too little contrast (WCAG 2.2 asks for 4.5).
     theme = getattr(gr.themes, settings.theme.capitalize())(
         font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
     ).set(

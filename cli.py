@@ -4,11 +4,11 @@
     python cli.py --model tiny_model --column text data.jsonl --per-text scores.jsonl
     accelerate launch cli.py --model tiny_model --column text data.jsonl
 
-A plain file is one text, in UTF-8; with --lines, each of its lines, which end in \\n or \\r\\n and
-nowhere else. A table holds one text in --column of each row: .csv, .tsv, .jsonl, .ndjson, .json and
-.parquet. All but .parquet may be compressed: .gz, .bz2, .xz, .zst. Standard input (no files, or -)
-is read as a plain file. The processes of torchrun or `accelerate launch` share the texts out. Exit
-status: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted.
+A plain file is one text, in UTF-8. With --lines each line is one; only \\n and \\r\\n end a line.
+A table holds one text per row, in --column: .csv, .tsv, .jsonl, .ndjson, .json and .parquet. All
+but .parquet may be compressed: .gz, .bz2, .xz, .zst. Standard input (no files, or -) is read as a
+plain file. The processes of torchrun or `accelerate launch` share the texts. Exit status: 0 done,
+1 failed (one line says why), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -23,9 +23,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import metric_package
 from text_files import read_texts
-from totals import TextSums
+
+if TYPE_CHECKING:
+    from totals import TextSums
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     scoring.add_argument("--preset", help="whose numbers to give, such as lm-eval [none]")
     scoring.add_argument("--window", type=int, help="tokens read at once [the model's context]")
     scoring.add_argument("--stride", type=int, help="tokens scored by each window [half of it]")
-    scoring.add_argument("--max-length", type=int, help="cut texts to so many tokens [never]")
+    scoring.add_argument("--max-length", type=int, help="cut texts to this many tokens [never]")
     scoring.add_argument("--no-start-token", action="store_true", help="no BOS before a text")
-    scoring.add_argument("--batch-size", type=int, help="at most so many windows at once")
+    scoring.add_argument("--batch-size", type=int, help="at most this many windows at once")
 
     model = parser.add_argument_group("model")
     model.add_argument("--device", help="whatever torch takes [cuda if there is one, else cpu]")
@@ -67,18 +71,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# --- per-text file ------------------------------------------------------------------------------
-
-
 class PerTextFile:
     """JSON lines: the settings, then the sums of each text as soon as it is scored.
 
     Args:
-        path: the file; overwritten, or with `resume` continued if it is there.
+        path: the file. It is overwritten; with `resume` it is continued, if it exists.
         signature: the settings of this run.
 
     Raises:
-        ValueError: with `resume`, a file of other settings or of something else.
+        ValueError: `resume` on a file of other settings, or one that --per-text did not write.
     """
 
     def __init__(self, path: Path, signature: str, resume: bool):
@@ -88,7 +89,7 @@ class PerTextFile:
         length = 0
         if resume and path.exists():
             data = path.read_bytes()
-            # A line that was being written when the run was killed has no end, and does not count.
+            # A killed run may leave half a line: it has no line end, and does not count.
             length = data.rfind(b"\n") + 1
             if length > 0:
                 self._read(data[:length].splitlines(), signature)
@@ -107,7 +108,8 @@ class PerTextFile:
         self._file.close()
 
     def _read(self, lines: list[bytes], signature: str) -> None:
-        kinds = {field.name: field.type for field in dataclasses.fields(TextSums)}
+        text_sums = metric_package.sibling("totals").TextSums
+        kinds = {field.name: field.type for field in dataclasses.fields(text_sums)}
         for number, line in enumerate(lines):
             try:
                 row = json.loads(line)
@@ -115,7 +117,7 @@ class PerTextFile:
                     written = _field(row, "signature", str)
                     continue
                 sums = {name: _field(row, name, kind) for name, kind in kinds.items()}
-                self.finished.append(TextSums(**sums))
+                self.finished.append(text_sums(**sums))
                 self._fingerprints.append(_field(row, "fingerprint", str))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
@@ -127,7 +129,7 @@ class PerTextFile:
             )
 
     def without_finished(self, texts: Iterator[str]) -> Iterator[str]:
-        """The texts behind those that are finished, which have to be the same as then."""
+        """Check that the finished texts are the same as then, and skip them; the others."""
         for number, known in enumerate(self._fingerprints):
             text = next(texts, None)
             if text is None or fingerprint(text) != known:
@@ -136,10 +138,10 @@ class PerTextFile:
                 )
         return texts
 
-    def write(self, number: int, text: str, sums: TextSums) -> None:
+    def write(self, number: int, text: str, sums: "TextSums") -> None:
         """Add the sums of a text."""
         row = {"text": number, "fingerprint": fingerprint(text), "perplexity": sums.perplexity}
-        # JSON has no NaN and no infinity: null to read, and their names to resume from.
+        # JSON has no NaN and no infinity: null in `perplexity`, strings in the sums, for --resume.
         exact = {
             name: value if math.isfinite(value) else str(value)
             for name, value in dataclasses.asdict(sums).items()
@@ -156,7 +158,7 @@ class PerTextFile:
 
 
 def _field(row: dict, name: str, kind: type):
-    """The value of a field of a per-text file; NaN and infinity are there by their names."""
+    """The value of a field of a per-text row, in which NaN and infinity are strings."""
     value = row[name]
     if kind is float and isinstance(value, str):
         value = float(value)
@@ -166,7 +168,7 @@ def _field(row: dict, name: str, kind: type):
 
 
 def finite(values: dict) -> dict:
-    """With None in place of NaN and infinity, which JSON does not have."""
+    """The values with None for NaN and infinity, which JSON does not have."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -174,26 +176,23 @@ def finite(values: dict) -> dict:
 
 
 def fingerprint(text: str) -> str:
-    """Of a text, to notice that a run is resumed on other texts."""
+    """A hash of a text. It shows whether a run is resumed on the same texts."""
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
-# --- the run ------------------------------------------------------------------------------------
-
-
 def run(args: argparse.Namespace) -> dict | None:
-    """Score what the arguments name; the result, as `compute` gives it.
+    """Score the texts that the arguments name; the result, as `compute` gives it.
 
-    Under `accelerate launch` or torchrun the processes share the texts out; only the first of them
-    has the result and writes --per-text, the others give None.
+    Under `accelerate launch` or torchrun the processes share the texts. Only the first one writes
+    --per-text and returns the result; the others return None.
     """
     import torch  # here, so that --help and wrong usage answer at once
 
-    ranks, device = join_launch()
-    if ranks.size > 1 and (not args.files or "-" in args.files):
+    processes, device = join_launch()
+    if processes.size > 1 and (not args.files or "-" in args.files):
         raise ValueError("Several processes cannot share the standard input; name files.")
     texts = read_texts(args.files, args.lines, args.column)
-    scorer = load_scorer(args, device, sync=ranks.size > 1)
+    scorer = load_scorer(args, device, sync=processes.size > 1)
     signature = scorer.signature(with_contexts=False)
     if args.resume and scorer.joins_texts:
         raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
@@ -203,11 +202,11 @@ def run(args: argparse.Namespace) -> dict | None:
                 raise ValueError(f"--per-text would overwrite {name}, which is to be read.")
     with contextlib.ExitStack() as stack:
         log, sums = None, []
-        if args.per_text is not None and ranks.rank == 0:
+        if args.per_text is not None and processes.rank == 0:
             log = stack.enter_context(PerTextFile(args.per_text, signature, args.resume))
             texts, sums = log.without_finished(texts), log.finished
-        num_finished, *_ = ranks.exchange(lambda: len(sums))
-        if ranks.rank > 0:
+        num_finished, *_ = processes.exchange(lambda: len(sums))
+        if processes.rank > 0:
             texts = itertools.islice(texts, num_finished, None)
         next_text = None
 
@@ -215,19 +214,22 @@ def run(args: argparse.Namespace) -> dict | None:
             nonlocal next_text
             next_text = next(texts, None)
 
-        ranks.exchange(read_next)  # so that each rank is told of a file that one cannot read
-        # All may be finished already; but a run without any text is an error, which sums raises.
+        processes.exchange(read_next)  # a rank that cannot read a file tells the others
+        # Nothing may be left to score. But a run without any text is an error, which `sums` raises.
         if next_text is not None or num_finished == 0:
             remaining = () if next_text is None else itertools.chain([next_text], texts)
             for text, text_sums in scorer.sums(
-                remaining, batch_size=args.batch_size, progress=sys.stderr.isatty(), processes=ranks
+                remaining,
+                batch_size=args.batch_size,
+                progress=sys.stderr.isatty(),
+                processes=processes,
             ):
                 if log is not None:
                     log.write(len(sums), text, text_sums)
                 sums.append(text_sums)
-    if ranks.size > 1:
+    if processes.size > 1:
         torch.distributed.destroy_process_group()
-    if ranks.rank > 0:
+    if processes.rank > 0:
         return None
     empty = sum(text.num_tokens == 0 for text in sums)
     if empty > 0:
@@ -236,29 +238,25 @@ def run(args: argparse.Namespace) -> dict | None:
 
 
 def join_launch() -> tuple:
-    """The `Processes` of this launch, and the device of this one; None where it is alone."""
+    """Connect the processes of this launch; its `Processes`, and the device of this one or None."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    from processes import Processes
-
     state = PartialState(
         cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
-        # One long text keeps the others waiting. That a rank is dead shows in its connection, and
-        # to the launcher, not in the time that it takes.
+        # The other ranks wait for one that scores a long text. A dead rank loses its connection,
+        # and the launcher sees it, so no short timeout is needed.
         timeout=datetime.timedelta(hours=2),
     )
-    return Processes.launched(), state.device if state.num_processes > 1 else None
+    processes = metric_package.sibling("processes").Processes.launched()
+    return processes, state.device if state.num_processes > 1 else None
 
 
 def load_scorer(args: argparse.Namespace, device, sync: bool):
     """A `TextScorer` with the model and the options of the arguments."""
-    import evaluate
-
     model_kwargs = {"dtype": args.dtype, "revision": args.revision}
-    ppl = evaluate.load(str(Path(__file__).resolve().with_name("perplexity.py")))
-    return ppl.text_scorer(
+    return metric_package.load().text_scorer(
         model_id=args.model,
         device=device if args.device is None else args.device,
         model_kwargs={name: value for name, value in model_kwargs.items() if value is not None},
@@ -323,6 +321,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
-    # Not by way of the interpreter's end, during which threads of pyarrow (huggingface/datasets
-    # issue 7566) and gloo (pytorch pull request 179291) now and then abort: all is written by now.
+    # Skip the interpreter's shutdown: threads of pyarrow (huggingface/datasets issue 7566) and gloo
+    # (pytorch pull request 179291) sometimes abort in it. Everything is written by now.
     os._exit(status)

@@ -27,8 +27,8 @@ from report import ROOT, environment, table, write_section
 package = types.ModuleType("kernels")
 package.__path__ = [str(ROOT)]
 sys.modules["kernels"] = package
-linear_nll, nll, nll_triton = (
-    importlib.import_module(f"kernels.{name}") for name in ("linear_nll", "nll", "nll_triton")
+nll_linear, nll, nll_triton = (
+    importlib.import_module(f"kernels.{name}") for name in ("nll_linear", "nll", "nll_triton")
 )
 
 DEVICE = "cuda"
@@ -113,8 +113,8 @@ def cut(hidden, weight, targets):
 
 # Hidden states (N, H), weight (V, H) and targets (N,) -> nll (N,).
 LINEAR_METHODS: dict[str, Callable] = {
-    THIS: lambda h, w, y: linear_nll.linear_token_nll(h, w, y),
-    "this module, backend torch": lambda h, w, y: linear_nll.linear_token_nll(
+    THIS: lambda h, w, y: nll_linear.linear_token_nll(h, w, y),
+    "this module, backend torch": lambda h, w, y: nll_linear.linear_token_nll(
         h, w, y, backend="torch"
     ),
     "F.cross_entropy(F.linear(h, w))": lambda h, w, y: F.cross_entropy(

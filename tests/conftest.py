@@ -1,6 +1,5 @@
 """What all tests share: an offline environment, and the module loaded as users load it."""
 
-import importlib
 import os
 import signal
 import socket
@@ -23,23 +22,14 @@ if not torch.cuda.is_available():
     # Before Triton is imported, as evaluate does: its kernels then run in NumPy.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import evaluate
 import numpy as np
 import pytest
 
+from metric_package import SCRIPT, load, sibling
+
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = str(ROOT / "perplexity.py")
-
-
-def load(**options):
-    """The metric as a user gets it."""
-    return evaluate.load(SCRIPT, **options)
-
-
-def sibling(name: str):
-    """A neighbour of perplexity.py, from the package into which evaluate copied it."""
-    package = evaluate.loading.evaluation_module_factory(SCRIPT).module_path.rpartition(".")[0]
-    return importlib.import_module(f"{package}.{name}")
+# Programs of tests/workers/ find what pytest finds: the modules of the root, and this one.
+PYTHONPATH = os.pathsep.join(sys.path)
 
 
 @pytest.fixture
@@ -102,7 +92,7 @@ def free_port() -> int:
 def start_ranks(num_ranks: int, *command) -> list[subprocess.Popen]:
     """Start `python *command` as torchrun would, each rank in a process group of its own."""
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment |= {"WORLD_SIZE": str(num_ranks), "OMP_NUM_THREADS": "1"}
+    environment |= {"WORLD_SIZE": str(num_ranks), "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     return [
         subprocess.Popen(
             [sys.executable, *map(str, command)],

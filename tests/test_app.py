@@ -1,7 +1,6 @@
 """The demo as its visitors use it: over its API, many at once, and in a browser."""
 
 import gc
-import importlib
 import json
 import math
 import os
@@ -25,18 +24,18 @@ import pytest
 import safehttpx
 import torch
 from conftest import ROOT, free_port, load, random_batch
+from demo_models import ABSENT, LABEL, load_absent_by, settings_with
 from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-sys.path.insert(0, str(ROOT))
-app = importlib.import_module("app")
-app_service = importlib.import_module("app_service")
-settings_of = importlib.import_module("app_settings")
+import app
+from demo import service
+from demo.settings import Model, Queue
 
 TINY = str(ROOT / "tiny_model")
-LABEL, OTHER = "Tiny Llama (bundled)", "Other"
+OTHER = "Other"
 PROSE = "Return the number of items in the list. If the list is empty, the result is zero. " * 4
 
 
@@ -54,13 +53,7 @@ def other_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(other_model):
-    settings = settings_of.read_settings(ROOT / "app_config.yaml")
-    models = [
-        settings.models[0],
-        settings_of.Model(OTHER, str(other_model), None, None),
-        settings_of.Model("Absent", "nobody/nothing", None, None),
-    ]
-    return replace(settings, models=models)
+    return settings_with(Model(OTHER, str(other_model), None, None), ABSENT)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,9 +121,6 @@ def wait_for(condition):
 def score(client, text, model=LABEL):
     line, picture, points, result = client.predict(text, model, api_name="/score")
     return line, picture, points, result
-
-
-# --- over the API ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [PROSE, "naïve 漢字 🎉\nשלום e\u0301", "x", "\x07\x1b \u202e"])
@@ -221,9 +211,9 @@ def test_nothing_of_a_visitor_is_kept_or_told(client, settings):
 def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
     """The results of the last few stay, 1 MB each here; of the others some 10 kB of entries in
     Gradio's tables."""
-    monkeypatch.setattr(app, "heatmap", lambda score: f"{time.monotonic()}" + "x" * 2**20)
+    monkeypatch.setattr(app.heatmap, "heatmap", lambda score: f"{time.monotonic()}" + "x" * 2**20)
     monkeypatch.setattr(app, "SESSIONS", 2)
-    page, url = serve(replace(settings, queue=settings_of.Queue(size=2, concurrency=1)))
+    page, url = serve(replace(settings, queue=Queue(size=2, concurrency=1)))
     session = {"session_hash": "one"} if way == "left in one session" else {}
 
     def visit():
@@ -251,7 +241,7 @@ def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
 
 
 def test_a_result_that_waited_too_long_is_told(settings, outside):
-    page, url = serve(replace(settings, queue=settings_of.Queue(size=2, concurrency=1)))
+    page, url = serve(replace(settings, queue=Queue(size=2, concurrency=1)))
     try:
         events = []
         for text in ("One.", "Two.", "Three."):
@@ -274,51 +264,6 @@ def test_a_visit_leaves_nothing_on_the_disk(url, upload_folder):
     assert not list(Path(upload_folder).rglob("state.json"))
 
 
-def test_a_model_is_loaded_once(settings, monkeypatch):
-    metrics = app_service.Metrics(settings)
-    loaded = []
-    load_scorer = metrics._load_scorer
-    monkeypatch.setattr(metrics, "_load_scorer", lambda m: loaded.append(m) or load_scorer(m))
-    for _ in range(2):
-        metrics.score("The list.", LABEL, lambda done, total: None)
-    assert [model.label for model in loaded] == [LABEL]
-
-
-def with_loader(monkeypatch, of_absent):
-    """The model Absent is loaded by this function instead."""
-    load = app_service.Metrics._load
-
-    def patched():
-        metric = load()
-        text_scorer = metric.text_scorer
-        metric.text_scorer = lambda **options: (
-            of_absent() if options["model_id"] == "nobody/nothing" else text_scorer(**options)
-        )
-        return metric
-
-    monkeypatch.setattr(app_service.Metrics, "_load", staticmethod(patched))
-
-
-@pytest.mark.parametrize("error", [ValueError, OSError, MemoryError])
-def test_a_model_that_cannot_be_loaded_is_tried_every_five_minutes(settings, monkeypatch, error):
-    clock, tried = SimpleNamespace(now=1000.0), []
-    clock.monotonic = lambda: clock.now
-
-    def of_absent():
-        tried.append(clock.now)
-        raise error("not there")
-
-    with_loader(monkeypatch, of_absent)
-    monkeypatch.setattr(app_service, "time", clock)
-    metrics = app_service.Metrics(settings)
-    for now in (1000.0, 1001.0, 1299.0, 1301.0, 1302.0):
-        clock.now = now
-        with pytest.raises(app_service.Visible, match="Absent cannot be loaded at the moment"):
-            metrics.score("text", "Absent", lambda done, total: None)
-        metrics.score("text", LABEL, lambda done, total: None)
-    assert tried == [1000.0, 1301.0]
-
-
 def test_loading_a_model_keeps_nobody_from_scoring(settings, outside, monkeypatch):
     """One text is scored at once, and the model Absent takes longer to load than this test."""
     started, over = threading.Event(), threading.Event()
@@ -328,9 +273,9 @@ def test_loading_a_model_keeps_nobody_from_scoring(settings, outside, monkeypatc
         assert over.wait(60)
         raise ValueError("not there")
 
-    with_loader(monkeypatch, of_absent)
-    monkeypatch.setattr(app_service, "PATIENCE_S", 0.01)
-    page, url = serve(replace(settings, queue=settings_of.Queue(size=40, concurrency=1)))
+    load_absent_by(of_absent, monkeypatch)
+    monkeypatch.setattr(service, "PATIENCE_S", 0.01)
+    page, url = serve(replace(settings, queue=Queue(size=40, concurrency=1)))
     clients = [Client(url, verbose=False) for _ in range(3)]
     try:
         with ThreadPoolExecutor(8) as pool:
@@ -349,34 +294,6 @@ def test_loading_a_model_keeps_nobody_from_scoring(settings, outside, monkeypatc
         assert "Absent cannot be loaded" in first.result()
     finally:
         page.close()
-
-
-def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch):
-    metrics = app_service.Metrics(
-        replace(settings, queue=settings_of.Queue(size=40, concurrency=2))
-    )
-    at_once, most, lock = 0, 0, threading.Lock()
-    both = threading.Barrier(2)  # two at once there must be
-
-    def slow_score(texts, **options):
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-        both.wait(20)
-        with lock:
-            at_once -= 1
-        return scorer_score(texts, **options)
-
-    scorer = metrics.scorer(LABEL)
-    scorer_score = scorer.score
-    monkeypatch.setattr(scorer, "score", slow_score)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: metrics.score("text", LABEL, lambda *_: None), range(8)))
-    assert most == 2
-
-
-# --- what visitors do wrong -----------------------------------------------------------------------
 
 
 def message_of(call) -> str:
@@ -643,15 +560,12 @@ def test_too_large_an_upload_is_refused(settings, tmp_path, outside):
 def test_what_takes_too_long_is_stopped(settings, outside, monkeypatch):
     page, url = serve(settings)
     clock = iter(range(0, 10**6, 1000))
-    monkeypatch.setattr(app_service, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     try:
         message = message_of(lambda: score(Client(url, verbose=False), PROSE))
     finally:
         page.close()
     assert "This took longer than 60 s" in message
-
-
-# --- many at once ---------------------------------------------------------------------------------
 
 
 def test_twenty_visitors_at_once(client, url):
@@ -667,7 +581,7 @@ def test_twenty_visitors_at_once(client, url):
 
 
 def test_a_full_queue_is_told(settings, outside):
-    narrow = replace(settings, queue=settings_of.Queue(size=2, concurrency=1))
+    narrow = replace(settings, queue=Queue(size=2, concurrency=1))
     page, url = serve(narrow)
 
     def visit(client):
@@ -687,9 +601,6 @@ def test_a_full_queue_is_told(settings, outside):
     assert len(answered) == 1  # the same for each
     assert told
     assert all("queue is full" in message.lower() for message in told), told
-
-
-# --- the program ----------------------------------------------------------------------------------
 
 
 def test_the_program_answers():
@@ -712,9 +623,6 @@ def test_the_program_answers():
     finally:
         process.terminate()
         process.wait(20)
-
-
-# --- in a browser ---------------------------------------------------------------------------------
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

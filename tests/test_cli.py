@@ -1,7 +1,6 @@
 """The command line as a user runs it: files of each kind, outputs, errors, and a killed run."""
 
 import contextlib
-import importlib
 import io
 import json
 import math
@@ -16,11 +15,10 @@ import datasets
 import pytest
 from conftest import ROOT, load
 
+import cli
+
 TINY = str(ROOT / "tiny_model")
 COMMAND = [sys.executable, str(ROOT / "cli.py"), "--model", TINY]
-
-sys.path.insert(0, str(ROOT))  # where a script's own directory is when it is run
-cli = importlib.import_module("cli")
 
 TEXTS = ["Return the number of items.", "naïve 漢字 🎉", "Raises ValueError\nif there is none."]
 
@@ -72,10 +70,17 @@ def test_files_of_each_kind(tmp_path, kind):
     assert_same(result(*paths), TEXTS)
 
 
-def test_as_a_command():
+def test_as_a_command(tmp_path):
+    """From another directory."""
     arguments = [*COMMAND, "--json", "--lines"]
     done = subprocess.run(
-        arguments, input="\n".join(TEXTS), capture_output=True, text=True, check=True, timeout=120
+        arguments,
+        input="\n".join(TEXTS),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        cwd=tmp_path,
     )
     assert_same(json.loads(done.stdout), "\n".join(TEXTS).split("\n"))
 
@@ -341,3 +346,12 @@ def test_wrong_usage_is_status_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2
     assert "usage: cli.py" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--window", "many"]])
+def test_help_and_wrong_usage_wait_for_no_large_import(arguments):
+    command = [sys.executable, "-X", "importtime", *COMMAND[1:], *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "text_files" in imported
+    assert imported.isdisjoint({"evaluate", "numpy", "torch"})

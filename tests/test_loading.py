@@ -90,6 +90,8 @@ def test_from_a_hub(tmp_path):
     copied = {path.name for path in (tmp_path / "home").rglob("user--perplexity/*/*.py")}
     assert {"perplexity.py", "nll.py", "totals.py", "batches.py", "options.py"} <= copied
     assert copied - {"__init__.py"} <= set(Hub.served)
+    others = ("app.py", "cli.py", "demo/", "metric_package.py", "text_files.py")
+    assert [path for path in Hub.served if path.startswith(others)] == []
 
 
 def test_the_examples_of_the_docs_run(monkeypatch):

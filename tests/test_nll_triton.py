@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, load, random_batch, random_rows, reference_nll, sibling
+from conftest import PYTHONPATH, ROOT, load, random_batch, random_rows, reference_nll, sibling
 
 pytest.importorskip("triton", reason="Triton is made for Linux")
 nll, nll_triton, reduction = sibling("nll"), sibling("nll_triton"), sibling("nll_outputs")
@@ -443,7 +443,7 @@ def run_without_interpreter(code, **environment):
     return subprocess.run(
         [sys.executable, "-c", code],
         env=environment,
-        cwd=ROOT / "tests",
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
@@ -453,7 +453,7 @@ def run_without_interpreter(code, **environment):
 @pytest.mark.skipif(DEVICE == "cuda", reason="asks what happens where there is no GPU")
 def test_without_gpu_and_interpreter_the_name_is_an_error():
     code = (
-        "import torch\nfrom conftest import load\nppl = load()\n"
+        "import torch\nfrom metric_package import load\nppl = load()\n"
         "print(ppl.token_nll(torch.zeros(1, 4), torch.tensor([0])).item())\n"
         "ppl.compute(predictions=torch.zeros(1, 1, 4), references=[[0]], backend='triton')"
     )
@@ -470,7 +470,7 @@ def test_without_gpu_and_interpreter_the_name_is_an_error():
 def test_without_triton(tmp_path):
     (tmp_path / "triton.py").write_text("raise ImportError('none here')")
     code = (
-        "import torch\nfrom conftest import load\nppl = load()\n"
+        "import torch\nfrom metric_package import load\nppl = load()\n"
         "print(ppl.token_nll(torch.zeros(1, 4), torch.tensor([0])).item())\n"
         "ppl.token_nll(torch.zeros(1, 4), torch.tensor([0]), backend='triton')"
     )
@@ -519,7 +519,8 @@ def test_every_launch_compiles_without_spilling(capability, tmp_path):
     worker = Path(__file__).parent / "workers" / "compile_kernels.py"
     done = subprocess.run(
         [sys.executable, worker, str(capability), tmp_path],
-        env=os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
+        env=os.environ
+        | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=600,

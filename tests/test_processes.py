@@ -1,20 +1,15 @@
 """Several processes give the result of one, or an error; none waits for one that is gone."""
 
-import importlib
 import json
 import math
 import os
 import random
 import signal
-import sys
 import time
 
 import pytest
 from conftest import ROOT, finish_ranks, load, start_ranks
-
-WORKERS = ROOT / "tests" / "workers"
-sys.path.insert(0, str(WORKERS))
-worker = importlib.import_module("sync")
+from workers import sync as worker
 
 TINY = str(ROOT / "tiny_model")
 COMMAND = [ROOT / "cli.py", "--model", TINY]
@@ -24,7 +19,7 @@ COMMAND = [ROOT / "cli.py", "--model", TINY]
 def answers(tmp_path_factory):
     """{case: [what came on rank 0, on rank 1]}"""
     out = tmp_path_factory.mktemp("ranks") / "out"
-    finished = finish_ranks(start_ranks(2, WORKERS / "sync.py", out))
+    finished = finish_ranks(start_ranks(2, worker.__file__, out))
     assert [status for status, _, _ in finished] == [0, 0], finished
     first, second = (json.loads(out.with_name(f"out.{rank}").read_text()) for rank in (0, 1))
     return {case: [first[case], second[case]] for case in first}

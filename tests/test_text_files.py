@@ -3,7 +3,6 @@
 import bz2
 import csv
 import gzip
-import importlib
 import io
 import json
 import lzma
@@ -13,11 +12,9 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from conftest import ROOT
 from pyarrow import parquet
 
-sys.path.insert(0, str(ROOT))  # where a script's own directory is when it is run
-text_files = importlib.import_module("text_files")
+import text_files
 
 BOM = b"\xef\xbb\xbf"
 

@@ -1,6 +1,7 @@
 """Compile the kernels, as each of their launches would on a GPU, without one; launch nothing.
 
-    TRITON_INTERPRET=0 python compile_kernels.py CAPABILITY DIRECTORY
+    export PYTHONPATH=.:tests TRITON_INTERPRET=0
+    python tests/workers/compile_kernels.py CAPABILITY DIRECTORY
 
 Prints one line of JSON for each kernel: its loads of 16 bytes, the registers of a thread, and the
 bytes of stack, to which a thread spills. DIRECTORY is for what is compiled.
@@ -11,8 +12,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for conftest
 
 import torch
 import triton

@@ -1,6 +1,8 @@
 """What the metric does on each of several ranks; tests/test_processes.py reads it.
 
-python sync.py OUT        (rank r writes OUT.r, a JSON object of {case: result or error})
+    PYTHONPATH=.:tests python tests/workers/sync.py OUT
+
+Rank r writes OUT.r, a JSON object of {case: result or error}.
 """
 
 import json
@@ -10,18 +12,16 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import evaluate
 import torch
 import torch.distributed as dist
-import trainer
 from conftest import ROOT, load, random_batch, sibling
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from workers import trainer
 
 TINY = {"model_id": str(ROOT / "tiny_model")}
 # Of very unequal length, and one that has nothing to score.

@@ -1,9 +1,10 @@
 """Evaluates small random models with Trainer in every setting; tests/test_trainer.py reads it.
 
-    python trainer.py OUT.json        (also as one of several ranks; rank 0 writes)
+    PYTHONPATH=.:tests python tests/workers/trainer.py OUT.json
 
-OUT.json: {setting: {model: {batch size: [[value, expected], ...]}}}: perplexities of evaluations in
-a row, with those of a loop over the rows in float64; for flattened batches their sequences, too.
+It may be one of several ranks; rank 0 writes. OUT.json is
+{setting: {model: {batch size: [[value, expected], ...]}}}: perplexities of evaluations in a row,
+with those of a loop over the rows in float64; for flattened batches their sequences, too.
 """
 
 import json
@@ -11,8 +12,6 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
 import numpy as np

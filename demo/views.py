@@ -1,37 +1,43 @@
-"""Results -> what the demo shows: sentences, tables, points of a chart. Nothing of Gradio here."""
+"""Results -> what the demo shows: sentences, tables, points of a chart. No Gradio here."""
 
 import html
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from totals import NllTotals, TextSums, student_t_95, text_result
+import metric_package
 
-# The interval of one text comes from its consecutive parts, each of about eight tokens at least.
+if TYPE_CHECKING:
+    from totals import TextSums
+
+totals = metric_package.sibling("totals")
+# `compute` gives no interval for one text, so the demo uses the spread of its consecutive parts. A
+# part has at least about eight tokens.
 BYTES_PER_PART = 32
 MOST_PARTS, FEWEST_PARTS = 30, 8
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A text, scored under the model of that label."""
+    """A text and its score under the model with this label."""
 
     label: str
     score: object  # the metric's TextScore
-    sums: TextSums
+    sums: "TextSums"
     signature: str
 
     @property
     def bits_per_byte(self) -> float:
-        """Over the scored text; NaN where nothing was scored."""
-        return text_result([self.sums])["bits_per_byte"]
+        """Of the scored text; NaN if nothing was scored."""
+        return totals.text_result([self.sums])["bits_per_byte"]
 
     @cached_property
     def parts(self) -> "Parts | None":
-        """The text in parts, for an interval; None where it is too short."""
+        """The text in parts, for an interval; None if it is too short."""
         return parts_of(self.score)
 
 
@@ -45,10 +51,10 @@ class Parts:
 
 
 def parts_of(score) -> Parts | None:
-    """The text in parts of equally many bytes, so that they are the same for each model.
+    """The text in parts with the same number of bytes, so that all models get the same parts.
 
     Tokens of one text are not independent, but parts of it nearly are: the method of batch means
-    (Law, Simulation Modeling and Analysis). None where the text is too short for FEWEST_PARTS.
+    (Law, Simulation Modeling and Analysis). None if the text is too short for FEWEST_PARTS.
     """
     if score.offsets is None:
         return None
@@ -69,13 +75,15 @@ def parts_of(score) -> Parts | None:
 
 def figures(scored: Scored) -> dict:
     """The result of `compute` for this text, with the interval that its parts give."""
-    result = text_result([scored.sums])
+    result = totals.text_result([scored.sums])
     del result["num_truncated"], result["num_truncated_contexts"]
     parts = scored.parts
     low, high = math.nan, math.nan
     if parts is not None:
-        totals = NllTotals.from_sequences(parts.nll, parts.num_tokens, parts.num_tokens.sum())
-        low, high = totals.perplexity_interval
+        of_parts = totals.NllTotals.from_sequences(
+            parts.nll, parts.num_tokens, parts.num_tokens.sum()
+        )
+        low, high = of_parts.perplexity_interval
     return {
         **result,
         "parts_ci_low": low,
@@ -108,7 +116,7 @@ def chart(score) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Difference:
-    """Bits per byte of one text less those of another, with its 95% interval; NaN without one."""
+    """Bits per byte of one text minus those of another, with a 95% interval or NaN."""
 
     bits_per_byte: float
     low: float
@@ -116,22 +124,25 @@ class Difference:
 
 
 def difference(a: Scored, b: Scored) -> Difference:
-    """a less b. The same text under two models is compared part by part, which leaves out what
-    makes a part hard for both; different texts are taken as independent."""
+    """a minus b.
+
+    The same text under two models is compared part by part, which cancels what makes a part hard
+    for both models. Different texts count as independent.
+    """
     value = a.bits_per_byte - b.bits_per_byte
     parts = [a.parts, b.parts]
     if None in parts:
         return Difference(value, math.nan, math.nan)
     if a.score.text == b.score.text:
         bytes_ = np.maximum(parts[0].num_bytes, parts[1].num_bytes)
-        totals = NllTotals.from_sequences(parts[0].nll - parts[1].nll, bytes_, 0)
-        margin = totals.margin / math.log(2)
+        pairs = totals.NllTotals.from_sequences(parts[0].nll - parts[1].nll, bytes_, 0)
+        margin = pairs.margin / math.log(2)
     else:
-        both = [NllTotals.from_sequences(part.nll, part.num_bytes, 0) for part in parts]
-        error = math.hypot(*(totals.standard_error for totals in both))
-        # The fewer degrees of freedom, which errs on the side of a wider interval.
-        degrees = min(totals.effective_sequences for totals in both) - 1
-        margin = student_t_95(degrees) * error / math.log(2)
+        both = [totals.NllTotals.from_sequences(part.nll, part.num_bytes, 0) for part in parts]
+        error = math.hypot(*(one.standard_error for one in both))
+        # The smaller number of degrees of freedom, because it gives the wider interval.
+        degrees = min(one.effective_sequences for one in both) - 1
+        margin = totals.student_t_95(degrees) * error / math.log(2)
     return Difference(value, value - margin, value + margin)
 
 
@@ -178,7 +189,7 @@ def logits_table(result: dict, notes: list[str]) -> str:
 
 
 def number(value: float) -> str:
-    """For people: three significant digits, thousands apart."""
+    """The value for people: three significant digits, commas between thousands."""
     if isinstance(value, int):
         return f"{value:,}"
     if math.isnan(value):

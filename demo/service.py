@@ -1,6 +1,6 @@
 """What the demo does for a visitor: texts and files of logits -> results, within the limits.
 
-Everything goes through the metric. Nothing of Gradio here.
+All numbers come from the metric. No Gradio here.
 """
 
 import inspect
@@ -11,28 +11,28 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import evaluate
-
-from app_settings import Model, Settings
-from app_views import Scored
-from logits_file import read_logits_file
+import metric_package
+from demo.logits_file import read_logits_file
+from demo.settings import Model, Settings
+from demo.views import Scored
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 TOP_K = 5
-RETRY_S = 300  # after which a model that could not be loaded is tried again
-PATIENCE_S = 3  # that a visitor waits while another one's request loads the model
+RETRY_S = 300  # until a model that failed to load is tried again
+PATIENCE_S = 3  # how long a visitor waits while another one's request loads the model
 MOST_IGNORED_IDS = 16  # each takes a pass over the labels
 logger = logging.getLogger(__name__)
 
 
 class Visible(Exception):  # noqa: N818
-    """What a visitor is told, in a sentence."""
+    """An error that the visitor sees: one or two sentences."""
 
 
 class Metrics:
-    """One metric for each listed model, loaded when it is first asked for, and one for logits.
+    """One metric for each listed model, loaded when it is first needed, and one for logits.
 
-    Loading can take minutes, so that it takes none of the slots for scoring.
+    Loading can take minutes, so it takes none of the slots for scoring.
     """
 
     def __init__(self, settings: Settings):
@@ -40,15 +40,11 @@ class Metrics:
         self._models = {model.label: model for model in settings.models}
         self._loading = {label: threading.Lock() for label in self._models}
         self._scorers = {}
-        self._retry_at = {}  # of the models that could not be loaded
+        self._retry_at = {}  # the models that failed to load
         self._slots = threading.Semaphore(settings.queue.concurrency)
-        self._logits = self._load()
-        # A warning of the metric is shown to whom it concerns; Python catches them for all threads.
+        self._logits = metric_package.load()
+        # Each visitor sees the warnings about their own file; Python records those of all threads.
         self._logits_lock = threading.Lock()
-
-    @staticmethod
-    def _load():
-        return evaluate.load(str(HERE / "perplexity.py"))
 
     def scorer(self, label: str):
         """The metric's `text_scorer` of a listed model.
@@ -73,7 +69,7 @@ class Metrics:
             raise told
         kwargs = {"revision": model.revision, "dtype": model.dtype}
         try:
-            return self._load().text_scorer(
+            return metric_package.load().text_scorer(
                 model_id=_path_or_name(model.id),
                 model_kwargs={name: value for name, value in kwargs.items() if value is not None},
             )
@@ -83,10 +79,10 @@ class Metrics:
             raise told from None
 
     def score(self, text: str, label: str, progress: Callable[[int, int], None]) -> Scored:
-        """A text under a model; `progress` is told of the tokens scored and to be scored.
+        """A text under a model; `progress` gets the tokens done and in all.
 
         Raises:
-            Visible: no text, too long a text, or too long a time.
+            Visible: there is no text, it is too long, or it takes too long.
         """
         limits = self._settings.limits
         if not isinstance(text, str) or not text.strip():
@@ -126,7 +122,7 @@ class Metrics:
             label,
             scorer.describe(scored, with_expected=True),
             scored.sums,
-            signature.replace(_path_or_name(model.id), model.id),  # no path of this machine
+            signature.replace(_path_or_name(model.id), model.id),  # without this machine's paths
         )
 
     def logits(
@@ -144,7 +140,7 @@ class Metrics:
             ignore_index, mask_token_id: as typed; empty for none.
 
         Raises:
-            Visible: no file, or one that cannot be read or computed.
+            Visible: there is no file, or it cannot be read or computed.
         """
         if file is None:
             raise Visible("There is no file. Upload one, or make an example.")
@@ -169,18 +165,18 @@ class Metrics:
         return result, [_names_of_the_file(w.message) for w in caught if self._is_of_metric(w)]
 
     def _is_of_metric(self, warning: warnings.WarningMessage) -> bool:
-        """Whether it is the metric's, and not that of another thread."""
+        """Whether the metric gave it, and not another thread."""
         package = Path(inspect.getfile(type(self._logits))).parent
         return warning.category is UserWarning and Path(warning.filename).parent in (package, HERE)
 
 
 def _path_or_name(model_id: str) -> str:
-    """A directory next to this file by its path, anything else as a name on the Hub."""
-    return str(HERE / model_id) if (HERE / model_id).is_dir() else model_id
+    """A directory next to app_config.yaml by its path, anything else as a name on the Hub."""
+    return str(ROOT / model_id) if (ROOT / model_id).is_dir() else model_id
 
 
 def _names_of_the_file(message: Exception) -> str:
-    """The metric speaks of its arguments, of which a file has two under other names."""
+    """The message with the names of the file's arrays, not of the metric's arguments."""
     return str(message).replace("predictions", "logits").replace("references", "labels")
 
 
@@ -193,7 +189,7 @@ def _id(text: str, name: str) -> int | None:
 
 
 def _ids(text: str, name: str) -> tuple[int, ...] | None:
-    """Token ids with commas between; None for an empty field."""
+    """Token ids that were typed, comma-separated; None for an empty field."""
     parts = text.split(",", MOST_IGNORED_IDS)
     if len(parts) > MOST_IGNORED_IDS:
         raise Visible(f"{name} takes at most {MOST_IGNORED_IDS} ids here.")

@@ -1,26 +1,24 @@
 """app_config.yaml is checked before anything starts, and a message names the key."""
 
 import copy
-import importlib
-import sys
 
 import pytest
 import yaml
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT))
-app_settings = importlib.import_module("app_settings")
+from demo.settings import read_settings
+
 GOOD = yaml.safe_load((ROOT / "app_config.yaml").read_text(encoding="utf-8"))
 
 
 def read(tmp_path, values):
     path = tmp_path / "app_config.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return app_settings.read_settings(path)
+    return read_settings(path)
 
 
 def test_the_file_of_the_repository_is_good(tmp_path):
-    settings = app_settings.read_settings(ROOT / "app_config.yaml")
+    settings = read_settings(ROOT / "app_config.yaml")
     assert settings == read(tmp_path, GOOD)
     assert settings.models[0].id == "tiny_model"
     assert settings.limits.text_characters == GOOD["limits"]["text_characters"]
@@ -81,7 +79,7 @@ def test_no_yaml_at_all(tmp_path):
     path = tmp_path / "app_config.yaml"
     path.write_text("title: [", encoding="utf-8")
     with pytest.raises(ValueError, match=r"app_config\.yaml is no YAML"):
-        app_settings.read_settings(path)
+        read_settings(path)
     path.write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="the file must hold the keys title, intro"):
-        app_settings.read_settings(path)
+        read_settings(path)

@@ -1,16 +1,14 @@
 """What a request may send, message by message as a server hands it on."""
 
 import asyncio
-import importlib
-import sys
 import tracemalloc
 
 import pytest
-from conftest import ROOT
 
-sys.path.insert(0, str(ROOT))
-app_body = importlib.import_module("app_body")
-LIMITS = importlib.import_module("app_settings").Limits(1_000, 100, 1, 1, 1)
+from demo import body
+from demo.settings import Limits
+
+LIMITS = Limits(1_000, 100, 1, 1, 1)
 MOST = 22_000  # two texts of 1,000 characters as \uXXXX, and 10,000 for the rest
 
 
@@ -36,7 +34,7 @@ def ask(messages, path="/gradio_api/call/score", root_path="", method="POST"):
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": path, "root_path": root_path, "headers": []}
-    asyncio.run(app_body.BoundedBody(app, LIMITS)(scope, receive, send))
+    asyncio.run(body.BoundedBody(app, LIMITS)(scope, receive, send))
     return (sent[0]["status"] if sent else None), b"".join(got), taken
 
 
@@ -80,7 +78,7 @@ def test_an_upload_passes_up_to_the_size_of_a_file(path, root_path):
     status, got, _ = ask([block, last], path, root_path)
     assert status == 200
     assert len(got) == 2**20
-    with pytest.raises(app_body.MultiPartException, match="maximum allowed size of 1 MB"):
+    with pytest.raises(body.MultiPartException, match="maximum allowed size of 1 MB"):
         ask([block, block, last], path, root_path)
 
 
@@ -92,5 +90,5 @@ def test_another_path_is_no_upload(path):
 def test_who_leaves_early_is_not_answered():
     half = {"type": "http.request", "body": b"{", "more_body": True}
     assert ask([half, {"type": "http.disconnect"}]) == (None, b"", 2)
-    with pytest.raises(app_body.MultiPartException, match="broke off"):
+    with pytest.raises(body.MultiPartException, match="broke off"):
         ask([half, {"type": "http.disconnect"}], "/gradio_api/upload")

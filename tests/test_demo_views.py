@@ -1,17 +1,15 @@
 """What the demo says follows from the numbers; no page is needed for that."""
 
-import importlib
 import itertools
 import math
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, load
+from conftest import ROOT, load, sibling
 
-sys.path.insert(0, str(ROOT))
-app_views = importlib.import_module("app_views")
+from demo import views
+
 TINY = str(ROOT / "tiny_model")
 PROSE = "Return the number of items in the list, or zero if it is empty. " * 10
 
@@ -23,7 +21,7 @@ def scorer():
 
 def score(scorer, text):
     (scored,) = scorer.score([text])
-    return app_views.Scored("tiny", scorer.describe(scored, False), scored.sums, "signature")
+    return views.Scored("tiny", scorer.describe(scored, False), scored.sums, "signature")
 
 
 def made(nll, bytes_per_token=8, label="made"):
@@ -33,14 +31,14 @@ def made(nll, bytes_per_token=8, label="made"):
     offsets = list(itertools.pairwise(ends))
     total = float(np.nansum(nll))
     count = int(np.sum(~np.isnan(nll)))
-    sums = app_views.TextSums(
+    sums = sibling("totals").TextSums(
         total, count, total, math.nan, count, bytes_per_token * count, 1, False, False
     )
-    return app_views.Scored(label, SimpleNamespace(text=text, offsets=offsets, nll=nll), sums, "")
+    return views.Scored(label, SimpleNamespace(text=text, offsets=offsets, nll=nll), sums, "")
 
 
 def test_the_figures_are_those_of_compute(scorer):
-    result = app_views.figures(score(scorer, PROSE))
+    result = views.figures(score(scorer, PROSE))
     expected = load().compute(predictions=[PROSE], model_id=TINY)
     for name, value in expected.items():
         if name != "signature":
@@ -50,7 +48,7 @@ def test_the_figures_are_those_of_compute(scorer):
 
 def test_parts_are_consecutive_and_lose_nothing(scorer):
     scored = score(scorer, PROSE)
-    parts = app_views.parts_of(scored.score)
+    parts = views.parts_of(scored.score)
     assert len(parts.nll) == len(PROSE) // 32
     assert parts.nll.sum() == pytest.approx(scored.sums.nll_sum)
     assert parts.num_tokens.sum() == scored.sums.num_tokens
@@ -60,9 +58,9 @@ def test_parts_are_consecutive_and_lose_nothing(scorer):
 def test_parts_by_hand():
     """40 tokens of 8 bytes are 10 parts of 4 tokens, whose means here are 0, 1, 2, ... 9."""
     scored = made(np.repeat(np.arange(10.0), 4))
-    parts = app_views.parts_of(scored.score)
+    parts = views.parts_of(scored.score)
     assert parts.nll.tolist() == [4.0 * i for i in range(10)]
-    result = app_views.figures(scored)
+    result = views.figures(scored)
     margin = 2.26215716 * np.std(np.arange(10), ddof=1) / math.sqrt(10)
     assert math.log(result["parts_ci_high"]) == pytest.approx(4.5 + margin, rel=1e-6)
     assert math.log(result["parts_ci_low"]) == pytest.approx(4.5 - margin, rel=1e-6)
@@ -71,32 +69,32 @@ def test_parts_by_hand():
 
 def test_a_text_of_long_characters_is_cut_by_bytes(scorer):
     text = "漢字です。" * 30
-    parts = app_views.parts_of(score(scorer, text).score)
+    parts = views.parts_of(score(scorer, text).score)
     assert parts.num_bytes.sum() == len(text.encode())
     assert len(parts.nll) == len(text.encode()) // 32
 
 
 def test_no_interval_for_a_short_text_or_without_places(scorer):
-    assert app_views.parts_of(score(scorer, "Return the list.").score) is None
+    assert views.parts_of(score(scorer, "Return the list.").score) is None
     scored = made(np.ones(40))
     scored.score.offsets = None
-    assert app_views.parts_of(scored.score) is None
+    assert views.parts_of(scored.score) is None
 
 
 def test_the_verdict(scorer):
-    line = app_views.verdict(app_views.figures(score(scorer, PROSE)))
+    line = views.verdict(views.figures(score(scorer, PROSE)))
     result = load().compute(predictions=[PROSE], model_id=TINY)
     assert f"**Perplexity {result['perplexity']:.1f}** (95% interval " in line
     assert f"**{result['bits_per_byte']:.2f} bits per byte**" in line
     assert f"{result['num_tokens']} tokens" in line
-    short = app_views.verdict(app_views.figures(score(scorer, "Return the list.")))
+    short = views.verdict(views.figures(score(scorer, "Return the list.")))
     assert "too short for an interval" in short
-    nothing = app_views.verdict(app_views.figures(made(np.array([math.nan]))))
+    nothing = views.verdict(views.figures(made(np.array([math.nan]))))
     assert nothing.startswith("**Nothing to score:**")
 
 
 def test_the_chart_leaves_out_what_is_not_scored():
-    points = app_views.chart(made(np.array([math.nan, math.log(2), math.log(8)])).score)
+    points = views.chart(made(np.array([math.nan, math.log(2), math.log(8)])).score)
     assert points["token"].tolist() == [2, 3]
     assert points["bits"].tolist() == pytest.approx([1, 3])
 
@@ -107,20 +105,20 @@ def test_one_text_under_two_models_is_compared_in_pairs():
     hard = np.repeat(rng.uniform(0, 9, 20), 4)
     small = rng.uniform(0, 0.2, 80)
     a, b = made(hard), made(hard + 0.5 + small, label="other")
-    found = app_views.difference(a, b)
+    found = views.difference(a, b)
     per_part = -(0.5 + small).reshape(20, 4).sum(1) / math.log(2)
     error = np.std(per_part, ddof=1) / math.sqrt(20) / 32
     assert found.bits_per_byte == pytest.approx(per_part.mean() / 32)
     assert found.high - found.bits_per_byte == pytest.approx(2.09302405 * error, rel=1e-6)
     assert found.high < 0
-    assert "so A surprises its model less" in app_views.comparison(a, b)
-    assert "so B surprises its model less" in app_views.comparison(b, a)
+    assert "so A surprises its model less" in views.comparison(a, b)
+    assert "so B surprises its model less" in views.comparison(b, a)
 
 
 def test_two_texts_are_independent():
     rng = np.random.default_rng(1)
     a, b = made(np.repeat(rng.uniform(0, 9, 20), 4)), made(np.repeat(rng.uniform(0, 9, 10), 4))
-    found = app_views.difference(a, b)
+    found = views.difference(a, b)
     errors = []
     for scored, count in ((a, 20), (b, 10)):
         per_part = scored.score.nll.reshape(count, 4).sum(1) / math.log(2) / 32
@@ -129,29 +127,29 @@ def test_two_texts_are_independent():
     assert found.high - found.bits_per_byte == pytest.approx(
         2.26215716 * math.hypot(*errors), rel=1e-6
     )
-    assert "which may be chance" in app_views.comparison(a, b)
+    assert "which may be chance" in views.comparison(a, b)
 
 
 def test_a_text_compared_with_itself():
     a = made(np.ones(80))
-    assert "same text under the same model" in app_views.comparison(a, a)
+    assert "same text under the same model" in views.comparison(a, a)
 
 
 def test_a_comparison_without_an_interval():
-    assert "too short for an interval" in app_views.comparison(made(np.ones(3)), made(np.ones(4)))
+    assert "too short for an interval" in views.comparison(made(np.ones(3)), made(np.ones(4)))
     nothing = made(np.array([math.nan]))
-    assert "Nothing to compare" in app_views.comparison(nothing, made(np.ones(4)))
+    assert "Nothing to compare" in views.comparison(nothing, made(np.ones(4)))
 
 
 def test_the_table_of_logits():
     result = load().compute(predictions=np.zeros((2, 3, 4)), references=np.zeros((2, 3), int))
-    table = app_views.logits_table(result, ["Mind this."])
+    table = views.logits_table(result, ["Mind this."])
     assert table.startswith("⚠ Mind this.")
     assert "| perplexity | 4 | exp(mean nll), over all scored tokens |" in table
     assert "| num_tokens | 6 | tokens scored |" in table
     assert result["signature"] in table
     undefined = dict.fromkeys(result, math.nan) | {"num_tokens": 0, "signature": ""}
-    assert "| perplexity | undefined |" in app_views.logits_table(undefined, [])
+    assert "| perplexity | undefined |" in views.logits_table(undefined, [])
 
 
 @pytest.mark.parametrize(
@@ -170,4 +168,4 @@ def test_the_table_of_logits():
     ],
 )
 def test_numbers_for_people(value, shown):
-    assert app_views.number(value) == shown
+    assert views.number(value) == shown

@@ -1,4 +1,4 @@
-"""app_config.yaml, checked: a message names the key that does not fit. Nothing of Gradio here."""
+"""Read and check app_config.yaml; an error names the wrong key. No Gradio here."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def read_settings(path: Path) -> Settings:
     """The settings in a file.
 
     Raises:
-        ValueError: the file is no YAML, or a key is missing, unknown or has a wrong value; named.
+        ValueError: the file is no YAML, or a key is missing, unknown or has a wrong value.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def _parsed(value: Any, kind: Any, key: str) -> Any:
-    """The value of a key as the kind that a field is declared as."""
+    """The value of a key, checked against the declared type of its field."""
     if dataclasses.is_dataclass(kind):
         known = {field.name: field.type for field in dataclasses.fields(kind)}
         if not isinstance(value, dict):
@@ -108,7 +108,7 @@ def _parsed(value: Any, kind: Any, key: str) -> Any:
 
 
 def _check(settings: Settings) -> None:
-    """What one key alone does not show."""
+    """Check what involves several keys."""
     labels = [model.label for model in settings.models]
     for i, label in enumerate(labels):
         if label in labels[:i]:

@@ -1,21 +1,21 @@
-"""A bound on what a request may send, before Gradio reads it."""
+"""A limit on the size of requests, applied before Gradio reads them."""
 
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 
-from app_settings import Limits
+from demo.settings import Limits
 
 UPLOAD = "/gradio_api/upload"
-# Here Gradio would fetch any address for anybody, and write a visitor's page to the disk for good.
+# Here Gradio would fetch any address for anyone, and keep a visitor's page on the disk forever.
 CLOSED = ("/gradio_api/file=http", "/gradio_api/file/http", "/gradio_api/deep_link")
-FRAME_BYTES = 10_000  # of a request, beside its texts or its file
+FRAME_BYTES = 10_000  # of a request, besides its texts or its file
 
 
 class BoundedBody:
-    """Refuses what cannot be a request for two texts, or the upload of a file, within the limits.
+    """Refuses requests that are larger than two texts, or one uploaded file, may be.
 
-    Gradio bounds each file of an upload, but not their number, nor the fields beside them, nor the
-    bodies of calls, and keeps the latter two in memory.
+    Gradio limits each file of an upload, but not the number of files, the other fields, or the
+    bodies of calls. It keeps fields and bodies in memory.
     """
 
     def __init__(self, app, limits: Limits):
@@ -38,8 +38,11 @@ class BoundedBody:
             await self._take(scope, receive, send)
 
     def _bounded(self, receive):
-        """The messages of an upload as they come. Gradio catches this exception alone: it deletes
-        what it wrote, and answers 413 where the message says 'maximum allowed size'."""
+        """Pass the messages of an upload on as they come, up to the limit.
+
+        Gradio catches MultiPartException and no other: it deletes what it wrote, and answers 413 if
+        the message says 'maximum allowed size'.
+        """
         size, more = 0, True
 
         async def counted():

@@ -1,7 +1,7 @@
-"""Arrays from a file that a stranger has sent: everything is bounded before anything is decoded.
+"""Read the arrays of a stranger's file: every size is checked before anything is decoded.
 
-.npz (zipped .npy, never pickled) and .safetensors, with `logits`, `labels` and, if it is there,
-`sample_weight`.
+The file is .npz (zipped .npy, never pickled) or .safetensors. It holds `logits`, `labels` and
+optionally `sample_weight`.
 """
 
 import lzma
@@ -19,7 +19,7 @@ OPTIONAL = ("sample_weight",)
 # Each position (b, t) takes some 60 bytes besides its logits, however small the vocabulary is.
 MOST_POSITIONS = 1_000_000
 MOST_ARRAYS = 100  # entries of a file, read or not
-# The longest header of a .npy file that is read; that of a plain array has about 120 bytes.
+# The longest header of a .npy file that is read. A plain array's header has about 120 bytes.
 HEADER_BYTES = 4096
 NUMPY_DTYPES = (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
@@ -33,7 +33,7 @@ def read_logits_file(path: Path, array_mb: int) -> dict:
     """The arrays (.npz) or tensors (.safetensors) of a file, by name.
 
     Args:
-        path: the file, whose kind its suffix tells.
+        path: the file. Its suffix tells its kind.
         array_mb: the most megabytes (10^6 bytes) that all arrays may take.
 
     Raises:
@@ -46,7 +46,7 @@ def read_logits_file(path: Path, array_mb: int) -> dict:
 
 
 def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
-    """Before the data is read: what the shapes say must be possible, and not too much."""
+    """Refuse shapes that are impossible or too large, before any data is read."""
     for name, shape in shapes.items():
         if not all(type(size) is int and 0 < size < 2**31 for size in shape):
             raise ValueError(f"{name} has a size of 0, or one that is no number.")
@@ -71,7 +71,7 @@ def _shown(shape: tuple[int, ...]) -> str:
 
 
 def _wanted(names) -> Iterator[str]:
-    """The arrays that are read, of those that are there; others are left alone."""
+    """The names of the arrays to read; the file may hold others."""
     if len(names) > MOST_ARRAYS:
         raise ValueError(f"The file holds more than {MOST_ARRAYS} arrays.")
     for name in REQUIRED:
@@ -106,7 +106,7 @@ def _read_npz(path: Path, limit: int) -> dict[str, np.ndarray]:
                 name: _read_npy(archive, members[name], name, *header)
                 for name, header in headers.items()
             }
-    # RuntimeError is zipfile's for encryption, and for methods of compression it does not know.
+    # zipfile raises RuntimeError for encryption and for an unknown compression method.
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -150,7 +150,7 @@ def _read_npy(
     dtype: np.dtype,
     header_bytes: int,
 ) -> np.ndarray:
-    # torch wants an array that can be written to.
+    # torch needs a writable array.
     data = bytearray(info.file_size - header_bytes)
     with archive.open(info) as file:
         file.read(header_bytes)
@@ -181,10 +181,10 @@ def _read_safetensors(path: Path, limit: int) -> dict:
 
 
 def write_example(path: Path) -> None:
-    """A small .npz file to try: four sequences of five tokens over a vocabulary of eight."""
+    """Write a small .npz file to try: four sequences of five tokens over a vocabulary of eight."""
     rng = np.random.default_rng(0)
     labels = rng.integers(8, size=(4, 5))
     logits = rng.normal(size=(4, 5, 8)).astype(np.float32)
-    logits[np.arange(4)[:, None], np.arange(5), labels] += 2  # a model that often is right
+    logits[np.arange(4)[:, None], np.arange(5), labels] += 2  # a model that is often right
     labels[1, 3:] = -100  # padding
     np.savez(path, logits=logits, labels=labels, sample_weight=np.array([1.0, 0.5, 1.0, 1.0]))

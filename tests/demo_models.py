@@ -1,0 +1,34 @@
+"""The models that the demo offers in its tests: the bundled one, and one that is not there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT
+
+import metric_package
+from demo.settings import Model, Settings, read_settings
+
+LABEL = "Tiny Llama (bundled)"
+ABSENT = Model("Absent", "nobody/nothing", None, None)
+
+
+def settings_with(*more: Model) -> Settings:
+    """Those of app_config.yaml, but with the bundled model and these."""
+    settings = read_settings(ROOT / "app_config.yaml")
+    return replace(settings, models=[settings.models[0], *more])
+
+
+def load_absent_by(of_absent: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This function loads the model ABSENT instead of the metric."""
+    load = metric_package.load
+
+    def patched():
+        metric = load()
+        text_scorer = metric.text_scorer
+        metric.text_scorer = lambda **options: (
+            of_absent() if options["model_id"] == ABSENT.id else text_scorer(**options)
+        )
+        return metric
+
+    monkeypatch.setattr(metric_package, "load", patched)
