@@ -76,6 +76,17 @@ def test_the_first_perplexity_stands_on_the_first_screen():
     assert first.lineno + first.source.count("\n") + 1 < 30
 
 
+def test_the_map_has_every_module_and_folder():
+    (tree,) = re.findall(r"## Map\n\n```\n(.*?)```", read(README), flags=re.DOTALL)
+    named = {
+        name
+        for names in re.findall(r"^(\S+(?:, \S+)*)  ", tree, flags=re.MULTILINE)
+        for name in names.split(", ")
+    }
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert {path.name for path in ROOT.glob("*.py")} <= named
+
+
 def test_the_space_gets_what_the_demo_needs():
     """The front matter configures the Space; Python 3.10 would be its default."""
     front = yaml.safe_load(read(README).split("---")[1])
