@@ -1,4 +1,4 @@
-"""The programs under examples/ print what README.md says; benchmarks say what they need."""
+"""The programs under examples/ print what docs/ says; benchmarks say what they need."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ def test_eval_loss_is_not_perplexity():
         [sys.executable, program], capture_output=True, text=True, timeout=300, check=True
     )
     printed = figures(done.stdout)
-    stated = figures((ROOT / "README.md").read_text(encoding="utf-8"))
+    stated = figures((ROOT / "docs" / "trainer.md").read_text(encoding="utf-8"))
     assert set(printed) == set(stated)
     assert len(printed) == 4
     for case, values in printed.items():

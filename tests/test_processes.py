@@ -65,9 +65,9 @@ def test_ranks_stay_apart_unless_asked(answers):
         assert found == ppl.compute()
 
 
-def test_the_loop_of_the_readme(answers):
+def test_the_loop_of_the_docs(answers):
     """On 11 rows, in batches of 2, of which one process has more than the other."""
-    for found in answers["loop_of_the_readme"]:
+    for found in answers["loop_of_the_docs"]:
         assert found["perplexity"] == pytest.approx(found["true"], rel=2e-5)
         assert found["num_sequences"] == 11
 

@@ -269,9 +269,9 @@ def model_that_fails_on_one(rank):
     ppl.compute(predictions=TEXTS, **TINY, sync=True)
 
 
-def loop_of_the_readme(rank):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+def loop_of_the_docs(rank):
+    page = (ROOT / "docs" / "processes.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     (block,) = [block for block in blocks if "Accelerator(" in block]
     torch.manual_seed(0)
     loader = torch.utils.data.DataLoader(ROWS, batch_size=2, collate_fn=trainer.collate)
@@ -290,7 +290,7 @@ CASES = [
     one_rank_without_any,
     no_rank_with_any,
     not_asked_for,
-    loop_of_the_readme,
+    loop_of_the_docs,
     nothing_scored_and_infinity,
     twice,
     more_after_sync,
