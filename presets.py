@@ -47,6 +47,20 @@ def second_halves(num_ids: int, window: int, stride: int, first: int) -> Iterato
     return chunk_windows(num_ids, window, window // 2 + 1)
 
 
+def whole_chunks(num_ids: int, window: int, stride: int, first: int) -> Iterator[Window]:
+    """Disjoint chunks, of each of which the first token only conditions.
+
+    Raises:
+        ValueError: not one whole chunk.
+    """
+    if num_ids < window:
+        raise ValueError(
+            f'preset="gptq" needs a chunk of {window} tokens at least; the texts have {num_ids}. '
+            "Pass more text or a smaller window."
+        )
+    return chunk_windows(num_ids, window, 1)
+
+
 def words(text: str) -> int:
     """Words between white space."""
     return len(text.split())
@@ -112,6 +126,16 @@ PRESETS = {
         tokenizer_adds=True,
         windows=recipe,
         without=("max_length",),
+    ),
+    # What papers on quantisation and pruning print, after opt.py and datautils.py of
+    # IST-DASLab/gptq: the mean of the chunks' means, which is that of all scored tokens.
+    "gptq": Preset(
+        joint="\n\n",
+        puts_start_token=False,
+        tokenizer_adds=True,
+        windows=whole_chunks,
+        longest_window=2048,
+        without=("stride", "max_length"),
     ),
     # llama-perplexity; tools/perplexity/perplexity.cpp in ggml-org/llama.cpp.
     "llama.cpp": Preset(

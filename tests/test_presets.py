@@ -10,12 +10,13 @@ from text_oracles import (
     CONTEXT,
     TEXTS,
     TINY,
+    config_of,
     flat,
     ids_of,
     plain_nll,
 )
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BOS = "<|bos|>"
 
@@ -106,6 +107,35 @@ def test_preset_hf_docs(ppl, models, stride):
     # A byte has no weight: per byte it is the sum of all that is scored, whatever the stride.
     plain = result["bits_per_byte"] * math.log(2) * result["num_bytes"]
     assert plain / ids.shape[1] == pytest.approx(nll_sum / num_tokens, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("window", [None, 10])
+def test_preset_gptq(ppl, models, name, window):
+    """The mean loss of whole chunks, the tail dropped."""
+    model, tokenizer = models[name]
+    size = window or CONTEXT
+    ids = torch.tensor([tokenizer("\n\n".join(TEXTS)).input_ids])
+    chunks = ids[:, : ids.shape[1] // size * size].view(-1, size)
+    assert chunks.numel() < ids.numel()
+    with torch.no_grad():
+        losses = [model(chunk[None], labels=chunk[None]).loss.item() for chunk in chunks]
+    result = ppl.compute(
+        predictions=TEXTS, model=model, tokenizer=tokenizer, preset="gptq", window=window
+    )
+    assert result["perplexity"] == pytest.approx(math.exp(np.mean(losses)), rel=2e-5)
+    assert result["num_tokens"] == len(chunks) * (size - 1)
+    assert f"|preset:gptq|start:tokenizer|max_length:none|window:{size}|" in result["signature"]
+
+
+def test_preset_gptq_reads_2048_tokens_of_longer_contexts(ppl, models):
+    _, tokenizer = models["llama"]
+    config = config_of("llama", len(tokenizer))
+    config.max_position_embeddings = 4096
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert ppl.text_scorer(model=model, tokenizer=tokenizer, preset="gptq").window == 2048
+    with pytest.raises(ValueError, match="needs a chunk of 2048 tokens at least; the texts have"):
+        ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer, preset="gptq")
 
 
 def llama_cpp_nll(model, ids, bos):
