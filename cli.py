@@ -5,10 +5,11 @@
     accelerate launch cli.py --model tiny_model --column text data.jsonl
 
 A plain file is one text, in UTF-8; with --lines, each of its lines, which end in \\n or \\r\\n and
-nowhere else. A table holds one text in --column of each row: .csv, .tsv, .jsonl, .ndjson, .json and
-.parquet. All but .parquet may be compressed: .gz, .bz2, .xz, .zst. Standard input (no files, or -)
-is read as a plain file. The processes of torchrun or `accelerate launch` share the texts out. Exit
-status: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted.
+nowhere else. A table holds one text in --column of each row: .csv, .tsv, .json, .parquet, and JSON
+Lines as .jsonl, .jsonlines, .jl, .ndjson or .ldjson. All but .parquet may be compressed: .gz, .bz2,
+.xz, .lzma, .zst. Standard input (no files, or -) is read as a plain file. The processes of torchrun
+or `accelerate launch` share the texts out. Exit status: 0 done, 1 failed (one line says why), 2
+wrong usage, 130 interrupted.
 """
 
 import argparse

@@ -26,7 +26,7 @@ CHUNK = 1 << 20
 # Archives, documents and other tables. Most are no UTF-8, but some would pass for one plain text.
 REFUSED = {
     ".7z", ".arrow", ".avro", ".br", ".db", ".doc", ".docx", ".epub", ".feather", ".h5", ".hdf5",
-    ".jsonlines", ".lz4", ".lzma", ".npy", ".npz", ".ods", ".odt", ".orc", ".pdf", ".pickle",
+    ".lz4", ".npy", ".npz", ".ods", ".odt", ".orc", ".pdf", ".pickle",
     ".pkl", ".pptx", ".psv", ".rar", ".rtf", ".sqlite", ".sqlite3", ".tab", ".tar", ".tbz2", ".tgz",
     ".txz", ".xls", ".xlsx", ".z", ".zip",
 }  # fmt: skip
@@ -84,18 +84,23 @@ def _open_zstd(name: str, mode: str) -> BinaryIO:
     return io.BufferedReader(pyarrow.CompressedInputStream(open(name, mode), "zstd"))
 
 
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".lzma": lzma.open}
+OPENERS[".zst"] = _open_zstd
 
 
 # --- plain text -----------------------------------------------------------------------------------
 
 
 def _read_whole(name: str, file: BinaryIO) -> Iterator[str]:
-    yield _without_nul(_decoded(file.read().removeprefix(codecs.BOM_UTF8), name), name)
+    text = _without_nul(_decoded(file.read().removeprefix(codecs.BOM_UTF8), name), name)
+    _warn_of_json_lines(text, name)
+    yield text
 
 
 def _read_lines(name: str, file: BinaryIO) -> Iterator[str]:
-    for line in _lines(name, file):
+    for number, line in enumerate(_lines(name, file)):
+        if number == 0:
+            _warn_of_json_lines(line, name)
         yield _without_nul(line.removesuffix("\r\n").removesuffix("\n"), name)
 
 
@@ -119,6 +124,16 @@ def _without_nul(text: str, name: str) -> str:
     if "\0" in text:
         raise ValueError(f"{name} holds NUL characters, which no plain text has.")
     return text
+
+
+def _warn_of_json_lines(text: str, name: str) -> None:
+    """A table without the suffix of one may be plain text on purpose: a warning, no error."""
+    if text.startswith('{"'):
+        print(
+            f"warning: {name} looks like JSON Lines and is scored as plain text; name it .jsonl to "
+            "read it as a table",
+            file=sys.stderr,
+        )
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -280,7 +295,6 @@ TABLES = {
     ".csv": _read_csv,
     ".tsv": partial(_read_csv, delimiter="\t"),
     ".json": _read_json,
-    ".jsonl": _read_json,
-    ".ndjson": _read_json,
     ".parquet": _read_parquet,
 }
+TABLES |= dict.fromkeys((".jsonl", ".jsonlines", ".jl", ".ndjson", ".ldjson"), _read_json)

@@ -9,6 +9,7 @@ import json
 import lzma
 import sys
 import tracemalloc
+from functools import partial
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -70,12 +71,16 @@ TABLES = {
     "rows.jsonl": JSON_LINES,
     "dos.ndjson": JSON_LINES.replace(b"\n", b"\r\n \r\n"),
     "lines.json": JSON_LINES,
+    "lines.jsonlines": JSON_LINES,
+    "lines.jl": JSON_LINES,
+    "lines.ldjson": JSON_LINES,
     "list.json": json.dumps(ROWS).encode(),
     "indented.json": json.dumps(ROWS, indent=2, ensure_ascii=False).encode(),
     "objects.json": "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
     "strings.json": json.dumps(TEXTS).encode(),
 }
 PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+PACKERS[".lzma"] = partial(lzma.compress, format=lzma.FORMAT_ALONE)
 PACKERS[".zst"] = zstd
 
 
@@ -181,6 +186,33 @@ def test_the_standard_input_stands_among_files(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(BOM + b"zwei\r\n")))
     names = [str(tmp_path / "one.txt"), "-", str(tmp_path / "table.csv")]
     assert list(text_files.read_texts(names, False, "body")) == ["one", "zwei\r\n", "three"]
+
+
+@pytest.mark.parametrize("name", ["x.foo", "x", "x.txt.gz"])
+@pytest.mark.parametrize("lines", [False, True])
+def test_json_lines_by_another_name_are_plain_text_with_a_warning(tmp_path, capsys, name, lines):
+    path, data = tmp_path / name, b'{"body": "one"}\n{"body": "two"}'
+    data = gzip.compress(data) if name.endswith(".gz") else data
+    texts = ['{"body": "one"}', '{"body": "two"}']
+    assert read(path, data, lines) == (texts if lines else ["\n".join(texts)])
+    assert capsys.readouterr().err == (
+        f"warning: {path} looks like JSON Lines and is scored as plain text; name it .jsonl to "
+        "read it as a table\n"
+    )
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_json_lines_on_the_standard_input_are_plain_text_with_a_warning(monkeypatch, capsys, lines):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(BOM + b'{"body": "one"}')))
+    assert list(text_files.read_texts([], lines, "body")) == ['{"body": "one"}']
+    assert capsys.readouterr().err.startswith("warning: standard input looks like JSON Lines")
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_other_plain_text_is_read_without_a_warning(tmp_path, capsys, lines):
+    read(tmp_path / "x.foo", b'plain\n{"body": "one"}', lines)
+    read(tmp_path / "x.jsonl", b'{"body": "one"}', lines)
+    assert capsys.readouterr().err == ""
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -336,7 +368,7 @@ ERRORS = {
 }  # fmt: skip
 ERRORS |= {
     f"cut {packing}": (f"a.jsonl{packing}", PACKERS[packing](JSON_LINES)[:-9], "cannot be read")
-    for packing in (".gz", ".bz2", ".xz", ".zst")
+    for packing in (".gz", ".bz2", ".xz", ".lzma", ".zst")
 }
 
 
