@@ -200,7 +200,6 @@ def _checked_text(name: str, column: str, number: int, value) -> str:
 # --- JSON -----------------------------------------------------------------------------------------
 
 BLANK = re.compile(r"[ \t\r\n]*")
-BLANK_OR_COMMA = re.compile(r"[ \t\r\n,]*")
 
 # JSON that is cut within a token is wrong at most this far before the cut, unless in a string.
 LONGEST_TOKEN = len(r"\ud83d\udf89")
@@ -228,29 +227,34 @@ def _read_json(name: str, file: BinaryIO, column: str) -> Iterator[str]:
 def _json_values(name: str, file: BinaryIO, to_row: Callable[[list], dict]) -> Iterator:
     """The items of a list, or values one after another, as in JSON Lines."""
     decode = json.JSONDecoder(object_pairs_hook=to_row).raw_decode
-    unread, gap, number = _Unread(name, file), BLANK, 0
+    unread, number = _Unread(name, file), 0
+    is_list = unread.next_character() == "["
+    end = "]" if is_list else ""
+    unread.at += is_list
+    while (following := unread.next_character()) != end:
+        if is_list and number > 0:
+            if following != ",":
+                raise unread.no_json(number, unread.at, "Expecting ',' delimiter")
+            unread.at += 1
+        yield _json_value(unread, number, decode)
+        number += 1
+    unread.at += is_list
+    if unread.next_character() != "":
+        raise ValueError(f"{name}: more follows its list of {number} rows.")
+
+
+def _json_value(unread: "_Unread", number: int, decode: Callable):
+    """The next value, which is row `number`."""
     while True:
-        unread.at = gap.match(unread.text, unread.at).end()
-        first = unread.text[unread.at : unread.at + 1]
-        if first == "[" and gap is BLANK and number == 0:
-            unread.at, gap = unread.at + 1, BLANK_OR_COMMA
-            continue
-        if first == "]" and gap is BLANK_OR_COMMA:
-            if unread.text[unread.at + 1 :].strip() or file.read(CHUNK).strip():
-                raise ValueError(f"{name}: more follows its list of {number} rows.")
-            return
+        unread.next_character()
         try:
             value, unread.at = decode(unread.text, unread.at)
+            return value
         except (ValueError, RecursionError) as error:
             if _may_be_cut(error, unread.text) and unread.read_more():
                 continue
-            if first == "" and gap is BLANK:
-                return
-            line = unread.line_of(getattr(error, "pos", unread.at))
-            reason = getattr(error, "msg", error)
-            raise ValueError(f"{name}: row {number} (line {line}) is no JSON: {reason}.") from error
-        yield value
-        number += 1
+            position, reason = getattr(error, "pos", unread.at), getattr(error, "msg", error)
+            raise unread.no_json(number, position, reason) from error
 
 
 def _may_be_cut(error: Exception, text: str) -> bool:
@@ -268,6 +272,18 @@ class _Unread:
         self._name, self._file = name, file
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._first_line = 1
+
+    def next_character(self) -> str:
+        """The one that `at` is moved to, behind blanks; "" at the end of the file."""
+        while True:
+            self.at = BLANK.match(self.text, self.at).end()
+            if self.at < len(self.text) or not self.read_more():
+                return self.text[self.at : self.at + 1]
+
+    def no_json(self, number: int, position: int, reason) -> ValueError:
+        """The error of row `number`, at a position in `text`."""
+        line = self.line_of(position)
+        return ValueError(f"{self._name}: row {number} (line {line}) is no JSON: {reason}.")
 
     def line_of(self, position: int) -> int:
         """The line of the file, counted from 1, that a position in `text` is in."""

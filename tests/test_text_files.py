@@ -319,6 +319,18 @@ ERRORS = {
     "cut list": ("a.json", b'[{"body": "x"},\n', r"row 1 \(line 2\) is no JSON: Expecting v"),
     "behind a list": ("a.json", b'[{"body": "x"}] []', "a.json: more follows its list of 1 rows"),
     "far behind a list": ("a.json", b"[]" + b" " * text_files.CHUNK + b"1", "more follows its"),
+    "no comma": (
+        "a.json", b'[{"body": "x"}\n{"body": "y"}]', r"row 1 \(line 2\) is no JSON: Expecting ','"
+    ),
+    "no comma far down": (
+        "a.json", b'[{"body": "x"}' + b"\n" * text_files.CHUNK + b'"y"]', "row 1 .* Expecting ','"
+    ),
+    "cut before a comma": ("a.json", b'["x"', r"row 1 \(line 1\) is no JSON: Expecting ','"),
+    "first comma": ("a.json", b'[,{"body": "x"}]', r"row 0 \(line 1\) is no JSON: Expecting value"),
+    "two commas": ("a.json", b'["x",\n,"y"]', r"a.json: row 1 \(line 2\) is no JSON: Expecting v"),
+    "last comma": ("a.json", b'[{"body": "x"},\n]', r"row 1 \(line 2\) is no JSON: Expecting val"),
+    "a comma alone": ("a.json", b"[,]", r"a.json: row 0 \(line 1\) is no JSON: Expecting value"),
+    "commas between lines": ("a.jsonl", b'"x",\n"y"', r"row 1 \(line 1\) is no JSON: Expecting v"),
     "nested too deep": ("a.json", b"[" * 200_000, r"row 0 \(line 1\) is no JSON: maximum rec"),
     "long number": ("a.jsonl", b"1" * 5_000, r"a.jsonl: row 0 \(line 1\) is no JSON: Exceeds"),
     "far down": (
