@@ -1,7 +1,9 @@
 """The texts in files and on the standard input, one at a time; what is no text is refused.
 
 A text comes as it is in the file: no character is changed, and no string of a table is taken for a
-number, a date or a missing value. A byte order mark at the start of a file is no part of it.
+number, a date or a missing value. A byte order mark at the start of a file is no part of it. NUL
+is refused in plain text, CSV and TSV, where it is a sign of binary data; in JSON, which spells it
+"\\u0000", and in Parquet it is a character of the text.
 """
 
 import bz2
@@ -119,10 +121,10 @@ def _decoded(data: bytes, place: str) -> str:
         raise ValueError(f"{place} is not UTF-8 text: {error}.") from error
 
 
-def _without_nul(text: str, name: str) -> str:
+def _without_nul(text: str, place: str) -> str:
     """The text, unless it is binary data that happens to be valid UTF-8."""
     if "\0" in text:
-        raise ValueError(f"{name} holds NUL characters, which no plain text has.")
+        raise ValueError(f"{place} holds NUL characters, which no plain text has.")
     return text
 
 
@@ -143,24 +145,26 @@ def _read_csv(name: str, file: BinaryIO, column: str, delimiter: str = ",") -> I
     csv.field_size_limit(2**31 - 1)
     rows = csv.reader(_lines(name, file), delimiter=delimiter, strict=True)
     header, number = None, -1
+
+    def place() -> str:
+        row = "the header" if header is None else f"row {number}"
+        return f"{name}: {row} (line {rows.line_num})"
+
     try:
         for row in filter(None, rows):  # an empty line is no row
+            _without_nul("".join(row), place())
             if header is None:
                 header = row
                 _check_column(name, column, header)
             elif len(row) != len(header):
-                raise ValueError(
-                    f"{name}: row {number} (line {rows.line_num}) has {len(row)} fields, and the "
-                    f"header {len(header)}."
-                )
+                raise ValueError(f"{place()} has {len(row)} fields, and the header {len(header)}.")
             else:
                 yield row[header.index(column)]
             number += 1
     except csv.Error as error:
-        place = f"row {number}" if header is not None else "the header"
         stray = "new-line character seen" in str(error)  # the rest of which is for programmers
         reason = "a carriage return outside quotes, which is no line end" if stray else error
-        raise ValueError(f"{name}: {place} (line {rows.line_num}) is no CSV: {reason}.") from error
+        raise ValueError(f"{place()} is no CSV: {reason}.") from error
 
 
 def _read_parquet(name: str, file: BinaryIO, column: str) -> Iterator[str]:

@@ -134,8 +134,8 @@ def test_a_field_of_any_length(tmp_path):
     assert read(tmp_path / "rows.csv", f"body\n{text}\n".encode()) == [text]
 
 
-def test_a_nul_within_a_table_is_a_character(tmp_path):
-    assert read(tmp_path / "rows.csv", b"body\na\0b\n") == ["a\0b"]
+def test_a_nul_in_json_and_parquet_is_a_character(tmp_path):
+    assert read(tmp_path / "rows.parquet", parquet_bytes({"body": ["a\0b"]})) == ["a\0b"]
     assert read(tmp_path / "rows.jsonl", rb'{"body": "a\u0000b"}') == ["a\0b"]
 
 
@@ -352,6 +352,11 @@ ERRORS = {
     "text behind a quote": ("a.tsv", b'body\n"y" z\n', r"row 0 \(line 2\) is no CSV: '\t' exp"),
     "carriage return": (
         "a.csv", b"body\nlone\rreturn\n", r"row 0 \(line 2\) is no CSV: a carriage return outside"
+    ),
+    "nul in csv": ("a.csv", b"body\nx\n\na\0b\n", r"a.csv: row 1 \(line 4\) holds NUL characters"),
+    "nul beside": ("a.tsv", b"id\tbody\n\0\tx\n", r"a.tsv: row 0 \(line 2\) holds NUL characters"),
+    "utf-16 csv": (
+        "a.csv", "body\nx\n".encode("utf-16-le"), r"a.csv: the header \(line 1\) holds NUL char"
     ),
     "old mac": ("a.csv", b"body\rone\rtwo\r", r"a.csv: the header \(line 1\) is no CSV: a carr"),
     "quote in the header": ("a.csv", b'"body', r"a.csv: the header \(line 1\) is no CSV"),
