@@ -96,16 +96,18 @@ class PerTextFile:
             elif not self._line({"signature": signature}).startswith(data):
                 raise ValueError(f"{path} was not written by --per-text.")
         self._file = open(path, "r+b" if length > 0 else "wb")  # noqa: SIM115
-        self._file.truncate(length)
-        self._file.seek(length)
-        if length == 0:
+        if length > 0:
+            self._file.truncate(length)
+            self._file.seek(length)
+        else:  # a device, such as /dev/full, cannot be truncated
             self._write_line({"signature": signature})
 
     def __enter__(self) -> "PerTextFile":
         return self
 
     def __exit__(self, *error) -> None:
-        self._file.close()
+        with self._named_errors():
+            self._file.close()
 
     def _read(self, lines: list[bytes], signature: str) -> None:
         kinds = {field.name: field.type for field in dataclasses.fields(TextSums)}
@@ -152,8 +154,18 @@ class PerTextFile:
         return json.dumps(row, allow_nan=False).encode() + b"\n"
 
     def _write_line(self, row: dict) -> None:
-        self._file.write(self._line(row))
-        self._file.flush()
+        with self._named_errors():
+            self._file.write(self._line(row))
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Of a full disk, for example: the error of a write does not tell the file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
 
 def _field(row: dict, name: str, kind: type):
@@ -215,11 +227,15 @@ def run(args: argparse.Namespace) -> dict | None:
         def read_next() -> None:
             nonlocal next_text
             next_text = next(texts, None)
+            if next_text is None and num_finished == 0:
+                names = (
+                    "the standard input" if name == "-" else name for name in args.files or ["-"]
+                )
+                raise ValueError(f"There are no texts in {', '.join(names)}.")
 
         ranks.exchange(read_next)  # so that each rank is told of a file that one cannot read
-        # All may be finished already; but a run without any text is an error, which sums raises.
-        if next_text is not None or num_finished == 0:
-            remaining = () if next_text is None else itertools.chain([next_text], texts)
+        if next_text is not None:  # all may be finished already
+            remaining = itertools.chain([next_text], texts)
             for text, text_sums in scorer.sums(
                 remaining, batch_size=args.batch_size, progress=sys.stderr.isatty(), processes=ranks
             ):
