@@ -5,10 +5,11 @@
     accelerate launch cli.py --model tiny_model --column text data.jsonl
 
 A plain file is one text, in UTF-8. With --lines each line is one; only \\n and \\r\\n end a line.
-A table holds one text per row, in --column: .csv, .tsv, .jsonl, .ndjson, .json and .parquet. All
-but .parquet may be compressed: .gz, .bz2, .xz, .zst. Standard input (no files, or -) is read as a
-plain file. The processes of torchrun or `accelerate launch` share the texts. Exit status: 0 done,
-1 failed (one line says why), 2 wrong usage, 130 interrupted.
+A table holds one text per row, in --column: .csv, .tsv, .json, .parquet, and JSON Lines as .jsonl,
+.jsonlines, .jl, .ndjson or .ldjson. All but .parquet may be compressed: .gz, .bz2, .xz, .lzma,
+.zst. Standard input (no files, or -) is read as a plain file. The processes of torchrun or
+`accelerate launch` share the texts. Exit status: 0 done, 1 failed (one line says why), 2 wrong
+usage, 130 interrupted.
 """
 
 import argparse
@@ -96,16 +97,18 @@ class PerTextFile:
             elif not self._line({"signature": signature}).startswith(data):
                 raise ValueError(f"{path} was not written by --per-text.")
         self._file = open(path, "r+b" if length > 0 else "wb")  # noqa: SIM115
-        self._file.truncate(length)
-        self._file.seek(length)
-        if length == 0:
+        if length > 0:
+            self._file.truncate(length)
+            self._file.seek(length)
+        else:  # a device, such as /dev/full, cannot be truncated
             self._write_line({"signature": signature})
 
     def __enter__(self) -> "PerTextFile":
         return self
 
     def __exit__(self, *error) -> None:
-        self._file.close()
+        with self._named_errors():
+            self._file.close()
 
     def _read(self, lines: list[bytes], signature: str) -> None:
         text_sums = metric_package.sibling("totals").TextSums
@@ -153,8 +156,18 @@ class PerTextFile:
         return json.dumps(row, allow_nan=False).encode() + b"\n"
 
     def _write_line(self, row: dict) -> None:
-        self._file.write(self._line(row))
-        self._file.flush()
+        with self._named_errors():
+            self._file.write(self._line(row))
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Of a full disk, for example: the error of a write does not tell the file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
 
 def _field(row: dict, name: str, kind: type):
@@ -213,11 +226,15 @@ def run(args: argparse.Namespace) -> dict | None:
         def read_next() -> None:
             nonlocal next_text
             next_text = next(texts, None)
+            if next_text is None and num_finished == 0:
+                names = (
+                    "the standard input" if name == "-" else name for name in args.files or ["-"]
+                )
+                raise ValueError(f"There are no texts in {', '.join(names)}.")
 
         processes.exchange(read_next)  # a rank that cannot read a file tells the others
-        # Nothing may be left to score. But a run without any text is an error, which `sums` raises.
-        if next_text is not None or num_finished == 0:
-            remaining = () if next_text is None else itertools.chain([next_text], texts)
+        if next_text is not None:  # all may be finished already
+            remaining = itertools.chain([next_text], texts)
             for text, text_sums in scorer.sums(
                 remaining,
                 batch_size=args.batch_size,

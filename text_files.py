@@ -1,7 +1,9 @@
 """The texts in files and on the standard input, one at a time; what is no text is refused.
 
 A text comes as it is in the file: no character is changed, and no string of a table is taken for a
-number, a date or a missing value. A byte order mark at the start of a file is no part of it.
+number, a date or a missing value. A byte order mark at the start of a file is no part of it. NUL
+is refused in plain text, CSV and TSV, where it is a sign of binary data; in JSON, which spells it
+"\\u0000", and in Parquet it is a character of the text.
 """
 
 import bz2
@@ -26,7 +28,7 @@ CHUNK = 1 << 20
 # Archives, documents and other tables. Most are no UTF-8, but some would pass for one plain text.
 REFUSED = {
     ".7z", ".arrow", ".avro", ".br", ".db", ".doc", ".docx", ".epub", ".feather", ".h5", ".hdf5",
-    ".jsonlines", ".lz4", ".lzma", ".npy", ".npz", ".ods", ".odt", ".orc", ".pdf", ".pickle",
+    ".lz4", ".npy", ".npz", ".ods", ".odt", ".orc", ".pdf", ".pickle",
     ".pkl", ".pptx", ".psv", ".rar", ".rtf", ".sqlite", ".sqlite3", ".tab", ".tar", ".tbz2", ".tgz",
     ".txz", ".xls", ".xlsx", ".z", ".zip",
 }  # fmt: skip
@@ -84,18 +86,23 @@ def _open_zstd(name: str, mode: str) -> BinaryIO:
     return io.BufferedReader(pyarrow.CompressedInputStream(open(name, mode), "zstd"))
 
 
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".lzma": lzma.open}
+OPENERS[".zst"] = _open_zstd
 
 
 # --- plain text -----------------------------------------------------------------------------------
 
 
 def _read_whole(name: str, file: BinaryIO) -> Iterator[str]:
-    yield _without_nul(_decoded(file.read().removeprefix(codecs.BOM_UTF8), name), name)
+    text = _without_nul(_decoded(file.read().removeprefix(codecs.BOM_UTF8), name), name)
+    _warn_of_json_lines(text, name)
+    yield text
 
 
 def _read_lines(name: str, file: BinaryIO) -> Iterator[str]:
-    for line in _lines(name, file):
+    for number, line in enumerate(_lines(name, file)):
+        if number == 0:
+            _warn_of_json_lines(line, name)
         yield _without_nul(line.removesuffix("\r\n").removesuffix("\n"), name)
 
 
@@ -114,11 +121,21 @@ def _decoded(data: bytes, place: str) -> str:
         raise ValueError(f"{place} is not UTF-8 text: {error}.") from error
 
 
-def _without_nul(text: str, name: str) -> str:
+def _without_nul(text: str, place: str) -> str:
     """The text, unless it is binary data that happens to be valid UTF-8."""
     if "\0" in text:
-        raise ValueError(f"{name} holds NUL characters, which no plain text has.")
+        raise ValueError(f"{place} holds NUL characters, which no plain text has.")
     return text
+
+
+def _warn_of_json_lines(text: str, name: str) -> None:
+    """A table without the suffix of one may be plain text on purpose: a warning, no error."""
+    if text.startswith('{"'):
+        print(
+            f"warning: {name} looks like JSON Lines and is scored as plain text; name it .jsonl to "
+            "read it as a table",
+            file=sys.stderr,
+        )
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -128,24 +145,26 @@ def _read_csv(name: str, file: BinaryIO, column: str, delimiter: str = ",") -> I
     csv.field_size_limit(2**31 - 1)
     rows = csv.reader(_lines(name, file), delimiter=delimiter, strict=True)
     header, number = None, -1
+
+    def place() -> str:
+        row = "the header" if header is None else f"row {number}"
+        return f"{name}: {row} (line {rows.line_num})"
+
     try:
         for row in filter(None, rows):  # an empty line is no row
+            _without_nul("".join(row), place())
             if header is None:
                 header = row
                 _check_column(name, column, header)
             elif len(row) != len(header):
-                raise ValueError(
-                    f"{name}: row {number} (line {rows.line_num}) has {len(row)} fields, and the "
-                    f"header {len(header)}."
-                )
+                raise ValueError(f"{place()} has {len(row)} fields, and the header {len(header)}.")
             else:
                 yield row[header.index(column)]
             number += 1
     except csv.Error as error:
-        place = f"row {number}" if header is not None else "the header"
         stray = "new-line character seen" in str(error)  # the rest of which is for programmers
         reason = "a carriage return outside quotes, which is no line end" if stray else error
-        raise ValueError(f"{name}: {place} (line {rows.line_num}) is no CSV: {reason}.") from error
+        raise ValueError(f"{place()} is no CSV: {reason}.") from error
 
 
 def _read_parquet(name: str, file: BinaryIO, column: str) -> Iterator[str]:
@@ -185,7 +204,6 @@ def _checked_text(name: str, column: str, number: int, value) -> str:
 # --- JSON -----------------------------------------------------------------------------------------
 
 BLANK = re.compile(r"[ \t\r\n]*")
-BLANK_OR_COMMA = re.compile(r"[ \t\r\n,]*")
 
 # JSON that is cut within a token is wrong at most this far before the cut, unless in a string.
 LONGEST_TOKEN = len(r"\ud83d\udf89")
@@ -213,29 +231,34 @@ def _read_json(name: str, file: BinaryIO, column: str) -> Iterator[str]:
 def _json_values(name: str, file: BinaryIO, to_row: Callable[[list], dict]) -> Iterator:
     """The items of a list, or values one after another, as in JSON Lines."""
     decode = json.JSONDecoder(object_pairs_hook=to_row).raw_decode
-    unread, gap, number = _Unread(name, file), BLANK, 0
+    unread, number = _Unread(name, file), 0
+    is_list = unread.next_character() == "["
+    end = "]" if is_list else ""
+    unread.at += is_list
+    while (following := unread.next_character()) != end:
+        if is_list and number > 0:
+            if following != ",":
+                raise unread.no_json(number, unread.at, "Expecting ',' delimiter")
+            unread.at += 1
+        yield _json_value(unread, number, decode)
+        number += 1
+    unread.at += is_list
+    if unread.next_character() != "":
+        raise ValueError(f"{name}: more follows its list of {number} rows.")
+
+
+def _json_value(unread: "_Unread", number: int, decode: Callable):
+    """The next value, which is row `number`."""
     while True:
-        unread.at = gap.match(unread.text, unread.at).end()
-        first = unread.text[unread.at : unread.at + 1]
-        if first == "[" and gap is BLANK and number == 0:
-            unread.at, gap = unread.at + 1, BLANK_OR_COMMA
-            continue
-        if first == "]" and gap is BLANK_OR_COMMA:
-            if unread.text[unread.at + 1 :].strip() or file.read(CHUNK).strip():
-                raise ValueError(f"{name}: more follows its list of {number} rows.")
-            return
+        unread.next_character()
         try:
             value, unread.at = decode(unread.text, unread.at)
+            return value
         except (ValueError, RecursionError) as error:
             if _may_be_cut(error, unread.text) and unread.read_more():
                 continue
-            if first == "" and gap is BLANK:
-                return
-            line = unread.line_of(getattr(error, "pos", unread.at))
-            reason = getattr(error, "msg", error)
-            raise ValueError(f"{name}: row {number} (line {line}) is no JSON: {reason}.") from error
-        yield value
-        number += 1
+            position, reason = getattr(error, "pos", unread.at), getattr(error, "msg", error)
+            raise unread.no_json(number, position, reason) from error
 
 
 def _may_be_cut(error: Exception, text: str) -> bool:
@@ -253,6 +276,18 @@ class _Unread:
         self._name, self._file = name, file
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._first_line = 1
+
+    def next_character(self) -> str:
+        """The one that `at` is moved to, behind blanks; "" at the end of the file."""
+        while True:
+            self.at = BLANK.match(self.text, self.at).end()
+            if self.at < len(self.text) or not self.read_more():
+                return self.text[self.at : self.at + 1]
+
+    def no_json(self, number: int, position: int, reason) -> ValueError:
+        """The error of row `number`, at a position in `text`."""
+        line = self.line_of(position)
+        return ValueError(f"{self._name}: row {number} (line {line}) is no JSON: {reason}.")
 
     def line_of(self, position: int) -> int:
         """The line of the file, counted from 1, that a position in `text` is in."""
@@ -280,7 +315,6 @@ TABLES = {
     ".csv": _read_csv,
     ".tsv": partial(_read_csv, delimiter="\t"),
     ".json": _read_json,
-    ".jsonl": _read_json,
-    ".ndjson": _read_json,
     ".parquet": _read_parquet,
 }
+TABLES |= dict.fromkeys((".jsonl", ".jsonlines", ".jl", ".ndjson", ".ldjson"), _read_json)

@@ -269,6 +269,18 @@ def test_the_input_is_not_overwritten(tmp_path):
     assert notes.read_text() == "no newline"
 
 
+def test_a_disk_that_becomes_full_is_named(tmp_path, monkeypatch):
+    """Also when the file is closed, which tries once more to write what is left."""
+    out = tmp_path / "scores.jsonl"
+    with cli.PerTextFile(out, "s", resume=False) as log:
+        pass
+    with open("/dev/full", "wb") as full:
+        monkeypatch.setattr(log, "_file", full)
+        for write in (lambda: log._write_line({}), log.__exit__):
+            with pytest.raises(OSError, match=f"No space left on device: '{out}'"):
+                write()
+
+
 def test_json_has_no_nan(tmp_path):
     out = tmp_path / "out.jsonl"
     done = run("--json", "--lines", "--per-text", out, stdin="one\n\n")
@@ -300,9 +312,12 @@ def test_a_table_without_rows(tmp_path):
     datasets.Dataset.from_dict({"text": []}).to_parquet(empty)
     text.write_text("one")
     assert result(empty, text)["num_sequences"] == 1
-    done = run(empty)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1] == "error: predictions holds no texts."
+    header = tmp_path / "header.csv"
+    header.write_text("text\n")
+    for arguments in ([empty, header], [empty, header, "--preset", "lm-eval"]):
+        done = run(*arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.splitlines()[-1] == f"error: There are no texts in {empty}, {header}."
 
 
 ERRORS = {
@@ -314,7 +329,9 @@ ERRORS = {
         ["a.zip", "--model", "nobody/nothing"], "a.zip is of a kind that is not read"
     ),
     "directory": ([str(ROOT)], f"Is a directory: '{ROOT}'"),
-    "no texts": (["--lines"], "predictions holds no texts"),
+    "no texts": (["--lines"], "There are no texts in the standard input."),
+    "no texts, joined": (["--lines", "-", "--preset", "hf-docs"], "in the standard input."),
+    "full disk": (["--per-text", "/dev/full"], "No space left on device: '/dev/full'"),
     "binary": ([str(ROOT / "tiny_model" / "model.safetensors")], "is not UTF-8 text"),
     "no such column": ([str(ROOT / "tiny_model" / "held_out.jsonl"), "--column", "x"],
                        "has no column 'x'; it has name, text"),

@@ -239,7 +239,7 @@ def test_no_texts_at_all_is_an_error(tmp_path):
     write_texts(tmp_path / "none.jsonl", [])
     for status, printed, error in run(2, tmp_path / "none.jsonl"):
         assert (status, printed) == (1, "")
-        assert "error: predictions holds no texts." in error
+        assert f"error: There are no texts in {tmp_path / 'none.jsonl'}." in error
 
 
 def test_the_standard_input_is_not_shared():

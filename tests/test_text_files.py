@@ -8,6 +8,7 @@ import json
 import lzma
 import sys
 import tracemalloc
+from functools import partial
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -67,12 +68,16 @@ TABLES = {
     "rows.jsonl": JSON_LINES,
     "dos.ndjson": JSON_LINES.replace(b"\n", b"\r\n \r\n"),
     "lines.json": JSON_LINES,
+    "lines.jsonlines": JSON_LINES,
+    "lines.jl": JSON_LINES,
+    "lines.ldjson": JSON_LINES,
     "list.json": json.dumps(ROWS).encode(),
     "indented.json": json.dumps(ROWS, indent=2, ensure_ascii=False).encode(),
     "objects.json": "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
     "strings.json": json.dumps(TEXTS).encode(),
 }
 PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+PACKERS[".lzma"] = partial(lzma.compress, format=lzma.FORMAT_ALONE)
 PACKERS[".zst"] = zstd
 
 
@@ -126,8 +131,8 @@ def test_a_field_of_any_length(tmp_path):
     assert read(tmp_path / "rows.csv", f"body\n{text}\n".encode()) == [text]
 
 
-def test_a_nul_within_a_table_is_a_character(tmp_path):
-    assert read(tmp_path / "rows.csv", b"body\na\0b\n") == ["a\0b"]
+def test_a_nul_in_json_and_parquet_is_a_character(tmp_path):
+    assert read(tmp_path / "rows.parquet", parquet_bytes({"body": ["a\0b"]})) == ["a\0b"]
     assert read(tmp_path / "rows.jsonl", rb'{"body": "a\u0000b"}') == ["a\0b"]
 
 
@@ -178,6 +183,33 @@ def test_the_standard_input_stands_among_files(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(BOM + b"zwei\r\n")))
     names = [str(tmp_path / "one.txt"), "-", str(tmp_path / "table.csv")]
     assert list(text_files.read_texts(names, False, "body")) == ["one", "zwei\r\n", "three"]
+
+
+@pytest.mark.parametrize("name", ["x.foo", "x", "x.txt.gz"])
+@pytest.mark.parametrize("lines", [False, True])
+def test_json_lines_by_another_name_are_plain_text_with_a_warning(tmp_path, capsys, name, lines):
+    path, data = tmp_path / name, b'{"body": "one"}\n{"body": "two"}'
+    data = gzip.compress(data) if name.endswith(".gz") else data
+    texts = ['{"body": "one"}', '{"body": "two"}']
+    assert read(path, data, lines) == (texts if lines else ["\n".join(texts)])
+    assert capsys.readouterr().err == (
+        f"warning: {path} looks like JSON Lines and is scored as plain text; name it .jsonl to "
+        "read it as a table\n"
+    )
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_json_lines_on_the_standard_input_are_plain_text_with_a_warning(monkeypatch, capsys, lines):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(BOM + b'{"body": "one"}')))
+    assert list(text_files.read_texts([], lines, "body")) == ['{"body": "one"}']
+    assert capsys.readouterr().err.startswith("warning: standard input looks like JSON Lines")
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_other_plain_text_is_read_without_a_warning(tmp_path, capsys, lines):
+    read(tmp_path / "x.foo", b'plain\n{"body": "one"}', lines)
+    read(tmp_path / "x.jsonl", b'{"body": "one"}', lines)
+    assert capsys.readouterr().err == ""
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -284,6 +316,18 @@ ERRORS = {
     "cut list": ("a.json", b'[{"body": "x"},\n', r"row 1 \(line 2\) is no JSON: Expecting v"),
     "behind a list": ("a.json", b'[{"body": "x"}] []', "a.json: more follows its list of 1 rows"),
     "far behind a list": ("a.json", b"[]" + b" " * text_files.CHUNK + b"1", "more follows its"),
+    "no comma": (
+        "a.json", b'[{"body": "x"}\n{"body": "y"}]', r"row 1 \(line 2\) is no JSON: Expecting ','"
+    ),
+    "no comma far down": (
+        "a.json", b'[{"body": "x"}' + b"\n" * text_files.CHUNK + b'"y"]', "row 1 .* Expecting ','"
+    ),
+    "cut before a comma": ("a.json", b'["x"', r"row 1 \(line 1\) is no JSON: Expecting ','"),
+    "first comma": ("a.json", b'[,{"body": "x"}]', r"row 0 \(line 1\) is no JSON: Expecting value"),
+    "two commas": ("a.json", b'["x",\n,"y"]', r"a.json: row 1 \(line 2\) is no JSON: Expecting v"),
+    "last comma": ("a.json", b'[{"body": "x"},\n]', r"row 1 \(line 2\) is no JSON: Expecting val"),
+    "a comma alone": ("a.json", b"[,]", r"a.json: row 0 \(line 1\) is no JSON: Expecting value"),
+    "commas between lines": ("a.jsonl", b'"x",\n"y"', r"row 1 \(line 1\) is no JSON: Expecting v"),
     "nested too deep": ("a.json", b"[" * 200_000, r"row 0 \(line 1\) is no JSON: maximum rec"),
     "long number": ("a.jsonl", b"1" * 5_000, r"a.jsonl: row 0 \(line 1\) is no JSON: Exceeds"),
     "far down": (
@@ -305,6 +349,11 @@ ERRORS = {
     "text behind a quote": ("a.tsv", b'body\n"y" z\n', r"row 0 \(line 2\) is no CSV: '\t' exp"),
     "carriage return": (
         "a.csv", b"body\nlone\rreturn\n", r"row 0 \(line 2\) is no CSV: a carriage return outside"
+    ),
+    "nul in csv": ("a.csv", b"body\nx\n\na\0b\n", r"a.csv: row 1 \(line 4\) holds NUL characters"),
+    "nul beside": ("a.tsv", b"id\tbody\n\0\tx\n", r"a.tsv: row 0 \(line 2\) holds NUL characters"),
+    "utf-16 csv": (
+        "a.csv", "body\nx\n".encode("utf-16-le"), r"a.csv: the header \(line 1\) holds NUL char"
     ),
     "old mac": ("a.csv", b"body\rone\rtwo\r", r"a.csv: the header \(line 1\) is no CSV: a carr"),
     "quote in the header": ("a.csv", b'"body', r"a.csv: the header \(line 1\) is no CSV"),
@@ -333,7 +382,7 @@ ERRORS = {
 }  # fmt: skip
 ERRORS |= {
     f"cut {packing}": (f"a.jsonl{packing}", PACKERS[packing](JSON_LINES)[:-9], "cannot be read")
-    for packing in (".gz", ".bz2", ".xz", ".zst")
+    for packing in (".gz", ".bz2", ".xz", ".lzma", ".zst")
 }
 
 
