@@ -13,7 +13,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, fields
 
 import datasets
 import evaluate
@@ -37,7 +36,7 @@ from .text_progress import Progress
 from .text_schedule import portions
 from .text_scoring import TextScore, TextScorer, checked_pairs
 from .text_windows import Window
-from .totals import NllTotals
+from .totals import NllTotals, Run
 from .trainer_hooks import TrainerHooks
 
 _DESCRIPTION = """\
@@ -210,15 +209,13 @@ class Perplexity(evaluate.Metric):
         """Forget what was accumulated."""
         with self._lock:
             self._texts: list[str] = []  # added, and scored when compute names the model
-            self._totals = NllTotals()
-            self._num_batches = 0  # tells an empty run from one in which nothing was scored
-            self._num_examples = 0
+            self._run = Run()
             self._synced = False  # whether these are the sums of all ranks
             self._warned_of_nan = False
 
     def __len__(self) -> int:
         """Number of sequences and texts accumulated since the last `compute` or `reset`."""
-        return self._num_examples + len(self._texts)
+        return self._run.num_sequences + len(self._texts)
 
     def add_batch(self, *, predictions=None, references=None, sample_weight=None) -> None:
         """Accumulate a batch of sequences, or of texts, which wait for the model of `compute`.
@@ -234,10 +231,10 @@ class Perplexity(evaluate.Metric):
                 self._check_kind(texts=True)
                 self._texts += texts
             return
-        self._accumulate(*self._reduce(predictions, references, sample_weight, self._options))
+        self._accumulate(self._reduce(predictions, references, sample_weight, self._options))
 
     def _check_kind(self, texts: bool) -> None:
-        pending = self._num_batches if texts else len(self._texts)
+        pending = self._run.num_batches if texts else len(self._texts)
         if pending > 0:
             raise ValueError(
                 f"{'Batches of logits' if texts else 'Texts'} are pending, and "
@@ -262,9 +259,9 @@ class Perplexity(evaluate.Metric):
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
-        totals, num_examples = self._reduce(predictions, references, sample_weight, self._options)
-        self._accumulate(totals, num_examples)
-        return totals.perplexity
+        batch = self._reduce(predictions, references, sample_weight, self._options)
+        self._accumulate(batch)
+        return batch.totals.perplexity
 
     def merge(self, other: "Perplexity") -> None:
         """Add what `other` has accumulated; `other` keeps it.
@@ -283,15 +280,14 @@ class Perplexity(evaluate.Metric):
         # One lock after the other: held at once, they would be held in two orders.
         with other._lock:
             other._check_not_synced()
-            totals, texts = other._totals, list(other._texts)
-            num_examples, num_batches = other._num_examples, other._num_batches
+            run, texts = other._run, list(other._texts)
         with self._lock:
             self._check_not_synced()
             if texts:
                 self._check_kind(texts=True)
                 self._texts += texts
-            if num_batches:
-                self._accumulate(totals, num_examples, num_batches)
+            if run.num_batches:
+                self._accumulate(run)
 
     def sync(self) -> None:
         """Add up what the processes of torchrun or accelerate have accumulated, on each of them.
@@ -305,14 +301,13 @@ class Perplexity(evaluate.Metric):
             ConnectionError: another process failed or is gone; what was accumulated stays.
         """
 
-        def local() -> tuple[NllTotals, int, int]:
+        def local() -> Run:
             self._check_kind(texts=False)
             self._check_not_synced()
-            return self._totals, self._num_batches, self._num_examples
+            return self._run
 
         with self._lock:
-            summed = self._add_over_ranks(local, self._options)
-            self._totals, self._num_batches, self._num_examples = summed
+            self._run = self._add_over_processes(local, self._options)
             self._synced = True
 
     def _check_not_synced(self) -> None:
@@ -322,23 +317,14 @@ class Perplexity(evaluate.Metric):
                 "would count more than once. Call compute or reset first."
             )
 
-    def _add_over_ranks(
-        self, local: Callable[[], tuple[NllTotals, int, int]], options: Options
-    ) -> tuple[NllTotals, int, int]:
-        """Totals, and numbers of batches and examples, of all ranks; `local` gives those here."""
+    def _add_over_processes(self, local: Callable[[], Run], options: Options) -> Run:
+        """The runs of all processes, added up; `local` gives that of this one."""
         if self.num_process > 1:
             raise ValueError("sync goes by torch.distributed, and num_process by files; use one.")
-        kinds = [field.type for field in fields(NllTotals)] + [int, int]
-
-        def values() -> list[float]:
-            totals, num_batches, num_examples = local()
-            return [*astuple(totals), num_batches, num_examples]
-
-        sums = Processes.launched().add(values, len(kinds), options.signature)
-        *totals, num_batches, num_examples = (
-            kind(value) for kind, value in zip(kinds, sums, strict=True)
+        numbers = Processes.launched().add(
+            lambda: local().numbers(), len(Run().numbers()), options.signature
         )
-        return NllTotals(*totals), num_batches, num_examples
+        return Run.of(numbers)
 
     def trainer_hooks(self, *, shift: bool = True, **options) -> dict[str, Callable]:
         """`preprocess_logits_for_metrics` and `compute_metrics` for a transformers Trainer.
@@ -584,7 +570,7 @@ class Perplexity(evaluate.Metric):
                     "Texts need a model: pass model_id=, or model= and tokenizer=. Logits go with "
                     "references=."
                 )
-            if self._num_batches and options != self._options:
+            if self._run.num_batches and options != self._options:
                 raise ValueError(
                     f"compute was given other options ({options.signature}) than the batches added "
                     f"before it ({self._options.signature}). Give the options to evaluate.load, or "
@@ -593,31 +579,26 @@ class Perplexity(evaluate.Metric):
             if sync or predictions is not None:
                 self._check_not_synced()
 
-        def local() -> tuple[NllTotals, int, int]:
+        def local() -> Run:
             check()
-            totals, num_batches, num_examples = NllTotals(), 0, 0
+            batch = Run()
             if predictions is not None or references is not None:
-                num_batches = 1
-                totals, num_examples = self._reduce(predictions, references, sample_weight, options)
+                batch = self._reduce(predictions, references, sample_weight, options)
             locked.enter_context(self._lock)
             check()  # again: another thread may have added something in the meantime
-            return (
-                self._totals + totals,
-                self._num_batches + num_batches,
-                self._num_examples + num_examples,
-            )
+            return self._run + batch
 
-        totals, num_batches, _ = self._add_over_ranks(local, options) if sync else local()
+        run = self._add_over_processes(local, options) if sync else local()
         if self.num_process > 1:
-            gathered = self._gather(totals, num_batches)
+            gathered = self._gather(run)
             if gathered is None:
                 return None
-            totals, num_batches = gathered
-        if num_batches == 0:
+            run = gathered
+        if run.num_batches == 0:
             raise ValueError(
                 "Nothing to compute: pass predictions and references, or call add_batch first."
             )
-        return self._compute(totals=totals, options=options)
+        return self._compute(totals=run.totals, options=options)
 
     def _compute(self, *, totals: NllTotals, options: Options) -> dict[str, float | int | str]:
         if totals.num_tokens == 0:
@@ -628,10 +609,8 @@ class Perplexity(evaluate.Metric):
             )
         return {**totals.result(), "signature": options.signature}
 
-    def _reduce(
-        self, predictions, references, sample_weight, options: Options
-    ) -> tuple[NllTotals, int]:
-        """The totals of a batch, and the number of its sequences."""
+    def _reduce(self, predictions, references, sample_weight, options: Options) -> Run:
+        """The run of one batch."""
         self._check_kind(texts=False)
         self._check_not_synced()
         sums = reduce_batch(predictions, references, sample_weight, options)
@@ -644,18 +623,16 @@ class Perplexity(evaluate.Metric):
                 stacklevel=3,
             )
         totals = NllTotals.from_sequences(sums.nll_sums, sums.weight_sums, sums.num_tokens)
-        return totals, len(sums.nll_sums)
+        return Run(totals, num_batches=1, num_sequences=len(sums.nll_sums))
 
-    def _accumulate(self, totals: NllTotals, num_examples: int, num_batches: int = 1) -> None:
+    def _accumulate(self, run: Run) -> None:
         with self._lock:
             # Again: another thread may have changed it while the batch was reduced.
             self._check_kind(texts=False)
             self._check_not_synced()
-            self._totals += totals
-            self._num_examples += num_examples
-            self._num_batches += num_batches
+            self._run += run
 
-    def _gather(self, totals: NllTotals, num_batches: int) -> tuple[NllTotals, int] | None:
+    def _gather(self, run: Run) -> Run | None:
         """The sums over all processes, on process 0; None on the others."""
         exchange = _Exchange(
             cache_dir=self._data_dir_root,
@@ -664,12 +641,9 @@ class Perplexity(evaluate.Metric):
             experiment_id=self.experiment_id,
             timeout=self.timeout,
         )
-        row = {**asdict(totals), "num_batches": num_batches}
-        sums = exchange.compute(**{name: [value] for name, value in row.items()})
-        if sums is None:
-            return None
-        num_batches = sums.pop("num_batches")
-        return NllTotals(**sums), num_batches
+        row = {name: [number] for name, number in zip(_COLUMNS, run.numbers(), strict=True)}
+        sums = exchange.compute(**row)
+        return None if sums is None else Run.of([sums[name] for name in _COLUMNS])
 
 
 def _are_texts(predictions) -> bool:
@@ -699,18 +673,20 @@ def _progress_is_shown() -> bool:
     return enabled and not datasets.utils.are_progress_bars_disabled()
 
 
+# Of the row of numbers that a process writes, in evaluate's own protocol.
+_COLUMNS = [f"column_{i}" for i in range(len(Run().numbers()))]
+
+
 class _Exchange(evaluate.Metric):
-    """Carries one row of sums per process through evaluate's own file protocol.
+    """Carries one row of numbers per process through evaluate's own file protocol.
 
     It stands below Perplexity because evaluate.load takes the first class of a module.
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        kinds = {field.name: field.type for field in fields(NllTotals)} | {"num_batches": int}
-        features = {
-            name: datasets.Value("int64" if kind is int else "float64")
-            for name, kind in kinds.items()
-        }
+        kinds = {int: datasets.Value("int64"), float: datasets.Value("float64")}
+        numbers = zip(_COLUMNS, Run().numbers(), strict=True)
+        features = {name: kinds[type(number)] for name, number in numbers}
         return evaluate.MetricInfo(
             description="", citation="", features=datasets.Features(features)
         )

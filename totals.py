@@ -129,6 +129,37 @@ class NllTotals:
 
 
 @dataclass(frozen=True)
+class Run:
+    """What was accumulated: totals, and of how much. Runs merge by addition."""
+
+    totals: NllTotals = NllTotals()
+    num_batches: int = 0  # tells an empty run from one in which nothing was scored
+    num_sequences: int = 0  # also those in which nothing was scored
+
+    def __add__(self, other: "Run") -> "Run":
+        if not isinstance(other, Run):
+            return NotImplemented
+        return Run(
+            self.totals + other.totals,
+            self.num_batches + other.num_batches,
+            self.num_sequences + other.num_sequences,
+        )
+
+    def numbers(self) -> list[float | int]:
+        """All of it in one row, as it crosses processes."""
+        return [*astuple(self.totals), self.num_batches, self.num_sequences]
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> "Run":
+        """The run of a row of `numbers`, or of a sum of rows, in which counts may be floats."""
+        kinds = map(type, cls().numbers())
+        *totals, num_batches, num_sequences = (
+            kind(number) for kind, number in zip(kinds, numbers, strict=True)
+        )
+        return cls(NllTotals(*totals), num_batches, num_sequences)
+
+
+@dataclass(frozen=True)
 class TextSums:
     """The sums of one text; those of any number of texts give the result of all of them."""
 

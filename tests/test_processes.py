@@ -194,17 +194,16 @@ def test_texts_are_each_rank_s_own_unless_asked(answers):
 
 
 def test_each_rank_scores_about_as_much():
-    shares = worker.sibling("text_scoring")._shares
+    shares = worker.sibling("text_schedule").shares
     rng = random.Random(0)
-    portion = [("x" * rng.randrange(5000), None) for _ in range(100)]
+    lengths = [rng.randrange(5000) for _ in range(100)]
     for num_ranks in (1, 3, 8):
-        shared = shares(portion, num_ranks)
+        shared = shares(lengths, num_ranks)
         assert sorted(i for share in shared for i in share) == list(range(100))
-        loads = [sum(len(portion[i][0]) for i in share) for share in shared]
+        loads = [sum(lengths[i] for i in share) for share in shared]
         assert max(loads) < 1.1 * sum(loads) / num_ranks
-    assert sum(map(len, shares(portion[:2], 3))) == 2
-    long_one = [("x" * 1000, None)] + [("x" * 10, None)] * 90
-    assert sorted(map(len, shares(long_one, 2))) == [1, 90]
+    assert sum(map(len, shares(lengths[:2], 3))) == 2
+    assert sorted(map(len, shares([1000] + [10] * 90, 2))) == [1, 90]
 
 
 # --- the command line -----------------------------------------------------------------------------

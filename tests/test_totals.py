@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 NllTotals = sibling("totals").NllTotals
+Run = sibling("totals").Run
 student_t_95 = sibling("totals").student_t_95
 
 # Two-sided 95% quantiles by degrees of freedom: of 1, 2 and 4 from their closed forms, of the
@@ -104,6 +105,18 @@ def test_overflow_and_infinity_never_raise():
     infinite = NllTotals.from_sequences([math.inf, 1.0], [1.0, 1.0], 2)
     assert infinite.perplexity == math.inf
     assert math.isnan(infinite.perplexity_interval[0])
+
+
+def test_runs_add_up_also_as_rows_of_floats():
+    run = Run(NllTotals.from_sequences([2.0, 6.0], [1.0, 2.0], 3), num_batches=2, num_sequences=5)
+    assert run + Run() == Run() + run == run
+    rows = np.array([run.numbers(), run.numbers()], dtype=np.float64)
+    twice = Run.of(rows.sum(0).tolist())
+    assert twice == run + run
+    assert (twice.totals.num_tokens, twice.num_batches, twice.num_sequences) == (6, 4, 10)
+    assert [type(number) for number in twice.numbers()] == [type(n) for n in run.numbers()]
+    with pytest.raises(TypeError):
+        run + NllTotals()
 
 
 def test_only_totals_add():
