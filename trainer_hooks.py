@@ -9,7 +9,7 @@ metric do without.
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class TrainerHooks:
         self._logits_at = None  # their place among the outputs, once a batch has told it
         self._num_batches = 0  # that this process has turned into sums
         self._num_reduced = 0  # rows of these
+        self._drops_rows = False  # whether accelerate cuts a batch of one process
         self._num_examples = 0  # rows of which the sums came back, from all processes
 
     def preprocess_logits_for_metrics(self, logits, labels) -> torch.Tensor:
@@ -80,6 +81,7 @@ class TrainerHooks:
             raise
         self._num_batches += 1
         self._num_reduced += len(rows)
+        self._drops_rows |= _drops_rows(len(rows))
         # A gather needs them on the device. MPS, which has no float64, runs one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
 
@@ -152,8 +154,9 @@ class TrainerHooks:
         if not compute_result:
             return {}
         totals = self._totals
-        if self._num_examples < self._num_reduced:
+        if self._drops_rows and self._num_examples < self._num_reduced:
             self._warn_of_dropped_examples()
+            totals = replace(totals, nll_sum=math.nan)
         self._start(None)
         if totals.num_tokens == 0:
             warnings.warn(
@@ -188,17 +191,13 @@ class TrainerHooks:
             )
 
     def _warn_of_dropped_examples(self) -> None:
-        """Trainer drops what accelerate repeated, and that is never right on one process."""
-        from accelerate.state import PartialState
-
-        if PartialState().num_processes == 1:
-            warnings.warn(
-                f"Trainer passed on {self._num_examples} of {self._num_reduced} examples that were "
-                "evaluated; the perplexity is of these. It counts by the dataloader that "
-                "accelerate has prepared last: prepare that of get_eval_dataloader, too, and let "
-                "its collator make one row of each example.",
-                stacklevel=3,
-            )
+        warnings.warn(
+            f"Trainer passed on {self._num_examples} of {self._num_reduced} examples that were "
+            "evaluated, so the perplexity is NaN. It counts by the dataloader that accelerate has "
+            "prepared last: prepare that of get_eval_dataloader, too, and let its collator make "
+            "one row of each example.",
+            stacklevel=3,
+        )
 
 
 def _current_evaluation() -> tuple:
@@ -211,6 +210,18 @@ def _current_evaluation() -> tuple:
 
     state = GradientState()
     return id(state.active_dataloader), len(state.dataloader_references)
+
+
+def _drops_rows(num_rows: int) -> bool:
+    """Whether Trainer drops some of the rows of one process, where accelerate repeats none.
+
+    `gather_for_metrics` takes rows for examples, of which the last batch has `remainder`.
+    """
+    from accelerate.state import GradientState, PartialState
+
+    state = GradientState()
+    at_end = PartialState().num_processes == 1 and state.end_of_dataloader
+    return at_end and 0 < state.remainder < num_rows
 
 
 def _totals_row(nll_sums, num_tokens) -> np.ndarray:

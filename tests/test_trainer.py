@@ -291,13 +291,32 @@ def test_one_process_repeats_no_row(monkeypatch):
     assert torch.equal(preprocess(logits, labels), full)
 
 
-def test_examples_that_trainer_drops_on_one_process_are_told_of():
+def test_examples_that_trainer_drops_on_one_process_make_it_nan(monkeypatch):
+    """As of a collator that makes more rows than examples: here 4 rows of 2 examples."""
     logits, labels = random_batch(batch=4)
     preprocess, compute_metrics = hooks()
+    last_batch_of(monkeypatch, 1)
     rows = preprocess(logits, labels)
-    with pytest.warns(UserWarning, match="passed on 3 of 4 examples"):
-        compute_metrics(as_prediction(rows[:3]))
-    assert compute_metrics(as_prediction(preprocess(logits, labels)))["num_sequences"] == 4
+    with pytest.warns(UserWarning, match="passed on 2 of 4 examples"):
+        result = compute_metrics(as_prediction(rows[:2]))
+    assert math.isnan(result["perplexity"])
+    assert math.isnan(result["perplexity_ci_low"])
+    result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    assert result["num_sequences"] == 4
+    assert result["perplexity"] == pytest.approx(
+        reference_perplexity(logits[:, :-1], labels[:, 1:])
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_batches_of_an_interrupted_evaluation_are_not_missed():
+    """Of a dataloader that was not prepared, where nothing tells one evaluation from the next."""
+    logits, labels = random_batch()
+    preprocess, compute_metrics = hooks()
+    preprocess(logits, labels)
+    result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    expected = reference_perplexity(logits[:, :-1], labels[:, 1:])
+    assert result["perplexity"] == pytest.approx(expected)
 
 
 def test_a_stream_that_each_process_reads_is_warned_of(monkeypatch):
