@@ -45,6 +45,7 @@ class TrainerHooks:
         self._logits_at = None  # their place among the outputs, once a batch has told it
         self._num_batches = 0  # that this process has turned into sums
         self._num_reduced = 0  # rows of these
+        self._repeats = None  # why examples may count more than once
         self._drops_rows = False  # whether accelerate cuts a batch of one process
         self._num_examples = 0  # rows of which the sums came back, from all processes
 
@@ -82,6 +83,7 @@ class TrainerHooks:
         self._num_batches += 1
         self._num_reduced += len(rows)
         self._drops_rows |= _drops_rows(len(rows))
+        self._repeats = self._repeats or _unseen_repeats()
         # A gather needs them on the device. MPS, which has no float64, runs one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
 
@@ -154,6 +156,9 @@ class TrainerHooks:
         if not compute_result:
             return {}
         totals = self._totals
+        if self._repeats is not None:
+            warnings.warn(f"{self._repeats} The confidence interval is NaN.", stacklevel=2)
+            totals = _without_interval(totals)
         if self._drops_rows and self._num_examples < self._num_reduced:
             self._warn_of_dropped_examples()
             totals = replace(totals, nll_sum=math.nan)
@@ -212,6 +217,29 @@ def _current_evaluation() -> tuple:
     return id(state.active_dataloader), len(state.dataloader_references)
 
 
+def _unseen_repeats() -> str | None:
+    """Why some of several processes may have evaluated the same examples, where nothing tells."""
+    from accelerate.state import GradientState, PartialState
+
+    state = GradientState()
+    if PartialState().num_processes == 1:
+        return None
+    if state.active_dataloader is None:
+        return (
+            "accelerate has not prepared the evaluation dataloader, so each process may have "
+            "evaluated all examples. Return accelerator.prepare(dataloader) from "
+            "get_eval_dataloader."
+        )
+    dataset = getattr(state.active_dataloader, "dataset", None)
+    if state.end_of_dataloader and type(dataset).__name__ == "IterableDatasetShard":
+        return (
+            "Each process reads the evaluation stream by itself, so accelerate may have repeated "
+            "examples to fill up the last batches, and these count. Let one process read it for "
+            'all: accelerator_config={"dispatch_batches": True}.'
+        )
+    return None
+
+
 def _drops_rows(num_rows: int) -> bool:
     """Whether Trainer drops some of the rows of one process, where accelerate repeats none.
 
@@ -222,6 +250,11 @@ def _drops_rows(num_rows: int) -> bool:
     state = GradientState()
     at_end = PartialState().num_processes == 1 and state.end_of_dataloader
     return at_end and 0 < state.remainder < num_rows
+
+
+def _without_interval(totals: NllTotals) -> NllTotals:
+    """The same perplexity; its interval, which needs the squares, is NaN."""
+    return replace(totals, nll_sum_sq=math.nan, weight_sum_sq=math.nan, nll_weight_sum=math.nan)
 
 
 def _totals_row(nll_sums, num_tokens) -> np.ndarray:
@@ -306,13 +339,6 @@ def _num_real_rows(num_rows: int) -> int | None:
     dataloader, process = state.active_dataloader, PartialState()
     if process.num_processes == 1:
         return num_rows
-    if type(dataloader.dataset).__name__ == "IterableDatasetShard":
-        warnings.warn(
-            "Each process reads the evaluation stream by itself, so accelerate may have repeated "
-            "examples to fill up the last batches, and these count. Let one process read it for "
-            'all: accelerator_config={"dispatch_batches": True}.',
-            stacklevel=4,
-        )
     if state.remainder <= 0:
         return num_rows
     # Batches that one process reads for all do not tell their size.

@@ -319,12 +319,30 @@ def test_batches_of_an_interrupted_evaluation_are_not_missed():
     assert result["perplexity"] == pytest.approx(expected)
 
 
-def test_a_stream_that_each_process_reads_is_warned_of(monkeypatch):
+@pytest.mark.parametrize(
+    ("dataloader", "told"),
+    [
+        (SimpleNamespace(dataset=type("IterableDatasetShard", (), {})()), "dispatch_batches"),
+        (None, "accelerator.prepare"),
+    ],
+    ids=["a stream that each reads", "a dataloader that was not prepared"],
+)
+def test_examples_that_several_processes_may_count_leave_no_interval(monkeypatch, dataloader, told):
     logits, labels = random_batch(batch=3)
-    preprocess, _ = hooks()
-    last_batch_of(monkeypatch, 2, dataset=type("IterableDatasetShard", (), {})())
-    with pytest.warns(UserWarning, match="dispatch_batches"):
-        preprocess(logits, labels)
+    preprocess, compute_metrics = hooks()
+    last_batch_of(monkeypatch, 2)
+    monkeypatch.setattr("accelerate.state.GradientState.remainder", -1)
+    monkeypatch.setattr("accelerate.state.GradientState.active_dataloader", dataloader)
+    if dataloader is None:
+        monkeypatch.setattr("accelerate.state.GradientState.end_of_dataloader", False)
+    rows = preprocess(logits, labels)
+    with pytest.warns(UserWarning, match=told) as told_of:
+        result = compute_metrics(as_prediction(rows))
+    assert len(told_of) == 1
+    expected = reference_perplexity(logits[:, :-1], labels[:, 1:])
+    assert result["perplexity"] == pytest.approx(expected)
+    assert math.isnan(result["perplexity_ci_low"])
+    assert math.isnan(result["perplexity_ci_high"])
 
 
 @pytest.mark.parametrize(
