@@ -10,6 +10,8 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import astuple, fields, replace
+from itertools import chain
+from operator import index
 
 import numpy as np
 import torch
@@ -266,14 +268,19 @@ def _totals_row(nll_sums, num_tokens) -> np.ndarray:
 
 def _collator_flattens() -> bool:
     """Whether it lays all documents of a batch into one row: transformers' does, and TRL's can."""
-    from accelerate.state import GradientState
     from transformers import DataCollatorWithFlattening
 
-    collator = getattr(GradientState().active_dataloader, "collate_fn", None)
-    collator = getattr(collator, "data_collator", collator)  # Trainer's wrapper drops columns
+    collator = _collator()
     return isinstance(collator, DataCollatorWithFlattening) or getattr(
         collator, "padding_free", False
     )
+
+
+def _collator():
+    from accelerate.state import GradientState
+
+    collator = getattr(GradientState().active_dataloader, "collate_fn", None)
+    return getattr(collator, "data_collator", collator)  # Trainer's wrapper drops columns
 
 
 def _document_lengths(batch: int, labels: torch.Tensor) -> list[int] | None:
@@ -288,25 +295,39 @@ def _document_lengths(batch: int, labels: torch.Tensor) -> list[int] | None:
     from accelerate.state import GradientState, PartialState
 
     dataloader, process = GradientState().active_dataloader, PartialState()
-    total_batch_size = getattr(dataloader, "total_batch_size", None)  # not of dispatched batches
-    sampler = dataloader.batch_sampler
-    sampler = getattr(sampler, "batch_sampler", sampler)  # accelerate's, of one process
-    in_order = type(sampler) is BatchSampler and isinstance(sampler.sampler, SequentialSampler)
-    if not in_order or total_batch_size is None:
-        return None
-    dataset, size = dataloader.dataset, total_batch_size // process.num_processes
-    first = batch * total_batch_size + process.process_index * size
-    lengths, repeated = [], []
-    for i in range(first, first + size):
-        if i >= len(dataset) and process.num_processes == 1:
-            break
-        example = dataset[i % len(dataset)]
-        if not isinstance(example, Mapping) or "input_ids" not in example:
+    try:  # A dataset of the user's need not bear a second reading.
+        total_batch_size, dataset = dataloader.total_batch_size, dataloader.dataset
+        sampler = dataloader.batch_sampler
+        sampler = getattr(sampler, "batch_sampler", sampler)  # accelerate's, of one process
+        if type(sampler) is not BatchSampler or not isinstance(sampler.sampler, SequentialSampler):
             return None
-        documents = example.get("seq_lengths", [len(example["input_ids"])])  # TRL's packing
-        part = lengths if i < len(dataset) else repeated
-        part += [int(length) for length in documents if length > 0]
-    return lengths if _fit([*lengths, *repeated], labels) else None
+        size = total_batch_size // process.num_processes
+        first = batch * total_batch_size + process.process_index * size
+        indices = range(first, first + size)
+        if process.num_processes == 1:
+            indices = range(first, min(first + size, len(dataset)))
+        examples = _read_again(dataset, [i % len(dataset) for i in indices])
+        documents = [_lengths_of(example) for example in examples]
+        num_real = max(len(dataset) - first, 0)
+    except Exception:
+        return None
+    if not _fit([*chain(*documents)], labels):
+        return None
+    return [*chain(*documents[:num_real])]
+
+
+def _read_again(dataset, indices: list[int]) -> list:
+    """The examples, as a DataLoader reads them."""
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(indices)
+    return [dataset[i] for i in indices]
+
+
+def _lengths_of(example: Mapping) -> list[int]:
+    """Tokens of each document of an example; TRL's packing makes them several."""
+    if getattr(_collator(), "padding_free", False) and "seq_lengths" in example:
+        return [index(length) for length in example["seq_lengths"] if length > 0]
+    return [len(example["input_ids"])]
 
 
 def _fit(lengths: list[int], labels: torch.Tensor) -> bool:

@@ -370,7 +370,14 @@ def test_rows_that_are_no_examples(monkeypatch, num_examples, remainder, process
 # --- several documents in one row -----------------------------------------------------------------
 
 
-def flattened(monkeypatch, dataset, batch_size=3, sampler=torch.utils.data.SequentialSampler):
+def flattened(
+    monkeypatch,
+    dataset,
+    batch_size=3,
+    sampler=torch.utils.data.SequentialSampler,
+    collator=None,
+    **gradient_state,
+):
     """Logits and labels of 3 documents in one row, and accelerate at their batch."""
     from accelerate.state import GradientState
     from transformers import DataCollatorWithFlattening
@@ -378,13 +385,16 @@ def flattened(monkeypatch, dataset, batch_size=3, sampler=torch.utils.data.Seque
     logits, labels = random_batch(batch=1, length=12)
     labels[0, [0, 3, 8]] = -100
     dataloader = SimpleNamespace(
-        collate_fn=DataCollatorWithFlattening(),
+        collate_fn=collator or DataCollatorWithFlattening(),
         dataset=dataset,
-        end_of_dataloader=False,
         total_batch_size=batch_size,
+        end_of_dataloader=False,
+        remainder=-1,
         batch_sampler=torch.utils.data.BatchSampler(sampler(dataset), batch_size, False),
     )
     monkeypatch.setattr(GradientState, "active_dataloader", dataloader)
+    for name, value in gradient_state.items():
+        monkeypatch.setattr(GradientState, name, value)
     return logits, labels
 
 
@@ -392,13 +402,43 @@ def examples(*lengths):
     return [{"input_ids": [1] * length} for length in lengths]
 
 
+class ReadByBatch:
+    """A dataset that has no other way to be read than the one that a DataLoader prefers."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitems__(self, indices):
+        return [self.rows[i] for i in indices]
+
+
+class ReadOnce(ReadByBatch):
+    def __getitems__(self, indices):
+        raise RuntimeError("The file is closed.")
+
+
+def packed(*lengths, seq_lengths):
+    return [{**example, "seq_lengths": seq_lengths} for example in examples(*lengths)]
+
+
+PADDING_FREE = SimpleNamespace(padding_free=True)
+
+
 @pytest.mark.parametrize(
-    "dataset",
-    [examples(3, 5, 4), [{"input_ids": [1] * 12, "seq_lengths": [3, 5, 4]}]],
-    ids=["one each", "packed"],
+    ("dataset", "collator"),
+    [
+        (examples(3, 5, 4), None),
+        (packed(12, seq_lengths=[3, 5, 4]), PADDING_FREE),
+        (packed(3, 5, 4, seq_lengths=[9]), None),
+        (ReadByBatch(examples(3, 5, 4)), None),
+    ],
+    ids=["one each", "packed", "a column of that name", "read by batch"],
 )
-def test_each_document_of_a_row_is_a_sequence(monkeypatch, dataset):
-    logits, labels = flattened(monkeypatch, dataset)
+def test_each_document_of_a_row_is_a_sequence(monkeypatch, dataset, collator):
+    logits, labels = flattened(monkeypatch, dataset, collator=collator)
     preprocess, compute_metrics = hooks()
     result = compute_metrics(as_prediction(preprocess(logits, labels)))
     ppl = load(shift=True)
@@ -407,6 +447,27 @@ def test_each_document_of_a_row_is_a_sequence(monkeypatch, dataset):
     expected = ppl.compute()
     assert result == {name: pytest.approx(expected[name]) for name in result}
     assert result["num_sequences"] == 3
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        ReadOnce(examples(3, 5, 4)),
+        packed(12, seq_lengths="three"),
+        packed(12, seq_lengths=None),
+        packed(12, seq_lengths=12),
+        packed(12, seq_lengths=[3.0, 9.0]),
+        packed(12, seq_lengths=[[3, 5], [4]]),
+    ],
+    ids=["cannot be read twice", "a string", "none", "a number", "floats", "lists"],
+)
+def test_documents_that_cannot_be_read_stop_no_evaluation(monkeypatch, dataset):
+    logits, labels = flattened(monkeypatch, dataset, collator=PADDING_FREE)
+    preprocess, compute_metrics = hooks()
+    with pytest.warns(UserWarning, match="several documents, and where each begins is not known"):
+        result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    assert result["perplexity"] > 0
+    assert math.isnan(result["perplexity_ci_low"])
 
 
 @pytest.mark.parametrize(
