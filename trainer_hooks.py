@@ -8,7 +8,7 @@ metric do without.
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import astuple, fields, replace
 from itertools import chain
 from operator import index
@@ -76,7 +76,8 @@ class TrainerHooks:
                     f"{tuple(labels.shape)}; they must be (B, T, V) and (B, T). A model that adds "
                     "positions of its own, as prompt tuning does, needs labels for them: -100."
                 )
-            rows = torch.from_numpy(self._reduce(logits, labels))
+            rows = [astuple(totals) for totals in self._reduce(logits, labels)]
+            rows = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(FIELDS))
         except (TypeError, ValueError) as error:
             self._start(None)
             if "predictions" in str(error) or "references" in str(error):
@@ -115,28 +116,26 @@ class TrainerHooks:
             self._logits_at = next(iter(fitting))
         return fitting[self._logits_at]
 
-    def _reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-        """The totals of each row (B, 7), of which repeated examples are no part."""
-        flattened = len(labels) == 1 and _collator_flattens()
-        lengths = _document_lengths(self._num_batches, labels[0]) if flattened else None
+    def _reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> list[NllTotals]:
+        """The totals of each of B rows, of which repeated examples are no part."""
+        examples = _examples_of(self._num_batches)
+        packed = _rows_hold_documents(len(labels), examples)
+        lengths = _document_lengths(examples, labels) if packed else None
         if lengths is not None:
             documents = (part[0, : sum(lengths)].split(lengths) for part in (logits, labels))
             sums = reduce_batch(*documents, None, self._options)
-            return _totals_row(sums.nll_sums, sums.weight_sums)[None]
+            return [_totals(sums.nll_sums, sums.weight_sums)]
         sums = reduce_batch(logits, labels, None, self._options)
         rows = [
-            _totals_row([nll_sum], [weight_sum])
+            _totals([nll_sum], [weight_sum])
             for nll_sum, weight_sum in zip(sums.nll_sums, sums.weight_sums, strict=True)
         ]
-        rows = np.reshape(rows, (-1, len(FIELDS)))
-        if flattened:
-            rows[:, 2:5] = math.nan  # the squares, which need the documents
+        if packed:
+            rows = [_without_interval(row) for row in rows]
         num_real = _num_real_rows(len(rows))
         if num_real is None:
-            rows[:] = [math.nan] + [0] * (len(FIELDS) - 1)
-        else:
-            rows[num_real:] = 0
-        return rows
+            return [NllTotals(nll_sum=math.nan)] * len(rows)
+        return rows[:num_real] + [NllTotals()] * (len(rows) - num_real)
 
     def compute_metrics(
         self, eval_prediction, compute_result: bool = True
@@ -193,7 +192,8 @@ class TrainerHooks:
             warnings.warn(
                 "A row holds several documents, and where each begins is not known, so the "
                 "confidence interval is NaN. It is known where the dataset has a length and "
-                "input_ids, is read in its order, and the labels are -100 where a document begins.",
+                "input_ids, is read in its order, the collator makes one row of a batch, and the "
+                "labels are -100 where a document begins.",
                 stacklevel=3,
             )
 
@@ -259,21 +259,45 @@ def _without_interval(totals: NllTotals) -> NllTotals:
     return replace(totals, nll_sum_sq=math.nan, weight_sum_sq=math.nan, nll_weight_sum=math.nan)
 
 
-def _totals_row(nll_sums, num_tokens) -> np.ndarray:
-    """The seven totals of these sequences."""
-    return np.array(
-        astuple(NllTotals.from_sequences(nll_sums, num_tokens, int(np.sum(num_tokens))))
-    )
+def _totals(nll_sums, num_tokens) -> NllTotals:
+    return NllTotals.from_sequences(nll_sums, num_tokens, int(np.sum(num_tokens)))
 
 
-def _collator_flattens() -> bool:
-    """Whether it lays all documents of a batch into one row: transformers' does, and TRL's can."""
+def _examples_of(batch: int) -> range | None:
+    """This process's examples in `batch`, in the sampler's order; repeated ones lie behind its end.
+
+    Returns:
+        None where their number is not known.
+    """
+    from accelerate.state import GradientState, PartialState
+
+    state, process = GradientState(), PartialState()
+    outer = getattr(state.active_dataloader, "batch_sampler", None)
+    sampler = getattr(outer, "batch_sampler", outer)  # accelerate's, of one process
+    if type(sampler) is not BatchSampler:
+        return None
+    splits = any(getattr(a, "split_batches", False) for a in (outer, state.active_dataloader))
+    size = sampler.batch_size // (process.num_processes if splits else 1)
+    first = (batch * process.num_processes + process.process_index) * size
+    # Only the last batch may have fewer.
+    if size == 1 or not state.end_of_dataloader or getattr(outer, "even_batches", False):
+        return range(first, first + size)
+    dispatched = process.num_processes > 1 and outer is sampler
+    if dispatched or not isinstance(sampler.sampler, Sized):
+        return None
+    return range(first, min(first + size, len(sampler.sampler)))
+
+
+def _rows_hold_documents(num_rows: int, examples: range | None) -> bool:
+    """Whether a row may hold several documents: several examples, or one that TRL has packed."""
     from transformers import DataCollatorWithFlattening
 
     collator = _collator()
-    return isinstance(collator, DataCollatorWithFlattening) or getattr(
-        collator, "padding_free", False
-    )
+    if num_rows == 1 and getattr(collator, "padding_free", False):
+        return True
+    if examples is None:
+        return num_rows == 1 and isinstance(collator, DataCollatorWithFlattening)
+    return num_rows < len(examples)
 
 
 def _collator():
@@ -283,37 +307,31 @@ def _collator():
     return getattr(collator, "data_collator", collator)  # Trainer's wrapper drops columns
 
 
-def _document_lengths(batch: int, labels: torch.Tensor) -> list[int] | None:
-    """Tokens of each document of this process's `batch`, without those that accelerate repeated.
+def _document_lengths(examples: range | None, labels: torch.Tensor) -> list[int] | None:
+    """Tokens of each document of these examples, without those that accelerate repeated.
 
-    Only the labels (T,) of the batch reach the hooks, and they may be masked anywhere. So the
+    Only the labels (B, T) of the batch reach the hooks, and they may be masked anywhere. So the
     examples are read once more, which transformers' and TRL's collators lay one behind the other.
 
     Returns:
         None where they are not to be had, or do not fit the labels.
     """
-    from accelerate.state import GradientState, PartialState
+    from accelerate.state import GradientState
 
-    dataloader, process = GradientState().active_dataloader, PartialState()
+    dataloader = GradientState().active_dataloader
+    sampler = getattr(dataloader.batch_sampler, "batch_sampler", dataloader.batch_sampler)
+    if examples is None or len(labels) > 1 or not isinstance(sampler.sampler, SequentialSampler):
+        return None
+    dataset = dataloader.dataset
     try:  # A dataset of the user's need not bear a second reading.
-        total_batch_size, dataset = dataloader.total_batch_size, dataloader.dataset
-        sampler = dataloader.batch_sampler
-        sampler = getattr(sampler, "batch_sampler", sampler)  # accelerate's, of one process
-        if type(sampler) is not BatchSampler or not isinstance(sampler.sampler, SequentialSampler):
-            return None
-        size = total_batch_size // process.num_processes
-        first = batch * total_batch_size + process.process_index * size
-        indices = range(first, first + size)
-        if process.num_processes == 1:
-            indices = range(first, min(first + size, len(dataset)))
-        examples = _read_again(dataset, [i % len(dataset) for i in indices])
-        documents = [_lengths_of(example) for example in examples]
-        num_real = max(len(dataset) - first, 0)
+        size = len(dataset)
+        read = _read_again(dataset, [i % size for i in examples])
+        documents = [_lengths_of(example) for example in read]
     except Exception:
         return None
-    if not _fit([*chain(*documents)], labels):
+    if not _fit([*chain(*documents)], labels[0]):
         return None
-    return [*chain(*documents[:num_real])]
+    return [*chain(*documents[: max(size - examples.start, 0)])]
 
 
 def _read_again(dataset, indices: list[int]) -> list:

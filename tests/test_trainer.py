@@ -388,7 +388,7 @@ def flattened(
         collate_fn=collator or DataCollatorWithFlattening(),
         dataset=dataset,
         total_batch_size=batch_size,
-        end_of_dataloader=False,
+        end_of_dataloader=len(dataset) <= batch_size,
         remainder=-1,
         batch_sampler=torch.utils.data.BatchSampler(sampler(dataset), batch_size, False),
     )
@@ -491,3 +491,78 @@ def test_documents_that_are_not_known_leave_no_interval(monkeypatch, dataset, sa
     assert result["perplexity"] == pytest.approx(expected)
     assert math.isnan(result["perplexity_ci_low"])
     assert math.isnan(result["perplexity_ci_high"])
+
+
+def ends(monkeypatch, dataset, batch_size, **arguments):
+    """As `flattened`, at the last batch, with a collator of no class that is known."""
+    collator = lambda examples: examples  # noqa: E731
+    arguments = {"collator": collator, "end_of_dataloader": True} | arguments
+    return flattened(monkeypatch, dataset, batch_size, **arguments)
+
+
+def test_documents_are_told_by_the_number_of_examples(monkeypatch):
+    """Of which the last batch has fewer, whatever the class of the collator."""
+    ends(monkeypatch, examples(3, 5, 4, 2, 6), batch_size=3, end_of_dataloader=False)
+    logits, labels = random_batch(batch=1, length=12)
+    labels[0, [0, 3, 8]] = -100
+    preprocess, compute_metrics = hooks()
+    rows = preprocess(logits, labels)
+    monkeypatch.setattr("accelerate.state.GradientState.end_of_dataloader", True)
+    labels[0, [2, 8]] = -100
+    rows = torch.cat([rows, preprocess(logits[:, :8], labels[:, :8])])
+    result = compute_metrics(as_prediction(rows))
+    assert result["num_sequences"] == 5
+    assert result["perplexity_ci_low"] > 0
+
+
+def test_examples_in_fewer_rows_leave_no_interval(monkeypatch):
+    """Four examples in two rows: where they begin is not read."""
+    ends(monkeypatch, examples(3, 4, 5, 2), batch_size=4, end_of_dataloader=False)
+    logits, labels = random_batch(batch=2, length=7)
+    preprocess, compute_metrics = hooks()
+    with pytest.warns(UserWarning, match="several documents, and where each begins is not known"):
+        result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    expected = reference_perplexity(logits[:, :-1], labels[:, 1:])
+    assert result["perplexity"] == pytest.approx(expected)
+    assert math.isnan(result["perplexity_ci_low"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_last_batch_has_fewer_examples(monkeypatch):
+    ends(monkeypatch, examples(3, 4, 5, 2), batch_size=3, end_of_dataloader=False)
+    logits, labels = random_batch(batch=3)
+    preprocess, compute_metrics = hooks()
+    rows = preprocess(logits, labels)
+    monkeypatch.setattr("accelerate.state.GradientState.end_of_dataloader", True)
+    rows = torch.cat([rows, preprocess(logits[:1], labels[:1])])
+    assert compute_metrics(as_prediction(rows))["perplexity_ci_low"] > 0
+
+
+class Stream:
+    """Reads its examples in an order, and has no length, like torch's own sampler of streams."""
+
+    def __init__(self, dataset):
+        pass
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sampler", [Stream, torch.utils.data.RandomSampler])
+@pytest.mark.parametrize("end_of_dataloader", [False, True])
+def test_one_example_in_a_batch_is_one_document(monkeypatch, sampler, end_of_dataloader):
+    flattened(monkeypatch, examples(7), 1, sampler, end_of_dataloader=end_of_dataloader)
+    logits, labels = random_batch(batch=2)
+    preprocess, compute_metrics = hooks()
+    rows = [preprocess(logits[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    result = compute_metrics(as_prediction(torch.cat(rows)))
+    expected = load(shift=True).compute(predictions=logits, references=labels)
+    assert result == {name: pytest.approx(expected[name]) for name in result}
+
+
+@pytest.mark.parametrize("collator", [None, PADDING_FREE], ids=["flattening", "padding-free"])
+def test_a_row_of_a_stream_may_hold_several_documents(monkeypatch, collator):
+    """At its end, the number of examples is not known; of packing it says nothing."""
+    batch_size = 1 if collator is PADDING_FREE else 4
+    logits, labels = ends(monkeypatch, examples(12), batch_size, sampler=Stream, collator=collator)
+    preprocess, compute_metrics = hooks()
+    with pytest.warns(UserWarning, match="several documents, and where each begins is not known"):
+        compute_metrics(as_prediction(preprocess(logits, labels)))
