@@ -207,24 +207,27 @@ class TrainerHooks:
         )
 
 
+def _accelerate() -> tuple:
+    """Its place in a dataloader, and this process among others."""
+    from accelerate.state import GradientState, PartialState
+
+    return GradientState(), PartialState()
+
+
 def _current_evaluation() -> tuple:
     """Tells one evaluation from the next, also where the first was interrupted.
 
     The dataloader is another one, or with persistent workers the same one again; then accelerate
     still counts the pass that was not finished.
     """
-    from accelerate.state import GradientState
-
-    state = GradientState()
+    state, _ = _accelerate()
     return id(state.active_dataloader), len(state.dataloader_references)
 
 
 def _unseen_repeats() -> str | None:
     """Why some of several processes may have evaluated the same examples, where nothing tells."""
-    from accelerate.state import GradientState, PartialState
-
-    state = GradientState()
-    if PartialState().num_processes == 1:
+    state, process = _accelerate()
+    if process.num_processes == 1:
         return None
     if state.active_dataloader is None:
         return (
@@ -247,10 +250,8 @@ def _drops_rows(num_rows: int) -> bool:
 
     `gather_for_metrics` takes rows for examples, of which the last batch has `remainder`.
     """
-    from accelerate.state import GradientState, PartialState
-
-    state = GradientState()
-    at_end = PartialState().num_processes == 1 and state.end_of_dataloader
+    state, process = _accelerate()
+    at_end = process.num_processes == 1 and state.end_of_dataloader
     return at_end and 0 < state.remainder < num_rows
 
 
@@ -269,9 +270,7 @@ def _examples_of(batch: int) -> range | None:
     Returns:
         None where their number is not known.
     """
-    from accelerate.state import GradientState, PartialState
-
-    state, process = GradientState(), PartialState()
+    state, process = _accelerate()
     outer = getattr(state.active_dataloader, "batch_sampler", None)
     sampler = getattr(outer, "batch_sampler", outer)  # accelerate's, of one process
     if type(sampler) is not BatchSampler:
@@ -301,9 +300,7 @@ def _rows_hold_documents(num_rows: int, examples: range | None) -> bool:
 
 
 def _collator():
-    from accelerate.state import GradientState
-
-    collator = getattr(GradientState().active_dataloader, "collate_fn", None)
+    collator = getattr(_accelerate()[0].active_dataloader, "collate_fn", None)
     return getattr(collator, "data_collator", collator)  # Trainer's wrapper drops columns
 
 
@@ -316,11 +313,11 @@ def _document_lengths(examples: range | None, labels: torch.Tensor) -> list[int]
     Returns:
         None where they are not to be had, or do not fit the labels.
     """
-    from accelerate.state import GradientState
-
-    dataloader = GradientState().active_dataloader
+    if examples is None or len(labels) > 1:
+        return None
+    dataloader = _accelerate()[0].active_dataloader
     sampler = getattr(dataloader.batch_sampler, "batch_sampler", dataloader.batch_sampler)
-    if examples is None or len(labels) > 1 or not isinstance(sampler.sampler, SequentialSampler):
+    if not isinstance(sampler.sampler, SequentialSampler):
         return None
     dataset = dataloader.dataset
     try:  # A dataset of the user's need not bear a second reading.
@@ -370,18 +367,13 @@ def _num_real_rows(num_rows: int) -> int | None:
     Returns:
         None where the rows are no examples and some, but not all of these are repeated.
     """
-    from accelerate.state import GradientState, PartialState
-
-    state = GradientState()
-    if not state.end_of_dataloader:
-        return num_rows
-    dataloader, process = state.active_dataloader, PartialState()
-    if process.num_processes == 1:
-        return num_rows
-    if state.remainder <= 0:
+    state, process = _accelerate()
+    if process.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return num_rows
     # Batches that one process reads for all do not tell their size.
-    batch_size = getattr(dataloader, "total_batch_size", num_rows * process.num_processes)
+    batch_size = getattr(
+        state.active_dataloader, "total_batch_size", num_rows * process.num_processes
+    )
     num_examples = batch_size // process.num_processes
     num_real = min(max(state.remainder - process.process_index * num_examples, 0), num_examples)
     if num_rows == num_examples or num_real == 0:
