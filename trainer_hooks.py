@@ -8,8 +8,10 @@ metric do without.
 
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import astuple, fields
+from collections.abc import Mapping, Sized
+from dataclasses import astuple, fields, replace
+from itertools import chain
+from operator import index
 
 import numpy as np
 import torch
@@ -45,6 +47,8 @@ class TrainerHooks:
         self._logits_at = None  # their place among the outputs, once a batch has told it
         self._num_batches = 0  # that this process has turned into sums
         self._num_reduced = 0  # rows of these
+        self._repeats = None  # why examples may count more than once
+        self._drops_rows = False  # whether accelerate cuts a batch of one process
         self._num_examples = 0  # rows of which the sums came back, from all processes
 
     def preprocess_logits_for_metrics(self, logits, labels) -> torch.Tensor:
@@ -72,7 +76,8 @@ class TrainerHooks:
                     f"{tuple(labels.shape)}; they must be (B, T, V) and (B, T). A model that adds "
                     "positions of its own, as prompt tuning does, needs labels for them: -100."
                 )
-            rows = torch.from_numpy(self._reduce(logits, labels))
+            rows = [astuple(totals) for totals in self._reduce(logits, labels)]
+            rows = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(FIELDS))
         except (TypeError, ValueError) as error:
             self._start(None)
             if "predictions" in str(error) or "references" in str(error):
@@ -80,6 +85,8 @@ class TrainerHooks:
             raise
         self._num_batches += 1
         self._num_reduced += len(rows)
+        self._drops_rows |= _drops_rows(len(rows))
+        self._repeats = self._repeats or _unseen_repeats()
         # A gather needs them on the device. MPS, which has no float64, runs one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
 
@@ -109,28 +116,26 @@ class TrainerHooks:
             self._logits_at = next(iter(fitting))
         return fitting[self._logits_at]
 
-    def _reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-        """The totals of each row (B, 7), of which repeated examples are no part."""
-        flattened = len(labels) == 1 and _collator_flattens()
-        lengths = _document_lengths(self._num_batches, labels[0]) if flattened else None
+    def _reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> list[NllTotals]:
+        """The totals of each of B rows, of which repeated examples are no part."""
+        examples = _examples_of(self._num_batches)
+        packed = _rows_hold_documents(len(labels), examples)
+        lengths = _document_lengths(examples, labels) if packed else None
         if lengths is not None:
             documents = (part[0, : sum(lengths)].split(lengths) for part in (logits, labels))
             sums = reduce_batch(*documents, None, self._options)
-            return _totals_row(sums.nll_sums, sums.weight_sums)[None]
+            return [_totals(sums.nll_sums, sums.weight_sums)]
         sums = reduce_batch(logits, labels, None, self._options)
         rows = [
-            _totals_row([nll_sum], [weight_sum])
+            _totals([nll_sum], [weight_sum])
             for nll_sum, weight_sum in zip(sums.nll_sums, sums.weight_sums, strict=True)
         ]
-        rows = np.reshape(rows, (-1, len(FIELDS)))
-        if flattened:
-            rows[:, 2:5] = math.nan  # the squares, which need the documents
+        if packed:
+            rows = [_without_interval(row) for row in rows]
         num_real = _num_real_rows(len(rows))
         if num_real is None:
-            rows[:] = [math.nan] + [0] * (len(FIELDS) - 1)
-        else:
-            rows[num_real:] = 0
-        return rows
+            return [NllTotals(nll_sum=math.nan)] * len(rows)
+        return rows[:num_real] + [NllTotals()] * (len(rows) - num_real)
 
     def compute_metrics(
         self, eval_prediction, compute_result: bool = True
@@ -152,8 +157,12 @@ class TrainerHooks:
         if not compute_result:
             return {}
         totals = self._totals
-        if self._num_examples < self._num_reduced:
+        if self._repeats is not None:
+            warnings.warn(f"{self._repeats} The confidence interval is NaN.", stacklevel=2)
+            totals = _without_interval(totals)
+        if self._drops_rows and self._num_examples < self._num_reduced:
             self._warn_of_dropped_examples()
+            totals = replace(totals, nll_sum=math.nan)
         self._start(None)
         if totals.num_tokens == 0:
             warnings.warn(
@@ -183,22 +192,26 @@ class TrainerHooks:
             warnings.warn(
                 "A row holds several documents, and where each begins is not known, so the "
                 "confidence interval is NaN. It is known where the dataset has a length and "
-                "input_ids, is read in its order, and the labels are -100 where a document begins.",
+                "input_ids, is read in its order, the collator makes one row of a batch, and the "
+                "labels are -100 where a document begins.",
                 stacklevel=3,
             )
 
     def _warn_of_dropped_examples(self) -> None:
-        """Trainer drops what accelerate repeated, and that is never right on one process."""
-        from accelerate.state import PartialState
+        warnings.warn(
+            f"Trainer passed on {self._num_examples} of {self._num_reduced} examples that were "
+            "evaluated, so the perplexity is NaN. It counts by the dataloader that accelerate has "
+            "prepared last: prepare that of get_eval_dataloader, too, and let its collator make "
+            "one row of each example.",
+            stacklevel=3,
+        )
 
-        if PartialState().num_processes == 1:
-            warnings.warn(
-                f"Trainer passed on {self._num_examples} of {self._num_reduced} examples that were "
-                "evaluated; the perplexity is of these. It counts by the dataloader that "
-                "accelerate has prepared last: prepare that of get_eval_dataloader, too, and let "
-                "its collator make one row of each example.",
-                stacklevel=3,
-            )
+
+def _accelerate() -> tuple:
+    """Its place in a dataloader, and this process among others."""
+    from accelerate.state import GradientState, PartialState
+
+    return GradientState(), PartialState()
 
 
 def _current_evaluation() -> tuple:
@@ -207,62 +220,129 @@ def _current_evaluation() -> tuple:
     The dataloader is another one, or with persistent workers the same one again; then accelerate
     still counts the pass that was not finished.
     """
-    from accelerate.state import GradientState
-
-    state = GradientState()
+    state, _ = _accelerate()
     return id(state.active_dataloader), len(state.dataloader_references)
 
 
-def _totals_row(nll_sums, num_tokens) -> np.ndarray:
-    """The seven totals of these sequences."""
-    return np.array(
-        astuple(NllTotals.from_sequences(nll_sums, num_tokens, int(np.sum(num_tokens))))
-    )
+def _unseen_repeats() -> str | None:
+    """Why some of several processes may have evaluated the same examples, where nothing tells."""
+    state, process = _accelerate()
+    if process.num_processes == 1:
+        return None
+    if state.active_dataloader is None:
+        return (
+            "accelerate has not prepared the evaluation dataloader, so each process may have "
+            "evaluated all examples. Return accelerator.prepare(dataloader) from "
+            "get_eval_dataloader."
+        )
+    dataset = getattr(state.active_dataloader, "dataset", None)
+    if state.end_of_dataloader and type(dataset).__name__ == "IterableDatasetShard":
+        return (
+            "Each process reads the evaluation stream by itself, so accelerate may have repeated "
+            "examples to fill up the last batches, and these count. Let one process read it for "
+            'all: accelerator_config={"dispatch_batches": True}.'
+        )
+    return None
 
 
-def _collator_flattens() -> bool:
-    """Whether it lays all documents of a batch into one row: transformers' does, and TRL's can."""
-    from accelerate.state import GradientState
+def _drops_rows(num_rows: int) -> bool:
+    """Whether Trainer drops some of the rows of one process, where accelerate repeats none.
+
+    `gather_for_metrics` takes rows for examples, of which the last batch has `remainder`.
+    """
+    state, process = _accelerate()
+    at_end = process.num_processes == 1 and state.end_of_dataloader
+    return at_end and 0 < state.remainder < num_rows
+
+
+def _without_interval(totals: NllTotals) -> NllTotals:
+    """The same perplexity; its interval, which needs the squares, is NaN."""
+    return replace(totals, nll_sum_sq=math.nan, weight_sum_sq=math.nan, nll_weight_sum=math.nan)
+
+
+def _totals(nll_sums, num_tokens) -> NllTotals:
+    return NllTotals.from_sequences(nll_sums, num_tokens, int(np.sum(num_tokens)))
+
+
+def _examples_of(batch: int) -> range | None:
+    """This process's examples in `batch`, in the sampler's order; repeated ones lie behind its end.
+
+    Returns:
+        None where their number is not known.
+    """
+    state, process = _accelerate()
+    outer = getattr(state.active_dataloader, "batch_sampler", None)
+    sampler = getattr(outer, "batch_sampler", outer)  # accelerate's, of one process
+    if type(sampler) is not BatchSampler:
+        return None
+    splits = any(getattr(a, "split_batches", False) for a in (outer, state.active_dataloader))
+    size = sampler.batch_size // (process.num_processes if splits else 1)
+    first = (batch * process.num_processes + process.process_index) * size
+    # Only the last batch may have fewer.
+    if size == 1 or not state.end_of_dataloader or getattr(outer, "even_batches", False):
+        return range(first, first + size)
+    dispatched = process.num_processes > 1 and outer is sampler
+    if dispatched or not isinstance(sampler.sampler, Sized):
+        return None
+    return range(first, min(first + size, len(sampler.sampler)))
+
+
+def _rows_hold_documents(num_rows: int, examples: range | None) -> bool:
+    """Whether a row may hold several documents: several examples, or one that TRL has packed."""
     from transformers import DataCollatorWithFlattening
 
-    collator = getattr(GradientState().active_dataloader, "collate_fn", None)
-    collator = getattr(collator, "data_collator", collator)  # Trainer's wrapper drops columns
-    return isinstance(collator, DataCollatorWithFlattening) or getattr(
-        collator, "padding_free", False
-    )
+    collator = _collator()
+    if num_rows == 1 and getattr(collator, "padding_free", False):
+        return True
+    if examples is None:
+        return num_rows == 1 and isinstance(collator, DataCollatorWithFlattening)
+    return num_rows < len(examples)
 
 
-def _document_lengths(batch: int, labels: torch.Tensor) -> list[int] | None:
-    """Tokens of each document of this process's `batch`, without those that accelerate repeated.
+def _collator():
+    collator = getattr(_accelerate()[0].active_dataloader, "collate_fn", None)
+    return getattr(collator, "data_collator", collator)  # Trainer's wrapper drops columns
 
-    Only the labels (T,) of the batch reach the hooks, and they may be masked anywhere. So the
+
+def _document_lengths(examples: range | None, labels: torch.Tensor) -> list[int] | None:
+    """Tokens of each document of these examples, without those that accelerate repeated.
+
+    Only the labels (B, T) of the batch reach the hooks, and they may be masked anywhere. So the
     examples are read once more, which transformers' and TRL's collators lay one behind the other.
 
     Returns:
         None where they are not to be had, or do not fit the labels.
     """
-    from accelerate.state import GradientState, PartialState
-
-    dataloader, process = GradientState().active_dataloader, PartialState()
-    total_batch_size = getattr(dataloader, "total_batch_size", None)  # not of dispatched batches
-    sampler = dataloader.batch_sampler
-    sampler = getattr(sampler, "batch_sampler", sampler)  # accelerate's, of one process
-    in_order = type(sampler) is BatchSampler and isinstance(sampler.sampler, SequentialSampler)
-    if not in_order or total_batch_size is None:
+    if examples is None or len(labels) > 1:
         return None
-    dataset, size = dataloader.dataset, total_batch_size // process.num_processes
-    first = batch * total_batch_size + process.process_index * size
-    lengths, repeated = [], []
-    for i in range(first, first + size):
-        if i >= len(dataset) and process.num_processes == 1:
-            break
-        example = dataset[i % len(dataset)]
-        if not isinstance(example, Mapping) or "input_ids" not in example:
-            return None
-        documents = example.get("seq_lengths", [len(example["input_ids"])])  # TRL's packing
-        part = lengths if i < len(dataset) else repeated
-        part += [int(length) for length in documents if length > 0]
-    return lengths if _fit([*lengths, *repeated], labels) else None
+    dataloader = _accelerate()[0].active_dataloader
+    sampler = getattr(dataloader.batch_sampler, "batch_sampler", dataloader.batch_sampler)
+    if not isinstance(sampler.sampler, SequentialSampler):
+        return None
+    dataset = dataloader.dataset
+    try:  # A dataset of the user's need not bear a second reading.
+        size = len(dataset)
+        read = _read_again(dataset, [i % size for i in examples])
+        documents = [_lengths_of(example) for example in read]
+    except Exception:
+        return None
+    if not _fit([*chain(*documents)], labels[0]):
+        return None
+    return [*chain(*documents[: max(size - examples.start, 0)])]
+
+
+def _read_again(dataset, indices: list[int]) -> list:
+    """The examples, as a DataLoader reads them."""
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(indices)
+    return [dataset[i] for i in indices]
+
+
+def _lengths_of(example: Mapping) -> list[int]:
+    """Tokens of each document of an example; TRL's packing makes them several."""
+    if getattr(_collator(), "padding_free", False) and "seq_lengths" in example:
+        return [index(length) for length in example["seq_lengths"] if length > 0]
+    return [len(example["input_ids"])]
 
 
 def _fit(lengths: list[int], labels: torch.Tensor) -> bool:
@@ -287,25 +367,13 @@ def _num_real_rows(num_rows: int) -> int | None:
     Returns:
         None where the rows are no examples and some, but not all of these are repeated.
     """
-    from accelerate.state import GradientState, PartialState
-
-    state = GradientState()
-    if not state.end_of_dataloader:
-        return num_rows
-    dataloader, process = state.active_dataloader, PartialState()
-    if process.num_processes == 1:
-        return num_rows
-    if type(dataloader.dataset).__name__ == "IterableDatasetShard":
-        warnings.warn(
-            "Each process reads the evaluation stream by itself, so accelerate may have repeated "
-            "examples to fill up the last batches, and these count. Let one process read it for "
-            'all: accelerator_config={"dispatch_batches": True}.',
-            stacklevel=4,
-        )
-    if state.remainder <= 0:
+    state, process = _accelerate()
+    if process.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return num_rows
     # Batches that one process reads for all do not tell their size.
-    batch_size = getattr(dataloader, "total_batch_size", num_rows * process.num_processes)
+    batch_size = getattr(
+        state.active_dataloader, "total_batch_size", num_rows * process.num_processes
+    )
     num_examples = batch_size // process.num_processes
     num_real = min(max(state.remainder - process.process_index * num_examples, 0), num_examples)
     if num_rows == num_examples or num_real == 0:

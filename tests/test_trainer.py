@@ -291,21 +291,58 @@ def test_one_process_repeats_no_row(monkeypatch):
     assert torch.equal(preprocess(logits, labels), full)
 
 
-def test_examples_that_trainer_drops_on_one_process_are_told_of():
+def test_examples_that_trainer_drops_on_one_process_make_it_nan(monkeypatch):
+    """As of a collator that makes more rows than examples: here 4 rows of 2 examples."""
     logits, labels = random_batch(batch=4)
     preprocess, compute_metrics = hooks()
+    last_batch_of(monkeypatch, 1)
     rows = preprocess(logits, labels)
-    with pytest.warns(UserWarning, match="passed on 3 of 4 examples"):
-        compute_metrics(as_prediction(rows[:3]))
-    assert compute_metrics(as_prediction(preprocess(logits, labels)))["num_sequences"] == 4
+    with pytest.warns(UserWarning, match="passed on 2 of 4 examples"):
+        result = compute_metrics(as_prediction(rows[:2]))
+    assert math.isnan(result["perplexity"])
+    assert math.isnan(result["perplexity_ci_low"])
+    result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    assert result["num_sequences"] == 4
+    assert result["perplexity"] == pytest.approx(
+        reference_perplexity(logits[:, :-1], labels[:, 1:])
+    )
 
 
-def test_a_stream_that_each_process_reads_is_warned_of(monkeypatch):
+@pytest.mark.filterwarnings("error")
+def test_batches_of_an_interrupted_evaluation_are_not_missed():
+    """Of a dataloader that was not prepared, where nothing tells one evaluation from the next."""
+    logits, labels = random_batch()
+    preprocess, compute_metrics = hooks()
+    preprocess(logits, labels)
+    result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    expected = reference_perplexity(logits[:, :-1], labels[:, 1:])
+    assert result["perplexity"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("dataloader", "told"),
+    [
+        (SimpleNamespace(dataset=type("IterableDatasetShard", (), {})()), "dispatch_batches"),
+        (None, "accelerator.prepare"),
+    ],
+    ids=["a stream that each reads", "a dataloader that was not prepared"],
+)
+def test_examples_that_several_processes_may_count_leave_no_interval(monkeypatch, dataloader, told):
     logits, labels = random_batch(batch=3)
-    preprocess, _ = hooks()
-    last_batch_of(monkeypatch, 2, dataset=type("IterableDatasetShard", (), {})())
-    with pytest.warns(UserWarning, match="dispatch_batches"):
-        preprocess(logits, labels)
+    preprocess, compute_metrics = hooks()
+    last_batch_of(monkeypatch, 2)
+    monkeypatch.setattr("accelerate.state.GradientState.remainder", -1)
+    monkeypatch.setattr("accelerate.state.GradientState.active_dataloader", dataloader)
+    if dataloader is None:
+        monkeypatch.setattr("accelerate.state.GradientState.end_of_dataloader", False)
+    rows = preprocess(logits, labels)
+    with pytest.warns(UserWarning, match=told) as told_of:
+        result = compute_metrics(as_prediction(rows))
+    assert len(told_of) == 1
+    expected = reference_perplexity(logits[:, :-1], labels[:, 1:])
+    assert result["perplexity"] == pytest.approx(expected)
+    assert math.isnan(result["perplexity_ci_low"])
+    assert math.isnan(result["perplexity_ci_high"])
 
 
 @pytest.mark.parametrize(
@@ -333,7 +370,14 @@ def test_rows_that_are_no_examples(monkeypatch, num_examples, remainder, process
 # --- several documents in one row -----------------------------------------------------------------
 
 
-def flattened(monkeypatch, dataset, batch_size=3, sampler=torch.utils.data.SequentialSampler):
+def flattened(
+    monkeypatch,
+    dataset,
+    batch_size=3,
+    sampler=torch.utils.data.SequentialSampler,
+    collator=None,
+    **gradient_state,
+):
     """Logits and labels of 3 documents in one row, and accelerate at their batch."""
     from accelerate.state import GradientState
     from transformers import DataCollatorWithFlattening
@@ -341,13 +385,16 @@ def flattened(monkeypatch, dataset, batch_size=3, sampler=torch.utils.data.Seque
     logits, labels = random_batch(batch=1, length=12)
     labels[0, [0, 3, 8]] = -100
     dataloader = SimpleNamespace(
-        collate_fn=DataCollatorWithFlattening(),
+        collate_fn=collator or DataCollatorWithFlattening(),
         dataset=dataset,
-        end_of_dataloader=False,
         total_batch_size=batch_size,
+        end_of_dataloader=len(dataset) <= batch_size,
+        remainder=-1,
         batch_sampler=torch.utils.data.BatchSampler(sampler(dataset), batch_size, False),
     )
     monkeypatch.setattr(GradientState, "active_dataloader", dataloader)
+    for name, value in gradient_state.items():
+        monkeypatch.setattr(GradientState, name, value)
     return logits, labels
 
 
@@ -355,13 +402,43 @@ def examples(*lengths):
     return [{"input_ids": [1] * length} for length in lengths]
 
 
+class ReadByBatch:
+    """A dataset that has no other way to be read than the one that a DataLoader prefers."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitems__(self, indices):
+        return [self.rows[i] for i in indices]
+
+
+class ReadOnce(ReadByBatch):
+    def __getitems__(self, indices):
+        raise RuntimeError("The file is closed.")
+
+
+def packed(*lengths, seq_lengths):
+    return [{**example, "seq_lengths": seq_lengths} for example in examples(*lengths)]
+
+
+PADDING_FREE = SimpleNamespace(padding_free=True)
+
+
 @pytest.mark.parametrize(
-    "dataset",
-    [examples(3, 5, 4), [{"input_ids": [1] * 12, "seq_lengths": [3, 5, 4]}]],
-    ids=["one each", "packed"],
+    ("dataset", "collator"),
+    [
+        (examples(3, 5, 4), None),
+        (packed(12, seq_lengths=[3, 5, 4]), PADDING_FREE),
+        (packed(3, 5, 4, seq_lengths=[9]), None),
+        (ReadByBatch(examples(3, 5, 4)), None),
+    ],
+    ids=["one each", "packed", "a column of that name", "read by batch"],
 )
-def test_each_document_of_a_row_is_a_sequence(monkeypatch, dataset):
-    logits, labels = flattened(monkeypatch, dataset)
+def test_each_document_of_a_row_is_a_sequence(monkeypatch, dataset, collator):
+    logits, labels = flattened(monkeypatch, dataset, collator=collator)
     preprocess, compute_metrics = hooks()
     result = compute_metrics(as_prediction(preprocess(logits, labels)))
     ppl = load(shift=True)
@@ -370,6 +447,27 @@ def test_each_document_of_a_row_is_a_sequence(monkeypatch, dataset):
     expected = ppl.compute()
     assert result == {name: pytest.approx(expected[name]) for name in result}
     assert result["num_sequences"] == 3
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        ReadOnce(examples(3, 5, 4)),
+        packed(12, seq_lengths="three"),
+        packed(12, seq_lengths=None),
+        packed(12, seq_lengths=12),
+        packed(12, seq_lengths=[3.0, 9.0]),
+        packed(12, seq_lengths=[[3, 5], [4]]),
+    ],
+    ids=["cannot be read twice", "a string", "none", "a number", "floats", "lists"],
+)
+def test_documents_that_cannot_be_read_stop_no_evaluation(monkeypatch, dataset):
+    logits, labels = flattened(monkeypatch, dataset, collator=PADDING_FREE)
+    preprocess, compute_metrics = hooks()
+    with pytest.warns(UserWarning, match="several documents, and where each begins is not known"):
+        result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    assert result["perplexity"] > 0
+    assert math.isnan(result["perplexity_ci_low"])
 
 
 @pytest.mark.parametrize(
@@ -393,3 +491,78 @@ def test_documents_that_are_not_known_leave_no_interval(monkeypatch, dataset, sa
     assert result["perplexity"] == pytest.approx(expected)
     assert math.isnan(result["perplexity_ci_low"])
     assert math.isnan(result["perplexity_ci_high"])
+
+
+def ends(monkeypatch, dataset, batch_size, **arguments):
+    """As `flattened`, at the last batch, with a collator of no class that is known."""
+    collator = lambda examples: examples  # noqa: E731
+    arguments = {"collator": collator, "end_of_dataloader": True} | arguments
+    return flattened(monkeypatch, dataset, batch_size, **arguments)
+
+
+def test_documents_are_told_by_the_number_of_examples(monkeypatch):
+    """Of which the last batch has fewer, whatever the class of the collator."""
+    ends(monkeypatch, examples(3, 5, 4, 2, 6), batch_size=3, end_of_dataloader=False)
+    logits, labels = random_batch(batch=1, length=12)
+    labels[0, [0, 3, 8]] = -100
+    preprocess, compute_metrics = hooks()
+    rows = preprocess(logits, labels)
+    monkeypatch.setattr("accelerate.state.GradientState.end_of_dataloader", True)
+    labels[0, [2, 8]] = -100
+    rows = torch.cat([rows, preprocess(logits[:, :8], labels[:, :8])])
+    result = compute_metrics(as_prediction(rows))
+    assert result["num_sequences"] == 5
+    assert result["perplexity_ci_low"] > 0
+
+
+def test_examples_in_fewer_rows_leave_no_interval(monkeypatch):
+    """Four examples in two rows: where they begin is not read."""
+    ends(monkeypatch, examples(3, 4, 5, 2), batch_size=4, end_of_dataloader=False)
+    logits, labels = random_batch(batch=2, length=7)
+    preprocess, compute_metrics = hooks()
+    with pytest.warns(UserWarning, match="several documents, and where each begins is not known"):
+        result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    expected = reference_perplexity(logits[:, :-1], labels[:, 1:])
+    assert result["perplexity"] == pytest.approx(expected)
+    assert math.isnan(result["perplexity_ci_low"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_last_batch_has_fewer_examples(monkeypatch):
+    ends(monkeypatch, examples(3, 4, 5, 2), batch_size=3, end_of_dataloader=False)
+    logits, labels = random_batch(batch=3)
+    preprocess, compute_metrics = hooks()
+    rows = preprocess(logits, labels)
+    monkeypatch.setattr("accelerate.state.GradientState.end_of_dataloader", True)
+    rows = torch.cat([rows, preprocess(logits[:1], labels[:1])])
+    assert compute_metrics(as_prediction(rows))["perplexity_ci_low"] > 0
+
+
+class Stream:
+    """Reads its examples in an order, and has no length, like torch's own sampler of streams."""
+
+    def __init__(self, dataset):
+        pass
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sampler", [Stream, torch.utils.data.RandomSampler])
+@pytest.mark.parametrize("end_of_dataloader", [False, True])
+def test_one_example_in_a_batch_is_one_document(monkeypatch, sampler, end_of_dataloader):
+    flattened(monkeypatch, examples(7), 1, sampler, end_of_dataloader=end_of_dataloader)
+    logits, labels = random_batch(batch=2)
+    preprocess, compute_metrics = hooks()
+    rows = [preprocess(logits[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    result = compute_metrics(as_prediction(torch.cat(rows)))
+    expected = load(shift=True).compute(predictions=logits, references=labels)
+    assert result == {name: pytest.approx(expected[name]) for name in result}
+
+
+@pytest.mark.parametrize("collator", [None, PADDING_FREE], ids=["flattening", "padding-free"])
+def test_a_row_of_a_stream_may_hold_several_documents(monkeypatch, collator):
+    """At its end, the number of examples is not known; of packing it says nothing."""
+    batch_size = 1 if collator is PADDING_FREE else 4
+    logits, labels = ends(monkeypatch, examples(12), batch_size, sampler=Stream, collator=collator)
+    preprocess, compute_metrics = hooks()
+    with pytest.warns(UserWarning, match="several documents, and where each begins is not known"):
+        compute_metrics(as_prediction(preprocess(logits, labels)))

@@ -242,6 +242,7 @@ SETTINGS = {
     ),
     "flattened": ({"Llama": llama}, True, {}),
     "flattened by batch": ({"Llama": llama}, True, {"batch_eval_metrics": True}),
+    "flattened by a function": ({"Llama": llama}, True, {}),
     "packed": ({"Llama": llama}, True, {"remove_unused_columns": False}),
 }
 EQUAL_LENGTHS = partial(collate, length=24)  # for one process that reads the batches of all
@@ -250,6 +251,7 @@ COLLATORS = {
     "dispatched": EQUAL_LENGTHS,
     "flattened": DataCollatorWithFlattening(),
     "flattened by batch": DataCollatorWithFlattening(),
+    "flattened by a function": lambda rows: DataCollatorWithFlattening()(rows),
     "packed": PackingCollator(),
 }
 
