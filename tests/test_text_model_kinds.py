@@ -66,10 +66,14 @@ def longrope_config(vocab_size, original):
     )
 
 
-@pytest.mark.parametrize("original", [16, 5])  # 5: it changes between the lengths of the probe
+# 16 is between the lengths of the probe, which then sees that rows depend on each other; 30 and 5
+# are not, as in real models.
+@pytest.mark.parametrize("original", [30, 16, 5])
 def test_short_and_long_texts_do_not_share_rotary_factors(ppl, tokenizer, original):
     torch.manual_seed(0)
     model = grown(AutoModelForCausalLM.from_config(longrope_config(len(tokenizer), original)))
+    scorer = ppl.text_scorer(model=model, tokenizer=tokenizer)
+    assert scorer.model.takes_batches == (original != 16)
     assert_equals_the_loop(ppl, model, tokenizer, 64)
     short, long = "Hello!", "Return a list. " * 10
     (alone,) = ppl.score([short], model=model, tokenizer=tokenizer)
@@ -77,7 +81,7 @@ def test_short_and_long_texts_do_not_share_rotary_factors(ppl, tokenizer, origin
     assert beside.nll == alone.nll
     # The same text under the long factors has another score, which the test has to see.
     ids = ids_of(tokenizer, short)
-    other = plain_nll(model, ids + ids_of(tokenizer, long), 1, len(ids) + 20)[: len(ids) - 1]
+    other = plain_nll(model, ids + ids_of(tokenizer, long), 1, len(ids) + 40)[: len(ids) - 1]
     assert np.abs(np.subtract(other, alone.nll)).max() > 1e-2
 
 
@@ -132,6 +136,19 @@ def test_a_model_that_reacts_to_its_batch_is_scored_one_by_one(ppl, tokenizer, a
     assert "depend on the other rows of a batch; its windows are scored one by one" in caplog.text
 
 
+class OneRow(transformers.LlamaForCausalLM):
+    def forward(self, input_ids=None, **kwargs):
+        if len(input_ids) > 1:
+            raise RuntimeError("the shapes do not match")
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+def test_a_model_that_fails_on_several_rows_is_scored_one_by_one(ppl, tokenizer):
+    torch.manual_seed(0)
+    model = grown(OneRow(config_of("llama", len(tokenizer))))
+    assert_equals_the_loop(ppl, model, tokenizer, CONTEXT, TEXTS[:4])
+
+
 class Random(Normalised):
     """Its logits are others at each call."""
 
@@ -171,7 +188,7 @@ def test_padding_is_not_nan_in_float64(ppl, tokenizer, attention):
     assert_equals_the_loop(ppl, grown(model), tokenizer, CONTEXT, TEXTS[:4])
 
 
-def test_a_model_that_reads_single_rows_only(ppl, tokenizer):
+def test_a_causal_xlnet_whose_mask_takes_single_rows_only(ppl, tokenizer):
     torch.manual_seed(0)
     config = transformers.XLNetConfig(
         vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64, attn_type="uni"
