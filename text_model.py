@@ -20,7 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from .identity import quantization_name
-from .nll import launch
+from .nll import launch, use_one_thread_after_fork
 from .nll_linear import rows_at_once
 from .tensors import is_dtensor, to_device, to_host
 from .text_head import (
@@ -92,6 +92,7 @@ def load_model(
     Raises:
         ValueError: the model or its tokenizer cannot be loaded, or is no causal language model.
     """
+    use_one_thread_after_fork()  # transformers loads weights in threads of its own
     shared = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
     tokenizer_kwargs = {name: model_kwargs[name] for name in shared if name in model_kwargs}
     try:
