@@ -24,6 +24,7 @@ if not torch.cuda.is_available():
 
 import numpy as np
 import pytest
+import transformers
 
 from metric_package import SCRIPT, load, sibling
 
@@ -35,6 +36,12 @@ PYTHONPATH = os.pathsep.join(sys.path)
 @pytest.fixture
 def ppl():
     return load()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """That of the bundled model."""
+    return transformers.AutoTokenizer.from_pretrained(ROOT / "tiny_model")
 
 
 @pytest.fixture(scope="module")

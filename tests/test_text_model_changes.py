@@ -25,11 +25,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(TINY)
-
-
 def fresh(name, tokenizer):
     torch.manual_seed(0)
     return grown(AutoModelForCausalLM.from_config(config_of(name, len(tokenizer))))

@@ -9,7 +9,6 @@ import transformers
 from text_oracles import (
     CONTEXT,
     TEXTS,
-    TINY,
     assert_equals,
     config_of,
     expected_result,
@@ -19,7 +18,7 @@ from text_oracles import (
     window_nll,
 )
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 SMALL = {
     "hidden_size": 32,
@@ -29,11 +28,6 @@ SMALL = {
     "num_key_value_heads": 2,
 }
 PAD = 2  # of the tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(TINY)
 
 
 def assert_equals_the_loop(ppl, model, tokenizer, context, texts=TEXTS, **options):
