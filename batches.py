@@ -14,7 +14,7 @@ import torch
 from .nll import TargetOutOfRangeError, launch, use_one_thread_after_fork
 from .nll_outputs import ROW_SUM_TOLERANCE
 from .options import Options
-from .tensors import as_tensor, check_kind, check_types, is_scored, to_device, to_host
+from .tensors import as_tensor, check_kind, check_types, is_scored, to_device
 
 # Elements of the logits of short sequences that are copied to be reduced at once: 4 MB of float32.
 # To reduce a sequence by itself takes longer than to copy this many.
@@ -242,7 +242,7 @@ def _reduce(part: _Part, options: Options) -> SequenceSums:
         targets, weights, scored = (values.roll(-1) for values in (targets, weights, scored))
         last = torch.from_numpy(part.ends()[np.array(part.lengths) > 0] - 1)
         scored.index_fill_(0, to_device(last, scored.device), False)
-    launched = launch(
+    reduction = launch(
         part.logits,
         targets,
         scored,
@@ -251,7 +251,11 @@ def _reduce(part: _Part, options: Options) -> SequenceSums:
         backend=options.backend,
     )
     # Until here nothing has waited for an accelerator; this does, once.
-    nll, faults, weights, scored = to_host(launched.stats.nll, launched.faults, weights, scored)
+    try:
+        stats, weights, scored = reduction.on_host(weights, scored)
+    except TargetOutOfRangeError as error:
+        (row,) = error.place
+        raise ValueError(error.message("references", part.place_of(row + options.shift))) from None
     weights = weights.double()
     bad_rows = (~((weights >= 0) & (weights <= LARGEST_WEIGHT))).nonzero()
     if len(bad_rows) > 0:
@@ -262,12 +266,7 @@ def _reduce(part: _Part, options: Options) -> SequenceSums:
             f"{LARGEST_WEIGHT:.0e}, got {weights[row]}. Only the ratios of weights matter: divide "
             "them by their largest."
         )
-    try:
-        launched.check(int(faults))
-    except TargetOutOfRangeError as error:
-        (row,) = error.place
-        raise ValueError(error.message("references", part.place_of(row + options.shift))) from None
-    nll = nll.double()
+    nll = stats.nll.double()
     if options.from_logits and _look_like_probabilities(part.logits, scored, nll):
         warnings.warn(
             "predictions look like probabilities: every value lies in [0, 1] and rows sum to 1. "

@@ -3,17 +3,20 @@
 Nothing here knows of evaluate, datasets or transformers.
 """
 
+import functools
 import logging
+import operator
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from . import nll_torch, nll_triton
 from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, UNNORMALISED, TokenStats
-from .tensors import as_tensor, check_types, is_scored, reduction_dtype
+from .nll_transform import IDENTITY, LogitTransform
+from .tensors import as_tensor, check_types, is_scored, reduction_dtype, to_host
 
 logger = logging.getLogger(__name__)
 
@@ -84,16 +87,9 @@ def token_nll(
             `backend="triton"` a device or dtype that it does not run on.
     """
     logits, targets = _checked(logits, targets)
-    launched = launch(
-        logits,
-        targets,
-        is_scored(targets, ignore_index),
-        from_logits=from_logits,
-        dtype=dtype,
-        backend=backend,
-    )
-    launched.check(int(launched.faults))
-    return launched.stats.nll
+    scored = is_scored(targets, ignore_index)
+    options = {"from_logits": from_logits, "dtype": dtype, "backend": backend}
+    return launch(logits, targets, scored, **options).result().nll
 
 
 def token_stats(
@@ -119,9 +115,7 @@ def token_stats(
     """
     logits, targets = _checked(logits, targets)
     scored = is_scored(targets, ignore_index)
-    launched = launch(logits, targets, scored, dtype=dtype, backend=backend, with_all=True)
-    launched.check(int(launched.faults))
-    return launched.stats
+    return launch(logits, targets, scored, dtype=dtype, backend=backend, with_all=True).result()
 
 
 def _checked(logits, targets) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,40 +130,55 @@ def _checked(logits, targets) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class Launched:
-    """A reduction that may be under way still, on the device of the logits.
+class Reduction:
+    """A reduction that may still be running on the device of the logits.
 
-    `stats` are valid once `check(faults)` returns. Reading `faults` is the only synchronisation.
+    Nothing waits for the device until one of the two methods is called; that one waits once.
     """
 
-    stats: TokenStats
-    faults: torch.Tensor  # (1,) int32: bits of nll_outputs.py
+    stats: TokenStats  # not yet checked: call `result` or `on_host` for them
+    faults: torch.Tensor  # (n,) int32: bits of nll_outputs.py
     targets: torch.Tensor
-    scored: torch.Tensor
+    scored: torch.Tensor  # bool, of the shape of targets
     vocab_size: int
 
-    def check(self, faults: int) -> None:
-        """Raise or warn of what the reduction found.
+    def result(self) -> TokenStats:
+        """The statistics, on the device of the logits.
 
         Raises:
             TargetOutOfRangeError: a scored target outside [0, vocab_size).
-            ValueError: what were to be probabilities are none.
+            ValueError: probabilities that are negative or not finite.
         """
-        if faults & OUT_OF_RANGE:
+        self._check(self.faults.tolist())
+        return self.stats
+
+    def on_host(self, *others: torch.Tensor) -> tuple[TokenStats, *tuple[torch.Tensor, ...]]:
+        """The statistics on the CPU, and other tensors with them, in one copy from each device.
+
+        Raises: as `result`.
+        """
+        faults, *others = to_host(self.faults, *others, *self.stats.tensors)
+        self._check(faults.tolist())
+        num_stats = len(self.stats.tensors)
+        return self.stats.with_tensors(others[-num_stats:]), *others[:-num_stats]
+
+    def _check(self, faults: list[int]) -> None:
+        found = functools.reduce(operator.or_, faults, 0)
+        if found & OUT_OF_RANGE:
             targets = self.targets.cpu()
             outside = self.scored.cpu() & ((targets < 0) | (targets >= self.vocab_size))
             place = tuple(outside.nonzero()[0].tolist())
             raise TargetOutOfRangeError(place, int(targets[place]), self.vocab_size)
-        if faults & NO_PROBABILITY:
+        if found & NO_PROBABILITY:
             raise ValueError(
                 "from_logits=False takes probabilities, got a negative or non-finite value. "
                 "For logits or log-probabilities pass from_logits=True."
             )
-        if faults & UNNORMALISED:
+        if found & UNNORMALISED:
             warnings.warn(
                 "With from_logits=False, some rows of probabilities do not sum to 1; "
                 "each row is divided by its sum.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -179,12 +188,12 @@ def launch(
     scored: torch.Tensor,
     *,
     from_logits: bool = True,
+    transform: LogitTransform = IDENTITY,
     dtype: str | torch.dtype = torch.float32,
     backend: str = "auto",
     with_all: bool = False,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-) -> Launched:
+    top_k: int = 0,
+) -> Reduction:
     """Start a reduction; with Triton, nothing here waits for the device.
 
     Args:
@@ -192,28 +201,35 @@ def launch(
         targets: (...), integers.
         scored: (...), bool.
         from_logits, dtype, backend: as for `token_nll`.
+        transform: what makes scores of the logits.
         with_all: also lse, entropy and rank; not of probabilities.
-        logit_scale, softcap: score = softcap tanh(logit_scale logit / softcap), or without a
-            softcap score = logit_scale logit.
+        top_k: also the likeliest ids of each row, at most this many; needs `with_all`.
 
     Raises:
         ValueError: an unknown dtype or backend, or one that cannot run here.
     """
     assert from_logits or not with_all
+    assert with_all or top_k == 0
     use_one_thread_after_fork()
     dtype = torch.float64 if logits.dtype == torch.float64 else reduction_dtype(dtype)
     flat_targets = targets.to(torch.int64).flatten()
     flat_scored = scored.flatten()
     stats = TokenStats.empty(targets.numel(), dtype, logits.device, with_all=with_all)
     arguments = (logits, flat_targets, flat_scored, stats)
-    options = {"from_logits": from_logits, "logit_scale": logit_scale, "softcap": softcap}
+    options = {"from_logits": from_logits, "transform": transform}
     with torch.no_grad():
         faults = None
         if _takes_triton(logits, dtype, backend):
             faults = _by_triton(*arguments, **options, may_fail=backend == "auto")
         if faults is None:
             faults = nll_torch.reduce(*arguments, **options)
-    return Launched(stats.view(targets.shape), faults, targets, scored, logits.shape[-1])
+        stats = stats.view(targets.shape)
+        if top_k > 0:
+            # A transform does not change the order.
+            values, ids = logits.topk(min(top_k, logits.shape[-1]), -1)
+            expected_nll = stats.lse[..., None] - transform(values.to(dtype))
+            stats = replace(stats, expected_ids=ids, expected_nll=expected_nll)
+    return Reduction(stats, faults, targets, scored, logits.shape[-1])
 
 
 def check_backend(backend: str) -> None:

@@ -5,14 +5,13 @@ A few rows at a time pass through one buffer: the product with the weight, and t
 is faster can only be told on a GPU.
 """
 
-import math
-import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from .nll import IGNORE_INDEX, Launched, launch
+from .nll import IGNORE_INDEX, Reduction, launch
 from .nll_outputs import TokenStats
+from .nll_transform import LogitTransform
 from .tensors import as_tensor, check_types, is_scored
 
 # Elements of the buffer. On a CPU, 32 MB of float32: more gains nothing. Elsewhere, just below 256
@@ -21,7 +20,7 @@ LOGITS_ON_CPU = 2**23
 LOGITS_ELSEWHERE = 2**26 - 2**20
 # What can be multiplied.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# So many rows fill the tiles of a matrix product on a GPU.
+# Rows that fill the tiles of a matrix product on a GPU.
 ROWS_OF_TILE = 128
 # Elements of a weight that are turned into float32 at once: 16 MB.
 UPCAST_AT_ONCE = 2**22
@@ -87,29 +86,64 @@ def linear_token_nll(
         if tensor is not None and tensor.dtype not in FLOATS:
             names = "float16, bfloat16, float32 or float64"
             raise TypeError(f"{name} must be {names}, got {tensor.dtype}.")
-    if softcap is not None and not is_positive(softcap):
-        raise ValueError(f"softcap must be a positive number or None, got {softcap!r}.")
-    if not is_positive(logit_scale):
-        raise ValueError(f"logit_scale must be a positive number, got {logit_scale!r}.")
+    transform = LogitTransform(logit_scale, softcap)
     with torch.no_grad():
         scored = is_scored(targets, ignore_index)
         positions = scored.flatten().nonzero().squeeze(1)
-        rows = hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None]
         buffer = LogitsBuffer()
-        options = {"dtype": dtype, "backend": backend}
-        options |= {"softcap": softcap, "logit_scale": logit_scale}
-        parts = []
-        for block in positions.split(rows_at_once(len(weight), hidden.device)):
-            logits = buffer.product(rows[block.to(rows.device)], weight, bias)
-            all_of_it = torch.ones_like(block, dtype=torch.bool)
-            parts.append(launch(logits, targets.flatten()[block], all_of_it, **options))
-        faults = torch.cat([part.faults for part in parts]).amax(0, keepdim=True)
-        row_nll = torch.cat([part.stats.nll for part in parts])
-        nll = torch.zeros(targets.numel(), dtype=row_nll.dtype, device=hidden.device)
-        nll[positions.to(hidden.device)] = row_nll
+        found = launch_rows(
+            hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None],
+            positions.to(hidden.device),
+            targets.flatten()[positions],
+            lambda rows: buffer.product(rows, weight, bias),
+            len(weight),
+            transform=transform,
+            dtype=dtype,
+            backend=backend,
+        )
+        nll = torch.zeros(targets.numel(), dtype=found.stats.nll.dtype, device=hidden.device)
+        nll[positions.to(hidden.device)] = found.stats.nll
         stats = TokenStats(nll.view(targets.shape))
-    Launched(stats, faults, targets, scored, len(weight)).check(int(faults))
-    return stats.nll
+    return Reduction(stats, found.faults, targets, scored, len(weight)).result().nll
+
+
+def launch_rows(
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    targets: torch.Tensor,
+    to_logits: Callable[[torch.Tensor], torch.Tensor],
+    vocab_size: int,
+    *,
+    transform: LogitTransform,
+    dtype: str | torch.dtype,
+    backend: str,
+    with_all: bool = False,
+    top_k: int = 0,
+) -> Reduction:
+    """Start to reduce logits that exist for some rows at a time.
+
+    Args:
+        rows: (N, ...), from which logits are made.
+        positions: (n,) of those to reduce, on the device of the rows.
+        targets: (n,) integers.
+        to_logits: logits (k, vocab_size) of rows (k, ...).
+        transform, dtype, backend, with_all, top_k: as for `nll.launch`.
+
+    Raises:
+        ValueError: as `nll.launch`.
+    """
+    options = {"transform": transform, "dtype": dtype, "backend": backend}
+    options |= {"with_all": with_all, "top_k": top_k}
+    at_once = rows_at_once(vocab_size, rows.device)
+    scored = torch.ones_like(targets, dtype=torch.bool)
+    columns = (values.split(at_once) for values in (positions, targets, scored))
+    parts = [
+        launch(to_logits(rows[block]), *these, **options)
+        for block, *these in zip(*columns, strict=True)
+    ]
+    stats = TokenStats.cat([part.stats for part in parts])
+    faults = torch.cat([part.faults for part in parts])
+    return Reduction(stats, faults, targets, scored, vocab_size)
 
 
 class LogitsBuffer:
@@ -150,11 +184,6 @@ class LogitsBuffer:
             part = weight[first : first + at_once]
             upcast = self._weight[: part.numel()].view(part.shape).copy_(part)
             torch.mm(hidden, upcast.t(), out=logits[:, first : first + len(part)])
-
-
-def is_positive(value) -> bool:
-    """Whether it is a positive and finite number."""
-    return isinstance(value, numbers.Real) and 0 < value < math.inf
 
 
 def rows_at_once(vocab_size: int, device: torch.device) -> int:

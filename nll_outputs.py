@@ -1,5 +1,6 @@
 """What the reduction of logits gives, whichever backend does it, and what it may find wrong."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,28 +17,51 @@ ROW_SUM_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class TokenStats:
-    """Of each token its nll and, where they were asked for, what else one pass over its row gives.
+    """The nll of each token and, where they were asked for, more statistics of its row of logits.
 
-    All have one shape, and are 0 where the token is not scored.
+    All begin with one shape, and are 0 where the token is not scored.
     """
 
     nll: torch.Tensor  # nats, float32 or float64
     lse: torch.Tensor | None = None  # logsumexp of the row, of the dtype of nll
     entropy: torch.Tensor | None = None  # of the prediction, nats, of the dtype of nll
     rank: torch.Tensor | None = None  # int32, 1 + the number of logits above that of the target
+    expected_ids: torch.Tensor | None = None  # (..., k) int64, the k likeliest ids
+    expected_nll: torch.Tensor | None = None  # (..., k) nats, of the dtype of nll
 
     @classmethod
     def empty(
         cls, size: int, dtype: torch.dtype, device: torch.device, *, with_all: bool
     ) -> "TokenStats":
-        """Memory for `size` tokens."""
+        """Memory for `size` tokens; with_all: for lse, entropy and rank, too."""
         dtypes = [dtype, dtype, dtype, torch.int32] if with_all else [dtype]
         return cls(*(torch.empty(size, dtype=dtype, device=device) for dtype in dtypes))
 
+    @classmethod
+    def cat(cls, parts: Sequence["TokenStats"]) -> "TokenStats":
+        """The parts, at least one, as one; all have the same statistics."""
+        columns = zip(*(part.tensors for part in parts), strict=True)
+        return parts[0].with_tensors([torch.cat(column) for column in columns])
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Those that there are."""
+        return [value for value in vars(self).values() if value is not None]
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> "TokenStats":
+        """The same statistics, with these values in the order of `tensors`."""
+        names = [name for name, value in vars(self).items() if value is not None]
+        return TokenStats(**dict(zip(names, tensors, strict=True)))
+
     def view(self, shape: torch.Size) -> "TokenStats":
-        """The same in another shape."""
-        return TokenStats(*(None if v is None else v.view(shape) for v in vars(self).values()))
+        """The same for tokens of another shape."""
+        return self.with_tensors([v.view(*shape, *v.shape[1:]) for v in self.tensors])
+
+    def split(self, sizes: Sequence[int]) -> list["TokenStats"]:
+        """Views of consecutive tokens, as many as each size says."""
+        columns = zip(*(value.split(sizes) for value in self.tensors), strict=True)
+        return [self.with_tensors(values) for values in columns]
 
     def __getitem__(self, tokens: slice) -> "TokenStats":
         """Views of some of the tokens."""
-        return TokenStats(*(None if v is None else v[tokens] for v in vars(self).values()))
+        return self.with_tensors([value[tokens] for value in self.tensors])

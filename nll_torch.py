@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, ROW_SUM_TOLERANCE, UNNORMALISED, TokenStats
+from .nll_transform import IDENTITY, LogitTransform
 
 # Elements of a block, at most: 16 MB of float32 on a CPU. Elsewhere a launch costs more than a
 # cache gives: 64 MB.
@@ -27,8 +28,7 @@ def reduce(
     out: TokenStats,
     *,
     from_logits: bool,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
+    transform: LogitTransform = IDENTITY,
 ) -> torch.Tensor:
     """Reduce logits (..., V) to `out`; the same as `nll_triton.reduce`.
 
@@ -37,7 +37,7 @@ def reduce(
         targets, scored: (N,) int64 and bool, on any device; rows that are not scored are not read.
         out: where to write, (N,) on the device of the logits, of the dtype to reduce in.
         from_logits: False for probabilities, of which nll is the only output.
-        logit_scale, softcap: score = softcap tanh(logit_scale logit / softcap).
+        transform: what makes scores of the logits.
 
     Returns:
         One int32 on the CPU: the bits of nll_outputs.py that hold. If there is any but
@@ -51,7 +51,7 @@ def reduce(
     everywhere = host_scored.nonzero().squeeze(1).to(logits.device)
     scored_targets = targets.to(logits.device)[everywhere]
     found = TokenStats.empty(len(everywhere), dtype, logits.device, with_all=out.rank is not None)
-    blocks = _Blocks(logits, dtype, len(everywhere), logit_scale, softcap)
+    blocks = _Blocks(logits, dtype, len(everywhere), transform)
     done, faults = 0, 0
     for rows, row_is_scored in _row_views(logits, host_scored.view(logits.shape[:-1])):
         positions = row_is_scored.nonzero().squeeze(1)
@@ -65,9 +65,8 @@ def reduce(
                 if faults & NO_PROBABILITY:
                     return _bits(faults)
             done += len(block)
-    for name, values in vars(found).items():
-        if values is not None:
-            getattr(out, name).zero_()[everywhere] = values
+    for values, outputs in zip(found.tensors, out.tensors, strict=True):
+        outputs.zero_()[everywhere] = values
     return _bits(faults)
 
 
@@ -99,12 +98,11 @@ class _Blocks:
         logits: torch.Tensor,
         dtype: torch.dtype,
         num_scored: int,
-        logit_scale: float,
-        softcap: float | None,
+        transform: LogitTransform,
     ):
         self.num_rows = _block_rows(logits, num_scored)
         self._shape = (self.num_rows, logits.shape[-1])
-        self._logit_scale, self._softcap = logit_scale, softcap
+        self._transform = transform
         # One for all blocks: to allocate for each would cost more than the arithmetic.
         self.buffer = torch.empty(self._shape, dtype=dtype, device=logits.device)
         self._gathered = None  # rows that do not follow each other, of another dtype
@@ -122,14 +120,9 @@ class _Blocks:
             if self._gathered is None:
                 self._gathered = torch.empty(self._shape, dtype=rows.dtype, device=rows.device)
             scores = torch.index_select(rows, 0, block.to(rows.device), out=self._gathered[:n])
-        changed = self._logit_scale != 1 or self._softcap is not None
-        if scores.dtype != buffer.dtype or (changed and scores is not buffer):
-            scores = buffer.copy_(scores)
-        if self._softcap is not None:
-            scores.mul_(self._logit_scale / self._softcap).tanh_().mul_(self._softcap)
-        elif changed:
-            scores.mul_(self._logit_scale)
-        return scores
+        if scores is buffer or (scores.dtype == buffer.dtype and self._transform.is_identity):
+            return self._transform.apply_(scores)
+        return self._transform.apply_(buffer.copy_(scores))
 
 
 def _block_rows(logits: torch.Tensor, num_scored: int) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 
 from .nll_outputs import ROW_SUM_TOLERANCE, TokenStats
+from .nll_transform import IDENTITY, LogitTransform
 from .tensors import to_device
 
 try:
@@ -29,7 +30,7 @@ except ImportError:  # torch for CPUs and for macOS comes without it
 BLOCK_BYTES = 16384
 NUM_WARPS = 8  # of 32 threads, each of which then has four loads of 16 bytes under way
 VECTOR_BYTES = 16  # the widest load of a thread, and what it has to be aligned to
-# At most so many registers per thread, so that four programs share a multiprocessor: enough loads
+# At most this many registers per thread, so that four programs share a multiprocessor: enough loads
 # are then under way to keep the memory busy. AMD's compiler has no such bound.
 REGISTERS = {} if torch.version.hip else {"maxnreg": 64}
 # Fewer rows than this are each shared by several programs: the largest cards have some 130
@@ -69,8 +70,7 @@ def reduce(
     out: TokenStats,
     *,
     from_logits: bool,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
+    transform: LogitTransform = IDENTITY,
 ) -> torch.Tensor:
     """Reduce logits (..., V) to `out`; the same as `nll_torch.reduce`, without waiting for it.
 
@@ -79,7 +79,7 @@ def reduce(
         targets, scored: (N,) int64 and bool, on any device; rows that are not scored are not read.
         out: where to write, (N,) float32, on the device of the logits.
         from_logits: False for probabilities, of which nll is the only output.
-        logit_scale, softcap: score = softcap tanh(logit_scale logit / softcap).
+        transform: what makes scores of the logits.
 
     Returns:
         One int32 on the device of the logits: the bits of nll_outputs.py that hold. The nll of a
@@ -90,9 +90,7 @@ def reduce(
     faults = torch.zeros(1, dtype=torch.int32, device=device)
     for begin, rows in _grouped(logits):
         here = slice(begin, begin + rows.shape[0] * rows.shape[1])
-        _launch(
-            rows, targets[here], scored[here], out[here], faults, from_logits, logit_scale, softcap
-        )
+        _launch(rows, targets[here], scored[here], out[here], faults, from_logits, transform)
     return faults
 
 
@@ -119,8 +117,7 @@ def _launch(
     out: TokenStats,
     faults: torch.Tensor,
     from_logits: bool,
-    logit_scale: float,
-    softcap: float | None,
+    transform: LogitTransform,
 ) -> None:
     num_groups, rows_per_group, vocab_size = logits.shape
     num_rows = num_groups * rows_per_group
@@ -143,7 +140,7 @@ def _launch(
     misaligned = logits.data_ptr() % VECTOR_BYTES // item_size
     aligned = (misaligned % vector, group_stride % vector, row_stride % vector) == (0, 0, 0)
     with_all = out.rank is not None
-    outputs = vars(out).values() if with_all else [out.nll] * 4
+    outputs = out.tensors if with_all else [out.nll] * 4
     # One program for a row puts nothing down in between.
     shape = (num_rows, 4, num_blocks) if num_programs > 1 else (1,)
     partials = torch.empty(shape, dtype=torch.float32, device=logits.device)
@@ -169,10 +166,10 @@ def _launch(
             misaligned,
             blocks_per_program,
             ROW_SUM_TOLERANCE,
-            float(logit_scale),
-            float(1 if softcap is None else softcap),
-            SCALED=logit_scale != 1,
-            SOFTCAP=softcap is not None,
+            float(transform.logit_scale),
+            float(1 if transform.softcap is None else transform.softcap),
+            SCALED=transform.logit_scale != 1,
+            SOFTCAP=transform.softcap is not None,
             BLOCK_SIZE=block_size,
             VECTOR=vector,
             ALIGNED=aligned,

@@ -24,6 +24,7 @@ from .nll import token_nll, token_stats
 from .nll_linear import linear_token_nll
 from .nll_outputs import TokenStats
 from .nll_torch import BLOCK_ON_CPU
+from .nll_transform import LogitTransform
 from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
 from .presets import PRESETS

@@ -7,28 +7,16 @@ changes them in another way has no output layer here, and its own logits are use
 
 import logging
 import threading
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .nll import use_one_thread_after_fork
-from .nll_linear import LogitsBuffer, is_positive
+from .nll_linear import LogitsBuffer
+from .nll_transform import IDENTITY, LogitTransform, is_positive
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LogitTransform:
-    """What a model makes of the output of its last layer, see `nll.launch`."""
-
-    logit_scale: float = 1.0
-    softcap: float | None = None
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        scores = logits * self.logit_scale
-        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
 class OutputLayer:
@@ -93,7 +81,7 @@ def find_output_layer(model: nn.Module, device: torch.device) -> OutputLayer | N
     model's own logits."""
     layer = stated_output_layer(model)
     if isinstance(layer, nn.Module):
-        for transform in dict.fromkeys([LogitTransform(), _stated_transform(model.config)]):
+        for transform in dict.fromkeys([IDENTITY, _stated_transform(model.config)]):
             if _gives_the_logits(model, layer, transform, device):
                 return OutputLayer(layer, transform)
     return None

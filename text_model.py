@@ -20,16 +20,12 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from .identity import quantization_name
-from .nll import launch, use_one_thread_after_fork
-from .nll_linear import rows_at_once
-from .tensors import is_dtensor, to_device, to_host
-from .text_head import (
-    LogitTransform,
-    are_close,
-    find_output_layer,
-    run,
-    stated_output_layer,
-)
+from .nll import use_one_thread_after_fork
+from .nll_linear import launch_rows
+from .nll_outputs import TokenStats
+from .nll_transform import IDENTITY
+from .tensors import is_dtensor, to_device
+from .text_head import are_close, find_output_layer, run, stated_output_layer
 
 logger = logging.getLogger(__name__)
 
@@ -59,17 +55,6 @@ class Span:
 
     ids: Sequence[int]
     first: int
-
-
-@dataclass(frozen=True)
-class ScoredSpan:
-    """nll of ids[first:] of a span, in nats, with what else was asked for."""
-
-    nll: torch.Tensor  # (scored,) on the CPU
-    entropy: torch.Tensor | None = None  # (scored,) of the prediction, nats
-    rank: torch.Tensor | None = None  # (scored,) 1 + the number of likelier tokens
-    expected_ids: torch.Tensor | None = None  # (scored, top_k)
-    expected_nll: torch.Tensor | None = None  # (scored, top_k)
 
 
 def load_model(
@@ -287,58 +272,44 @@ class LanguageModel:
         dtype: str = "float32",
         backend: str = "auto",
         top_k: int | None = None,
-    ) -> Callable[[], list[ScoredSpan]]:
+    ) -> Callable[[], list[TokenStats]]:
         """Start to score a batch of spans; calling what is returned gives the results.
 
         An accelerator works on while the next batch is made ready, until the results are called
-        for. With a number for `top_k`, they hold the entropy of each prediction, the rank of the
-        token that came, and the `top_k` likeliest tokens.
+        for: of each span the statistics of ids[first:], on the CPU. With a number for `top_k`, they
+        are all that there are, with the `top_k` likeliest ids; else nll only.
         """
         with self._lock, self.evaluating():
             return self._launch(spans, dtype, backend, top_k)
 
     def _launch(
         self, spans: Sequence[Span], dtype: str, backend: str, top_k: int | None
-    ) -> Callable[[], list[ScoredSpan]]:
+    ) -> Callable[[], list[TokenStats]]:
         with torch.device("cpu"):  # whatever torch's default is: it is moved as a whole
-            inputs, rows, places, targets = _padded(spans)
+            inputs, positions, targets = _padded(spans)
         if self._remembers_lengths:
             self._logits(inputs[:1, :1])
         head = self.head
-        layer, transform = (
-            (None, LogitTransform()) if head is None else (head.layer, head.transform)
-        )
-        hidden, logits = run(self.model, to_device(inputs, self.device), layer)
+        inputs = to_device(inputs, self.device)
+        hidden, logits = run(self.model, inputs, None if head is None else head.layer)
         source = logits if head is None else hidden
-        rows, places, targets = (to_device(part, source.device) for part in (rows, places, targets))
-        selected = source[rows, places]  # (scored, H or V)
-        options = {"dtype": dtype, "backend": backend, "with_all": top_k is not None}
-        options |= vars(transform)
-        launched, columns = [], []
-        at_once = rows_at_once(self.vocab_size, source.device)
-        for part, part_targets in zip(selected.split(at_once), targets.split(at_once), strict=True):
-            part = part if head is None else head(part)
-            all_of_it = torch.ones_like(part_targets, dtype=torch.bool)
-            launched.append(launch(part, part_targets, all_of_it, **options))
-            found = [launched[-1].stats.nll]
-            if top_k is not None:
-                stats = launched[-1].stats
-                values, ids = part.topk(min(top_k, self.vocab_size), -1)
-                # Neither a positive scale nor a cap changes the order.
-                expected_nll = stats.lse[:, None] - transform(values.to(stats.lse.dtype))
-                found += [stats.entropy, stats.rank, ids, expected_nll]
-            columns.append(found)
+        reduction = launch_rows(
+            source.flatten(0, 1),
+            to_device(positions, source.device),
+            to_device(targets, source.device),
+            (lambda logits: logits) if head is None else head,
+            self.vocab_size,
+            transform=IDENTITY if head is None else head.transform,
+            dtype=dtype,
+            backend=backend,
+            with_all=top_k is not None,
+            top_k=top_k or 0,
+        )
+        counts = [len(span.ids) - span.first for span in spans]
 
-        def results() -> list[ScoredSpan]:
-            on_host = to_host(
-                *(torch.cat(column) for column in zip(*columns, strict=True)),
-                *(part.faults for part in launched),
-            )
-            for part, faults in zip(launched, on_host[-len(launched) :], strict=True):
-                part.check(int(faults))
-            counts = [len(span.ids) - span.first for span in spans]
-            split = [column.split(counts) for column in on_host[: -len(launched)]]
-            return [ScoredSpan(*values) for values in zip(*split, strict=True)]
+        def results() -> list[TokenStats]:
+            (stats,) = reduction.on_host()
+            return stats.split(counts)
 
         return results
 
@@ -411,7 +382,7 @@ class LanguageModel:
 
 
 def _padded(spans: Sequence[Span]) -> tuple[torch.Tensor, ...]:
-    """Input ids (B, T), and of each token to be scored the row, the place of the hidden state that
+    """Input ids (B, T), and of each token to be scored the position in B T of the hidden state that
     predicts it, and the id, (scored,) each.
 
     Padded on the right, whatever the tokenizer says: a causal model does not see what stands behind
@@ -423,11 +394,14 @@ def _padded(spans: Sequence[Span]) -> tuple[torch.Tensor, ...]:
         [torch.tensor([*span.ids[:-1], *[span.ids[-2]] * (length + 1 - len(span.ids))])
          for span in spans]
     )  # fmt: skip
-    counts = torch.tensor([len(span.ids) - span.first for span in spans])
-    rows = torch.repeat_interleave(torch.arange(len(spans)), counts)
-    places = torch.cat([torch.arange(span.first - 1, len(span.ids) - 1) for span in spans])
+    positions = torch.cat(
+        [
+            torch.arange(span.first - 1, len(span.ids) - 1) + row * length
+            for row, span in enumerate(spans)
+        ]
+    )
     targets = torch.cat([torch.tensor(span.ids[span.first :]) for span in spans])
-    return inputs, rows, places, targets
+    return inputs, positions, targets
 
 
 def _input_embeddings(model: nn.Module, name: str) -> nn.Module:

@@ -414,6 +414,7 @@ def _collect(batch: list[tuple[ScoredText, Window]], span_results: Callable, bar
         if scored.rank is not None:
             result.entropy[here] = scored.entropy.numpy()
             result.ranks[here] = scored.rank.numpy()
+        if scored.expected_ids is not None:
             ids, nll = scored.expected_ids.tolist(), scored.expected_nll.tolist()
             for i in range(window.stop - window.first):
                 result.expected[window.first + i] = ids[i], nll[i]

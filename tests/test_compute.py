@@ -523,6 +523,7 @@ def test_places_among_sequences_that_are_reduced_together(ppl, shift):
     targets[sequence][4] = 30
     with pytest.raises(ValueError, match=rf"references\[{sequence}, 4\] is 30, outside"):
         ppl.compute(**batch, **options)
+    targets[sequence][4] = 3
     weights = [torch.ones(len(ids)) for ids in targets]
     weights[sequence][0] = -1
     with pytest.raises(ValueError, match=rf"sample_weight\[{sequence}\] must be finite.* -1.0"):

@@ -13,6 +13,7 @@ from conftest import PYTHONPATH, ROOT, load, random_batch, random_rows, referenc
 
 pytest.importorskip("triton", reason="Triton is made for Linux")
 nll, nll_triton, reduction = sibling("nll"), sibling("nll_triton"), sibling("nll_outputs")
+LogitTransform = sibling("nll_transform").LogitTransform
 # The interpreter's NumPy says what is meant to happen: infinity less itself, times 0.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,9 +31,8 @@ def reduce(logits, targets, scored=None, with_all=False, **options):
     scored = torch.ones(size, dtype=torch.bool, device=DEVICE) if scored is None else scored
     device = torch.device(DEVICE)
     out = reduction.TokenStats.empty(size, torch.float32, device, with_all=with_all)
-    for values in vars(out).values():
-        if values is not None:
-            values.fill_(-77)
+    for values in out.tensors:
+        values.fill_(-77)
     options = {"from_logits": True} | options
     faults = nll_triton.reduce(logits, targets.flatten(), scored.flatten(), out, **options)
     return out, int(faults)
@@ -84,7 +84,7 @@ def test_sharing_a_row_does_not_change_a_bit(vocab_size, dtype, monkeypatch):
     alone, _ = reduce(logits, targets, with_all=True)
     monkeypatch.setattr(nll_triton, "NUM_PROGRAMS", 12)  # of several blocks each
     some, _ = reduce(logits, targets, with_all=True)
-    for name in vars(shared):
+    for name in ("nll", "lse", "entropy", "rank"):
         assert torch.equal(getattr(shared, name), getattr(alone, name))
         assert torch.equal(getattr(shared, name), getattr(some, name))
 
@@ -360,18 +360,17 @@ def test_scaled_and_capped_logits(logit_scale, softcap, backend):
         scores = softcap * torch.tanh(scores / softcap)
     before = logits.clone()
     scored = torch.ones_like(targets, dtype=torch.bool)
-    options = {"logit_scale": logit_scale, "softcap": softcap, "backend": backend}
-    launched = nll.launch(logits, targets, scored, with_all=True, **options)
-    assert int(launched.faults) == 0
-    assert launched.stats.nll.isfinite().all()
+    options = {"transform": LogitTransform(logit_scale, softcap), "backend": backend}
+    stats = nll.launch(logits, targets, scored, with_all=True, **options).result()
+    assert stats.nll.isfinite().all()
     expected = reference_nll(scores, targets.cpu())
-    torch.testing.assert_close(launched.stats.nll.cpu().double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(stats.nll.cpu().double(), expected, rtol=0, atol=1e-5)
     expected = scores.logsumexp(-1)
     near = {"rtol": 1e-7, "atol": 1e-5}  # of which float32 holds 1000
-    torch.testing.assert_close(launched.stats.lse.cpu().double(), expected, **near)
+    torch.testing.assert_close(stats.lse.cpu().double(), expected, **near)
     # Scores that float32 does not tell apart may change their places.
     ranks = 1 + (scores > scores.gather(1, targets.cpu()[:, None])).sum(-1)
-    assert (launched.stats.rank.cpu() - ranks)[:2].abs().max() <= 2
+    assert (stats.rank.cpu() - ranks)[:2].abs().max() <= 2
     assert torch.equal(logits, before)
 
 

@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 nll_triton, reduction = sibling("nll_triton"), sibling("nll_outputs")
+LogitTransform = sibling("nll_transform").LogitTransform
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 ALIGNED, ODD = 128256, 50257
@@ -29,7 +30,7 @@ CASES = {
     "float32, aligned": ((600, ALIGNED), torch.float32, {}),
     "float32, odd": ((600, ODD), torch.float32, {}),
     "float16, shared": ((3, ODD), torch.float16, {}),
-    "bfloat16, softcap": ((600, ALIGNED), torch.bfloat16, {"logit_scale": 0.5, "softcap": 30.0}),
+    "bfloat16, softcap": ((600, ALIGNED), torch.bfloat16, {"transform": LogitTransform(0.5, 30.0)}),
     "bfloat16, probabilities": ((600, ODD), torch.bfloat16, {"from_logits": False}),
     "bfloat16, all outputs": ((600, ALIGNED), torch.bfloat16, {"with_all": True}),
     "float32, all outputs, shared": ((3, ODD), torch.float32, {"with_all": True}),

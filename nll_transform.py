@@ -1,0 +1,48 @@
+"""What a model makes of the output of its last layer before softmax: a scale, a cap, or both."""
+
+import math
+import numbers
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """score = softcap tanh(logit_scale logit / softcap); without softcap: logit_scale logit.
+
+    Raises:
+        ValueError: a scale or softcap that is not a positive and finite number.
+    """
+
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.softcap is not None and not is_positive(self.softcap):
+            raise ValueError(f"softcap must be a positive number or None, got {self.softcap!r}.")
+        if not is_positive(self.logit_scale):
+            raise ValueError(f"logit_scale must be a positive number, got {self.logit_scale!r}.")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether scores are the logits themselves."""
+        return self.logit_scale == 1 and self.softcap is None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """The scores, in new memory. Their order is that of the logits."""
+        return self.apply_(logits.clone())
+
+    def apply_(self, logits: torch.Tensor) -> torch.Tensor:
+        """The scores, in place of the logits."""
+        if self.softcap is not None:
+            return logits.mul_(self.logit_scale / self.softcap).tanh_().mul_(self.softcap)
+        return logits if self.logit_scale == 1 else logits.mul_(self.logit_scale)
+
+
+def is_positive(value) -> bool:
+    """Whether it is a positive and finite number."""
+    return isinstance(value, numbers.Real) and 0 < value < math.inf
+
+
+IDENTITY = LogitTransform()
