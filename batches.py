@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .nll import TargetOutOfRangeError, launch, use_one_thread_after_fork
+from .nll import TargetOutOfRangeError, launch
 from .nll_outputs import ROW_SUM_TOLERANCE
+from .nll_threads import use_one_thread_after_fork
 from .options import Options
 from .tensors import as_tensor, check_kind, check_types, is_scored, to_device
 

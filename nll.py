@@ -6,7 +6,6 @@ Nothing here knows of evaluate, datasets or transformers.
 import functools
 import logging
 import operator
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import torch
 
 from . import nll_torch, nll_triton
 from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, UNNORMALISED, TokenStats
+from .nll_threads import use_one_thread_after_fork
 from .nll_transform import IDENTITY, LogitTransform
 from .tensors import as_tensor, check_types, is_scored, reduction_dtype, to_host
 
@@ -25,7 +25,6 @@ IGNORE_INDEX = -100
 
 BACKENDS = ("auto", "torch", "triton")
 
-_IMPORTED_IN = os.getpid()
 
 # Set where Triton failed once, so that "auto" does not try it again for every batch.
 _triton_failed = False
@@ -265,13 +264,3 @@ def _by_triton(*arguments, may_fail: bool, **options) -> torch.Tensor | None:
         _triton_failed = True
         logger.warning("Triton failed, so torch reduces the logits from now on: %s", error)
         return None
-
-
-def use_one_thread_after_fork() -> None:
-    """Keep a forked process, such as one of `datasets.map(num_proc=2)`, from hanging.
-
-    The threads of torch's OpenMP pool do not survive a fork, so a parallel region would wait for
-    them forever. Several processes have the cores busy anyway. torch's DataLoader does the same.
-    """
-    if os.getpid() != _IMPORTED_IN:
-        torch.set_num_threads(1)

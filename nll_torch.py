@@ -1,21 +1,28 @@
 """The torch backend of `nll.py`: blocks of rows pass through a buffer that is used again and again.
 
-It runs on every device. On a CPU it is the fastest that was found in torch, because the block and
-the buffer stay in the cache; benchmarks/RESULTS.md has what was tried.
+It runs on every device. On a CPU each thread takes blocks that stay in its cache, with their
+buffer; benchmarks/RESULTS.md has what was tried.
 """
 
 import functools
+import operator
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, ROW_SUM_TOLERANCE, UNNORMALISED, TokenStats
+from .nll_threads import share
 from .nll_transform import IDENTITY, LogitTransform
 
-# Elements of a block, at most: 16 MB of float32 on a CPU. Elsewhere a launch costs more than a
-# cache gives: 64 MB.
-BLOCK_ON_CPU = 2**22
+# Elements of a block, at most. On a CPU: 4 MB of float32 in each thread. Elsewhere a launch costs
+# more than a cache gives: 64 MB.
+BLOCK_ON_CPU = 2**20
 BLOCK_ELSEWHERE = 2**24
+# On a CPU, blocks for each thread at least, so that a slow one can take fewer.
+BLOCKS_PER_THREAD = 4
+# Below this many elements torch itself takes one thread.
+FEW_ELEMENTS = 2**15
 
 # Columns that are added up in one go.
 WIDEST_PIECE = 2**16
@@ -43,35 +50,61 @@ def reduce(
         One int32 on the CPU: the bits of nll_outputs.py that hold. If there is any but
         UNNORMALISED, `out` is not complete.
     """
-    vocab_size, dtype = logits.shape[-1], out.nll.dtype
+    vocab_size = logits.shape[-1]
     # Decided on the host, once for all blocks: which rows are read at all.
     host_targets, host_scored = targets.cpu(), scored.cpu()
     if (host_scored & ((host_targets < 0) | (host_targets >= vocab_size))).any():
         return _bits(OUT_OF_RANGE)
     everywhere = host_scored.nonzero().squeeze(1).to(logits.device)
     scored_targets = targets.to(logits.device)[everywhere]
-    found = TokenStats.empty(len(everywhere), dtype, logits.device, with_all=out.rank is not None)
-    blocks = _Blocks(logits, dtype, len(everywhere), transform)
-    done, faults = 0, 0
-    for rows, row_is_scored in _row_views(logits, host_scored.view(logits.shape[:-1])):
-        positions = row_is_scored.nonzero().squeeze(1)
-        for block in positions.split(blocks.num_rows) if len(positions) > 0 else ():
-            here = slice(done, done + len(block))
-            part = (blocks.read(rows, block), scored_targets[here], found[here])
+    found = TokenStats.empty(
+        len(everywhere), out.nll.dtype, logits.device, with_all=out.rank is not None
+    )
+    num_rows = _block_rows(logits, len(everywhere))
+    blocks = list(_blocks(logits, host_scored.view(logits.shape[:-1]), num_rows))
+    faults = []
+
+    def work(numbers: Iterator[int]) -> None:
+        reader = _Reader((num_rows, vocab_size), logits, out.nll.dtype, transform)
+        for number in numbers:
+            block = blocks[number]
+            part = (reader.read(block), scored_targets[block.here], found[block.here])
             if from_logits:
-                _reduce_logits(*part, blocks.buffer[: len(block)])
+                _reduce_logits(*part, reader.buffer[: len(block.places)])
             else:
-                faults |= _reduce_probabilities(*part)
-                if faults & NO_PROBABILITY:
-                    return _bits(faults)
-            done += len(block)
+                faults.append(_reduce_probabilities(*part))
+
+    on_threads = logits.device.type == "cpu" and len(everywhere) * vocab_size > FEW_ELEMENTS
+    if on_threads:
+        share(work, len(blocks))
+    else:
+        work(iter(range(len(blocks))))
     for values, outputs in zip(found.tensors, out.tensors, strict=True):
         outputs.zero_()[everywhere] = values
-    return _bits(faults)
+    return _bits(functools.reduce(operator.or_, faults, 0))
 
 
 def _bits(faults: int) -> torch.Tensor:
     return torch.tensor([faults], dtype=torch.int32, device="cpu")
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Scored rows that are reduced at once."""
+
+    rows: torch.Tensor  # (N, V), a view of logits
+    places: torch.Tensor  # (n,) of its rows, in order
+    here: slice  # of all scored rows
+
+
+def _blocks(logits: torch.Tensor, scored: torch.Tensor, num_rows: int) -> Iterator[_Block]:
+    """The scored rows of logits (..., V), `num_rows` at a time; scored: (...)."""
+    done = 0
+    for rows, row_is_scored in _row_views(logits, scored):
+        positions = row_is_scored.nonzero().squeeze(1)
+        for places in positions.split(num_rows) if len(positions) > 0 else ():
+            yield _Block(rows, places, slice(done, done + len(places)))
+            done += len(places)
 
 
 def _row_views(
@@ -90,58 +123,49 @@ def _row_views(
         yield rows, scored.view(-1)
 
 
-class _Blocks:
-    """Blocks of rows as scores before softmax, in the dtype of the reduction."""
+class _Reader:
+    """Makes blocks of rows to scores before softmax, in the dtype of the reduction."""
 
     def __init__(
         self,
+        shape: tuple[int, int],
         logits: torch.Tensor,
         dtype: torch.dtype,
-        num_scored: int,
         transform: LogitTransform,
     ):
-        self.num_rows = _block_rows(logits, num_scored)
-        self._shape = (self.num_rows, logits.shape[-1])
-        self._transform = transform
         # One for all blocks: to allocate for each would cost more than the arithmetic.
-        self.buffer = torch.empty(self._shape, dtype=dtype, device=logits.device)
-        self._gathered = None  # rows that do not follow each other, of another dtype
+        self.buffer = torch.empty(shape, dtype=dtype, device=logits.device)
+        self._transform = transform
+        self._gathered: torch.Tensor | None = None  # rows apart from each other, of another dtype
 
-    def read(self, rows: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-        """The scores of rows[block]: a view of the rows where that needs no copy, else of the
-        buffer."""
-        n, first, last = len(block), int(block[0]), int(block[-1])
+    def read(self, block: _Block) -> torch.Tensor:
+        """The scores of a block: a view of its rows where no copy is needed, else of the buffer."""
+        rows, places = block.rows, block.places
+        n, first, last = len(places), int(places[0]), int(places[-1])
         buffer = self.buffer[:n]
         if last - first + 1 == n:
             scores = rows[first : last + 1]
         elif rows.dtype == buffer.dtype:
-            scores = torch.index_select(rows, 0, block.to(rows.device), out=buffer)
+            scores = torch.index_select(rows, 0, places.to(rows.device), out=buffer)
         else:
             if self._gathered is None:
-                self._gathered = torch.empty(self._shape, dtype=rows.dtype, device=rows.device)
-            scores = torch.index_select(rows, 0, block.to(rows.device), out=self._gathered[:n])
+                self._gathered = torch.empty_like(self.buffer, dtype=rows.dtype)
+            gathered = self._gathered[:n]
+            scores = torch.index_select(rows, 0, places.to(rows.device), out=gathered)
         if scores is buffer or (scores.dtype == buffer.dtype and self._transform.is_identity):
             return self._transform.apply_(scores)
         return self._transform.apply_(buffer.copy_(scores))
 
 
 def _block_rows(logits: torch.Tensor, num_scored: int) -> int:
-    """How many rows are reduced at once.
-
-    On a CPU: few enough to stay in its cache, many enough to pay for the calls (half a million
-    elements per thread measured best, or twice as many where rows are reduced in pieces, which take
-    more calls), and a multiple of the threads.
-    """
+    """How many rows are reduced at once: few enough for a cache and for all threads to have some,
+    many enough to pay for the calls."""
     vocab_size = max(logits.shape[-1], 1)
-    if logits.device.type == "cpu":
-        threads = torch.get_num_threads()
-        block = threads * (2**19 if vocab_size <= WIDEST_PIECE else 2**20)
-        num_rows = min(block, BLOCK_ON_CPU) // vocab_size
-        if num_rows > threads:
-            num_rows -= num_rows % threads
-    else:
-        num_rows = BLOCK_ELSEWHERE // vocab_size
-    return max(1, min(num_rows, num_scored))
+    if logits.device.type != "cpu":
+        return max(1, min(BLOCK_ELSEWHERE // vocab_size, num_scored))
+    share_of_thread = num_scored // (BLOCKS_PER_THREAD * torch.get_num_threads())
+    least = FEW_ELEMENTS // vocab_size
+    return max(1, min(BLOCK_ON_CPU // vocab_size, max(share_of_thread, least), num_scored))
 
 
 def _reduce_logits(

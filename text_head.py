@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from .nll import use_one_thread_after_fork
 from .nll_linear import LogitsBuffer
+from .nll_threads import use_one_thread_after_fork
 from .nll_transform import IDENTITY, LogitTransform, is_positive
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from .identity import quantization_name
-from .nll import use_one_thread_after_fork
 from .nll_linear import launch_rows
 from .nll_outputs import TokenStats
+from .nll_threads import use_one_thread_after_fork
 from .nll_transform import IDENTITY
 from .tensors import is_dtensor, to_device
 from .text_head import are_close, find_output_layer, run, stated_output_layer
