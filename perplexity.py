@@ -34,7 +34,8 @@ from .text_head import OutputLayer
 from .text_model import LanguageModel, check_whole, load_model
 from .text_progress import Progress
 from .text_schedule import portions
-from .text_scoring import TextScore, TextScorer, checked_pairs
+from .text_score import TextScore
+from .text_scoring import TextScorer, checked_pairs
 from .text_windows import Window
 from .totals import NllTotals, Run
 from .trainer_hooks import TrainerHooks
@@ -449,10 +450,11 @@ class Perplexity(evaluate.Metric):
             trust_remote_code=trust_remote_code,
             **options,
         )
-        scored = scorer.score(
-            texts, contexts, batch_size=batch_size, top_k=top_k, progress=_progress_is_shown()
+        return list(
+            scorer.score(
+                texts, contexts, batch_size=batch_size, top_k=top_k, progress=_progress_is_shown()
+            )
         )
-        return [scorer.describe(text, with_expected=top_k > 0) for text in scored]
 
     def text_scorer(
         self,

@@ -1,5 +1,6 @@
 """Texts -> token ids: the start token, the prompt, truncation, and the place of each token."""
 
+import itertools
 import logging
 import re
 import threading
@@ -30,7 +31,16 @@ class EncodedText:
     places: "Places | None"  # of the ids in the text; None from a slow tokenizer
     truncated: bool = False
 
-    def span(self, first: int, stop: int) -> str:
+    def offsets(self) -> list[tuple[int, int]] | None:
+        """Characters [start, end) of each token of the text, without gaps; None without places."""
+        if self.places is None:
+            return None
+        ends = [0, *self.places.ends[self.num_prefix :].tolist()]
+        if len(ends) > 1 and not self.truncated:
+            ends[-1] = len(self.text)
+        return list(itertools.pairwise(ends))
+
+    def text_of(self, first: int, stop: int) -> str:
         """The part of the text that ids[first:stop] stand for; needs places."""
         last = self._takes_the_rest(stop)
         ends = self.places.ends
