@@ -1,12 +1,11 @@
-"""A model and texts -> the nll of each token, in the order of the texts.
+"""A model and texts -> a score for each text, in the order of the texts.
 
-The windows of many texts are sorted by length and packed into batches of few padded tokens, and
-texts may be shared out among processes. What that must not change, the result, is put back in order
-here.
+The windows of many texts are sorted by length and packed into batches with little padding, and
+several processes may share the texts. Neither changes a result: each window fills its place in its
+text's `Draft`.
 """
 
 import functools
-import hashlib
 import itertools
 import math
 from collections import deque
@@ -60,7 +59,7 @@ class TextScorer:
 
     @property
     def joins_texts(self) -> bool:
-        """Whether the preset makes one text of all."""
+        """Whether the preset joins all texts into one."""
         return self.rules.joint is not None
 
     def signature(self, with_contexts: bool) -> str:
@@ -86,7 +85,7 @@ class TextScorer:
     def result(
         self, sums: Sequence[TextSums], signature: str, with_contexts: bool
     ) -> dict[str, float | int | str | list[float]]:
-        """The result of a corpus as a user gets it, from the sums of its texts."""
+        """The result of `compute`, from the sums of all texts."""
         result = text_result(sums)
         if self.options.max_length is None:
             del result["num_truncated"]
@@ -105,20 +104,20 @@ class TextScorer:
         top_k: int = 0,
         progress: bool | Callable[[int, int], None] = False,
     ) -> Iterator[TextScore]:
-        """Score texts in their order; a generator is read and answered in portions.
+        """The score of each text, in the order of the texts; a generator is read in portions.
 
         Args:
             texts: the texts. Some presets join them into one.
             contexts: one prompt for each text, which conditions it and is not scored.
-            batch_size: the most windows at once, besides the bound on their tokens.
-            top_k: keep the `top_k` likeliest tokens at each scored position.
-            progress: show a progress bar with tokens per second and the perplexity so far; or a
-                function that is called with the numbers of tokens scored and to be scored.
+            batch_size: the most windows at once; the number of their tokens is bounded anyway.
+            top_k: also give the `top_k` likeliest tokens at each scored position.
+            progress: True for a progress bar with tokens per second and the perplexity so far; or
+                a function, which is called with the number of tokens scored and their total.
 
         Raises:
             TypeError: texts or contexts that are not strings.
-            ValueError: no texts, contexts that are not as many as the texts or not possible with
-                the preset, ids that the model does not have.
+            ValueError: no texts, more or fewer contexts than texts, a preset without contexts, or
+                ids that the model does not have.
         """
         top_k = positive_int(top_k, "top_k", least=0)
         decode = functools.cache(lambda token_id: self.model.tokenizer.decode([token_id]))
@@ -140,35 +139,38 @@ class TextScorer:
 
         Args:
             texts, contexts, batch_size, progress: as for `score`.
-            processes: those that all call this with the same texts. Each scores a share of them,
-                and gets the sums of all.
+            processes: all of them call this with the same texts. Each scores a share, and gets
+                the sums of all texts.
 
         Raises:
-            TypeError, ValueError: as `score`; or not all ranks have the same texts and settings.
+            TypeError, ValueError: as `score`; or the ranks have different texts or settings.
             ConnectionError: another rank failed, or is gone.
         """
-        all_portions = portions(self._pairs(texts, contexts), processes.size)
+        found = portions(self._pairs(texts, contexts), processes.size)
         with Progress(progress and processes.rank == 0) as bar:
             if processes.size == 1:
-                for portion in all_portions:
+                for portion in found:
                     for draft in self._complete_drafts(portion, batch_size, None, bar):
                         yield draft.encoded.text, draft.sums()
                 return
             settings = self.signature(with_contexts=False)
-            while (portion := _next_portion(all_portions, settings, processes)) is not None:
+            for portion in _agreed_portions(found, settings, processes):
                 lengths = [len(text) + len(context or "") for text, context in portion]
                 shared = shares(lengths, processes.size)
                 own = [portion[i] for i in shared[processes.rank]]
-                answers = processes.exchange(functools.partial(self._sums, own, batch_size, bar))
-                sums = dict(zip(itertools.chain(*shared), itertools.chain(*answers), strict=True))
+                mine = processes.attempt(self._sums_of_share, own, batch_size, bar)
+                answers = itertools.chain(*processes.gather(mine))
+                sums = dict(zip(itertools.chain(*shared), answers, strict=True))
                 for i, (text, _) in enumerate(portion):
                     yield text, sums[i]
 
-    def _sums(self, portion, batch_size, bar) -> list[TextSums]:
+    def _sums_of_share(
+        self, portion: list[tuple[str, str | None]], batch_size: int | None, bar: Progress
+    ) -> list[TextSums]:
         return [draft.sums() for draft in self._complete_drafts(portion, batch_size, None, bar)]
 
     def _pairs(self, texts, contexts) -> Iterator[tuple[str, str | None]]:
-        """Texts and contexts, checked, and joined where the preset joins them."""
+        """Each text with its context, checked; one joined text where the preset joins them."""
         if contexts is not None and not self.rules.takes_contexts:
             raise ValueError(f'preset="{self.options.preset}" has no contexts.')
         pairs = checked_pairs(texts, contexts)
@@ -187,7 +189,7 @@ class TextScorer:
     ) -> Iterator[Draft]:
         """The texts of a portion, each as soon as it and all before it are scored.
 
-        With top_k None nothing but the nll of each token is filled in.
+        With top_k None only the nll of each token is filled in.
         """
         if batch_size is not None:
             batch_size = positive_int(batch_size, "batch_size")
@@ -204,7 +206,7 @@ class TextScorer:
 
     def _drafts(self, portion: list[tuple[str, str | None]]) -> Iterator[Draft]:
         """Each text of a portion, encoded and cut into windows."""
-        if not portion:  # as the share of one rank may be
+        if not portion:  # a rank may have no share
             return
         texts, contexts = zip(*portion, strict=True)
         for text in self.encoder.encode(texts, None if contexts[0] is None else contexts):
@@ -217,8 +219,9 @@ class TextScorer:
     def _results(
         self, jobs: list[Job], batch_size: int | None, top_k: int | None
     ) -> Iterator[Iterator[tuple[Job, ScoredSpan]]]:
-        """The results of one batch after the other, each with its job."""
-        jobs = sorted(jobs, key=lambda job: -job.window.num_inputs)  # memory runs out early
+        """The jobs with their results, batch by batch."""
+        # The longest first: if memory runs out, it does so early.
+        jobs = sorted(jobs, key=lambda job: -job.window.num_inputs)
         lengths = [window.num_inputs for _, window in jobs]
         most_windows = batch_size if self.model.takes_batches else 1
         running: deque[tuple[list[Job], Callable[[], list[ScoredSpan]]]] = deque()
@@ -228,7 +231,7 @@ class TextScorer:
             spans = [self._span(draft.encoded, window) for draft, window in jobs[these]]
             results = self.model.launch(spans, self.options.dtype, self.options.backend, top_k)
             running.append((jobs[these], results))
-            if len(running) == 2:  # an accelerator has the next batch before this one is read
+            if len(running) == 2:  # an accelerator gets the next batch before this one is read
                 batch, results = running.popleft()
                 yield zip(batch, results(), strict=True)
         for batch, results in running:
@@ -248,11 +251,11 @@ class TextScorer:
 def checked_pairs(
     texts: Iterable[str], contexts: Iterable[str] | None
 ) -> Iterator[tuple[str, str | None]]:
-    """Each text with its context, checked as they come.
+    """Each text with its context, checked when it is read.
 
     Raises:
         TypeError: a text or context that is no string.
-        ValueError: no texts at all, not as many contexts as texts, or a text that is no Unicode.
+        ValueError: no texts, more or fewer contexts than texts, or invalid Unicode.
     """
     missing = object()
     if contexts is None:
@@ -274,23 +277,26 @@ def checked_pairs(
         raise ValueError("predictions holds no texts.")
 
 
-def _next_portion(
+def _agreed_portions(
     portions: Iterator[list[tuple[str, str | None]]], settings: str, processes: Processes
-) -> list[tuple[str, str | None]] | None:
-    """The next portion, None at the end; the same in all processes, or ValueError is raised."""
-    portion = None
+) -> Iterator[list[tuple[str, str | None]]]:
+    """The portions, each once all ranks are known to have the same one and the same settings.
 
-    def fingerprint() -> str:
-        nonlocal portion
-        portion = next(portions, None)
-        return hashlib.sha256(repr((settings, portion)).encode()).hexdigest()
-
-    if len(set(processes.exchange(fingerprint))) > 1:
-        raise ValueError(
+    Raises:
+        ValueError: the portions or the settings of the ranks differ.
+        ConnectionError: another rank failed, or is gone.
+    """
+    with_settings = ((settings, portion) for portion in portions)
+    while True:
+        mine = processes.attempt(next, with_settings, None)
+        agreed = processes.require_equal(
+            mine,
             "sync=True: the ranks were given different texts, or different settings. Pass all "
-            "texts on every rank; they are shared out here."
+            "texts on every rank; they are shared out here.",
         )
-    return portion
+        if agreed is None:  # the end
+            return
+        yield agreed[1]
 
 
 def _check_text(text, name: str) -> None:
