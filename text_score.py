@@ -1,6 +1,6 @@
-"""The score of one text: the nll of its windows, put together to what a caller gets.
+"""The score of one text: a `Draft` collects the nll of its windows and becomes a `TextScore`.
 
-Scoring many texts in batches is text_scoring.py's; what a corpus makes of the sums is totals.py's.
+text_scoring.py scores many texts in batches; totals.py adds up their sums.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Draft:
 
     Args:
         encoded: the text. The arrays have one entry for each of its ids.
-        windows: what is to be scored of it; no id twice.
+        windows: they score no id twice.
         num_bytes, num_words: of the scored text, from `count_scored`.
     """
 
@@ -84,7 +84,7 @@ class Draft:
         self.num_open_windows -= 1
 
     def sums(self) -> TextSums:
-        """What a corpus needs of the text."""
+        """The text's part in the result of a corpus."""
         has_weight = self.weights > 0  # a preset may give a scored token no weight
         unweighted = self.nll[self.is_scored]
         return TextSums(
@@ -100,7 +100,7 @@ class Draft:
         )
 
     def score(self, decode: Callable[[int], str], with_expected: bool) -> TextScore:
-        """What a caller gets of the text; `decode` gives the string of an id."""
+        """The score as callers get it; `decode` gives the string of an id."""
         text, begin = self.encoded, self.encoded.num_prefix
         expected = None
         if with_expected:

@@ -1,4 +1,4 @@
-"""What the demo does for a visitor: texts and files of logits -> results, within the limits.
+"""Texts and files of logits -> results, within the limits of the demo.
 
 All numbers come from the metric. No Gradio here.
 """

@@ -36,7 +36,7 @@ class LabelledScore:
 
     @cached_property
     def parts(self) -> "Parts | None":
-        """The text in parts, for an interval; None if it is too short."""
+        """Sums of the text's parts, for an interval; None if it is too short."""
         return parts_of(self.score)
 
 
@@ -50,7 +50,7 @@ class Parts:
 
 
 def parts_of(score: "TextScore") -> Parts | None:
-    """The text in parts with the same number of bytes, so that all models get the same parts.
+    """The text in parts of equal bytes, which are the same for all models.
 
     Tokens of one text are not independent, but parts of it nearly are: the method of batch means
     (Law, Simulation Modeling and Analysis). None if the text is too short for FEWEST_PARTS.
@@ -73,7 +73,7 @@ def parts_of(score: "TextScore") -> Parts | None:
 
 
 def figures(labelled: LabelledScore) -> dict:
-    """The result of `compute` for this text, with the interval that its parts give."""
+    """The result of `compute` for this text, with the interval from its parts."""
     result = totals.text_result([labelled.score.sums])
     del result["num_truncated"], result["num_truncated_contexts"]
     parts = labelled.parts
@@ -176,7 +176,7 @@ MEANINGS = {
 
 
 def logits_table(result: dict, notes: list[str]) -> str:
-    """Markdown: what the module found in a file of logits, and its warnings."""
+    """Markdown: the result of a file of logits, and the warnings about it."""
     values = {name: result[name] for name in MEANINGS}
     shown = {
         name: f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else number(value)
