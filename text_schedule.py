@@ -10,16 +10,16 @@ TEXTS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 2**18
 CHARACTERS_AT_FIRST = 2**12
 
+Portion = list[tuple[str, str | None]]  # texts, each with its context
 
-def portions(
-    pairs: Iterator[tuple[str, str | None]], num_processes: int = 1
-) -> Iterator[list[tuple[str, str | None]]]:
+
+def portions(pairs: Iterator[tuple[str, str | None]], num_processes: int = 1) -> Iterator[Portion]:
     """Lists of consecutive texts with their contexts.
 
     For each process a portion has TEXTS_AT_ONCE texts at most. It ends with the text that fills a
     number of characters, which doubles from CHARACTERS_AT_FIRST to CHARACTERS_AT_ONCE.
     """
-    portion: list[tuple[str, str | None]] = []
+    portion: Portion = []
     characters, limit = 0, CHARACTERS_AT_FIRST
     for text, context in pairs:
         portion.append((text, context))

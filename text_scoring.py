@@ -18,7 +18,7 @@ from .processes import ALONE, Processes
 from .text_encoding import EncodedText, TextEncoder
 from .text_model import LanguageModel, ScoredSpan, Span
 from .text_progress import Progress
-from .text_schedule import batches, portions, shares
+from .text_schedule import Portion, batches, portions, shares
 from .text_score import Draft, TextScore, count_scored
 from .text_windows import Window, check_window
 from .totals import TextSums, text_result, token_standard_error
@@ -165,7 +165,7 @@ class TextScorer:
                     yield text, sums[i]
 
     def _sums_of_share(
-        self, portion: list[tuple[str, str | None]], batch_size: int | None, bar: Progress
+        self, portion: Portion, batch_size: int | None, bar: Progress
     ) -> list[TextSums]:
         return [draft.sums() for draft in self._complete_drafts(portion, batch_size, None, bar)]
 
@@ -182,7 +182,7 @@ class TextScorer:
 
     def _complete_drafts(
         self,
-        portion: list[tuple[str, str | None]],
+        portion: Portion,
         batch_size: int | None,
         top_k: int | None,
         bar: Progress,
@@ -204,7 +204,7 @@ class TextScorer:
                 yield waiting.popleft()
         yield from waiting  # without any window
 
-    def _drafts(self, portion: list[tuple[str, str | None]]) -> Iterator[Draft]:
+    def _drafts(self, portion: Portion) -> Iterator[Draft]:
         """Each text of a portion, encoded and cut into windows."""
         if not portion:  # a rank may have no share
             return
@@ -278,8 +278,8 @@ def checked_pairs(
 
 
 def _agreed_portions(
-    portions: Iterator[list[tuple[str, str | None]]], settings: str, processes: Processes
-) -> Iterator[list[tuple[str, str | None]]]:
+    portions: Iterator[Portion], settings: str, processes: Processes
+) -> Iterator[Portion]:
     """The portions, each once all ranks are known to have the same one and the same settings.
 
     Raises:

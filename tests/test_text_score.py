@@ -128,7 +128,7 @@ def test_windows_are_filled_in_any_order():
     [
         ([], True, False, (0, 0)),
         ([(1, 8)], True, False, (7, 2)),  # all of "ab cdef"
-        ([(1, 4), (4, 8)], True, False, (7, 2)),
+        ([(1, 5), (5, 8)], True, False, (7, 2)),  # no word ends between the windows
         ([(1, 3)], True, False, (2, 1)),  # "ab"
         ([(2, 3), (4, 8)], True, False, (5, 2)),  # "b", "cdef"
         ([(1, 3), (3, 5)], True, True, (4, 2)),  # "ab c", cut behind it
