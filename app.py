@@ -107,10 +107,10 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     @on_gpu
     @told
     def score(text: str, model: str, progress=gr.Progress()):  # noqa: B008, Gradio's way
-        scored = metrics.score(text, model, _shown_by(progress))
-        result = figures(scored)
+        labelled = metrics.score(text, model, _shown_by(progress))
+        result, score = figures(labelled), labelled.score
         del result["perplexities"], result["mean_perplexity"]  # for one text, the perplexity
-        return verdict(result), heatmap.heatmap(scored.score), chart(scored.score), as_json(result)
+        return verdict(result), heatmap.heatmap(score), chart(score), as_json(result)
 
     @on_gpu
     @told
@@ -119,8 +119,8 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
         a = metrics.score(text_a, model_a, tell)
         b = metrics.score(text_b if text_b and text_b.strip() else text_a, model_b, tell)
         shown = [comparison(a, b)]
-        for scored in (a, b):
-            shown += [verdict(figures(scored)), heatmap.heatmap(scored.score)]
+        for labelled in (a, b):
+            shown += [verdict(figures(labelled)), heatmap.heatmap(labelled.score)]
         return tuple(shown)
 
     @told

@@ -132,7 +132,7 @@ class PerTextFile:
             )
 
     def without_finished(self, texts: Iterator[str]) -> Iterator[str]:
-        """Check that the finished texts are the same as then, and skip them; the others."""
+        """The texts behind the finished ones, which must be the same as in the interrupted run."""
         for number, known in enumerate(self._fingerprints):
             text = next(texts, None)
             if text is None or fingerprint(text) != known:
@@ -162,7 +162,7 @@ class PerTextFile:
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Of a full disk, for example: the error of a write does not tell the file."""
+        """Name the file in an error of a write, such as that of a full disk."""
         try:
             yield
         except OSError as error:
@@ -189,12 +189,12 @@ def finite(values: dict) -> dict:
 
 
 def fingerprint(text: str) -> str:
-    """A hash of a text. It shows whether a run is resumed on the same texts."""
+    """A hash of a text, which tells whether a run is resumed on the same texts."""
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
 def run(args: argparse.Namespace) -> dict | None:
-    """Score the texts that the arguments name; the result, as `compute` gives it.
+    """Score the texts that the arguments name, and return the result of `compute`.
 
     Under `accelerate launch` or torchrun the processes share the texts. Only the first one writes
     --per-text and returns the result; the others return None.
@@ -218,23 +218,13 @@ def run(args: argparse.Namespace) -> dict | None:
         if args.per_text is not None and processes.rank == 0:
             log = stack.enter_context(PerTextFile(args.per_text, signature, args.resume))
             texts, sums = log.without_finished(texts), log.finished
-        num_finished, *_ = processes.exchange(lambda: len(sums))
+        num_finished, *_ = processes.gather(processes.attempt(len, sums))
         if processes.rank > 0:
             texts = itertools.islice(texts, num_finished, None)
-        next_text = None
-
-        def read_next() -> None:
-            nonlocal next_text
-            next_text = next(texts, None)
-            if next_text is None and num_finished == 0:
-                names = (
-                    "the standard input" if name == "-" else name for name in args.files or ["-"]
-                )
-                raise ValueError(f"There are no texts in {', '.join(names)}.")
-
-        processes.exchange(read_next)  # a rank that cannot read a file tells the others
-        if next_text is not None:  # all may be finished already
-            remaining = itertools.chain([next_text], texts)
+        mine = processes.attempt(next_text, texts, num_finished, args.files)
+        first = processes.require_all(mine)  # a rank that cannot read a file tells the others
+        if first is not None:  # all may be finished already
+            remaining = itertools.chain([first], texts)
             for text, text_sums in scorer.sums(
                 remaining,
                 batch_size=args.batch_size,
@@ -252,6 +242,19 @@ def run(args: argparse.Namespace) -> dict | None:
     if empty > 0:
         print(f"warning: {empty} of {len(sums)} texts have no token to score", file=sys.stderr)
     return scorer.result(sums, signature, with_contexts=False)
+
+
+def next_text(texts: Iterator[str], num_finished: int, files: list[str]) -> str | None:
+    """The first text that is not finished; None if all are.
+
+    Raises:
+        ValueError: the files hold no texts at all.
+    """
+    text = next(texts, None)
+    if text is None and num_finished == 0:
+        names = ("the standard input" if name == "-" else name for name in files or ["-"])
+        raise ValueError(f"There are no texts in {', '.join(names)}.")
+    return text
 
 
 def join_launch() -> tuple:
@@ -310,7 +313,7 @@ def as_table(result: dict, model: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line, and return the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.resume and args.per_text is None:

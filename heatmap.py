@@ -1,8 +1,7 @@
 """A scored text as HTML: each token coloured by its surprisal, with a tooltip. No scripts.
 
-For the demo, and for notebooks, where a `TextScore` shows itself so. The colour is one hue that
-grows stronger, on a light page towards dark and on a dark page towards light text on it, so that it
-can be read without telling hues apart, and in print.
+The demo uses it, and notebooks show a `TextScore` this way. The colour is one hue that grows
+stronger with the surprisal, so it can be read in print and by people who do not tell hues apart.
 """
 
 import html
@@ -47,9 +46,9 @@ def heatmap(score) -> str:
     """The HTML of a `TextScore`: a legend in bits, and the text with a tooltip for each token.
 
     A tooltip holds the token, its surprisal -log2 p in bits, its probability p, its rank, the
-    entropy of the prediction, which is the surprisal that the model expected, and where they were
-    asked for (`top_k`) the likeliest tokens. Tokens can be focused, the first by the tab key.
-    Everything that comes from the text or the model is escaped.
+    entropy of the prediction (the surprisal that the model expected) and, with `top_k`, the
+    likeliest tokens. The tab key moves the focus to the first token. Everything that comes from the
+    text or the model is escaped.
     """
     tokens = "".join(_token(score, i) for i in range(len(score.tokens)))
     steps = range(0, SCALE_BITS + 1, 4)
@@ -67,7 +66,7 @@ def heatmap(score) -> str:
 def _token(score, i: int) -> str:
     tip = html.escape(tooltip(score, i))
     piece = score.tokens[i] if score.offsets is None else score.text[slice(*score.offsets[i])]
-    # A character of several tokens stands with the first of them.
+    # Only the first token of a character shows it; the others show a dot.
     shown = html.escape(visible(piece)) or "·"
     if math.isnan(score.nll[i]):
         colour = 'class="unscored"'
@@ -78,7 +77,7 @@ def _token(score, i: int) -> str:
 
 
 def tooltip(score, i: int) -> str:
-    """What is to be known of token i, in a few lines of text."""
+    """Token i in a few lines of text."""
     lines = [f"“{visible(score.tokens[i], line_ends=False)}”"]
     if math.isnan(score.nll[i]):
         return "\n".join([*lines, "not scored: nothing stands in front of it"])
@@ -103,7 +102,7 @@ def probability(nll: float) -> str:
 
 
 def visible(text: str, line_ends: bool = True) -> str:
-    """The text, in which control characters can be seen and cannot do anything.
+    """The text with its control characters made visible and harmless.
 
     A line end is shown as an arrow, and with `line_ends` also ends the line.
     """
@@ -116,8 +115,8 @@ def visible(text: str, line_ends: bool = True) -> str:
             shown.append("⇥\t" if line_ends else "⇥")
         elif ord(character) < 32:
             shown.append(chr(0x2400 + ord(character)))  # the pictures of control characters
-        # Format characters turn the direction of what follows, or hide; those that join the
-        # characters of a script or an emoji are part of it.
+        # Format characters are invisible, or change the direction of the text. The two joiners
+        # are parts of scripts and emoji.
         elif kind in ("Cc", "Cf", "Co", "Cs") and character not in "\u200c\u200d":
             shown.append(f"[U+{ord(character):04X}]")
         else:

@@ -36,7 +36,8 @@ from .text_head import OutputLayer
 from .text_model import LanguageModel, check_whole, load_model
 from .text_progress import Progress
 from .text_schedule import portions
-from .text_scoring import TextScore, TextScorer, checked_pairs
+from .text_score import TextScore
+from .text_scoring import TextScorer, checked_pairs
 from .text_windows import Window
 from .totals import NllTotals, Run
 from .trainer_hooks import TrainerHooks
@@ -302,15 +303,14 @@ class Perplexity(evaluate.Metric):
             ValueError: done already, or texts are pending, or the processes are not connected.
             ConnectionError: another process failed or is gone; what was accumulated stays.
         """
-
-        def local() -> Run:
-            self._check_kind(texts=False)
-            self._check_not_synced()
-            return self._run
-
         with self._lock:
-            self._run = self._add_over_processes(local, self._options)
+            self._run = self._add_over_processes(self._unsynced_run, self._options)
             self._synced = True
+
+    def _unsynced_run(self) -> Run:
+        self._check_kind(texts=False)
+        self._check_not_synced()
+        return self._run
 
     def _check_not_synced(self) -> None:
         if self._synced:
@@ -323,10 +323,9 @@ class Perplexity(evaluate.Metric):
         """The runs of all processes, added up; `local` gives that of this one."""
         if self.num_process > 1:
             raise ValueError("sync goes by torch.distributed, and num_process by files; use one.")
-        numbers = Processes.launched().add(
-            lambda: local().numbers(), len(Run().numbers()), options.signature
-        )
-        return Run.of(numbers)
+        processes = Processes.launched()
+        numbers = processes.attempt(local).then(Run.numbers)
+        return Run.of(processes.sum(numbers, len(Run().numbers()), options.signature))
 
     def trainer_hooks(self, *, shift: bool = True, **options) -> dict[str, Callable]:
         """`preprocess_logits_for_metrics` and `compute_metrics` for a transformers Trainer.
@@ -451,10 +450,11 @@ class Perplexity(evaluate.Metric):
             trust_remote_code=trust_remote_code,
             **options,
         )
-        scored = scorer.score(
-            texts, contexts, batch_size=batch_size, top_k=top_k, progress=_progress_is_shown()
+        return list(
+            scorer.score(
+                texts, contexts, batch_size=batch_size, top_k=top_k, progress=_progress_is_shown()
+            )
         )
-        return [scorer.describe(text, with_expected=top_k > 0) for text in scored]
 
     def text_scorer(
         self,
@@ -508,7 +508,7 @@ class Perplexity(evaluate.Metric):
                 model_id, tokenizer, device, model_kwargs, trust_remote_code
             )
         if sync and (processes := Processes.launched()).size > 1:
-            processes.exchange(lambda: check_whole(model))
+            processes.require_all(processes.attempt(check_whole, model))
         if known is None or not known.is_current:
             known = LanguageModel(model, tokenizer, name)
             self._loaded = key, known

@@ -1,21 +1,31 @@
-"""The processes of one launch (torchrun, accelerate), and what passes between them."""
+"""The processes of one launch (torchrun, accelerate), and what passes between them.
 
+Each rank attempts its part, then all meet in one collective:
+
+    mine = processes.attempt(read, path)
+    everyone = processes.gather(mine)
+
+A rank that fails takes part in the collective too, so no other rank waits for it: it raises its own
+error there, and the others raise ConnectionError.
+"""
+
+import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 
-T = TypeVar("T")
+T, U = TypeVar("T"), TypeVar("U")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among `size`; by default it is alone."""
+    """This process's rank among `size` processes; by default it is alone."""
 
     rank: int = 0
     size: int = 1
@@ -25,7 +35,7 @@ class Processes:
         """All processes of torch.distributed's default group; alone where nothing was launched.
 
         Raises:
-            ValueError: several processes were launched, but they have not been connected.
+            ValueError: several processes were launched, but are not connected.
         """
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
@@ -36,28 +46,38 @@ class Processes:
             )
         return cls()
 
-    def add(self, make: Callable[[], Sequence[float]], count: int, settings: str) -> list[float]:
-        """The sums over all ranks of the numbers that `make` gives, in float64; equal on each.
+    def attempt(self, function: Callable[..., T], *args) -> "Attempt[T]":
+        """Call a function here, for a collective that tells the other ranks whether it failed.
+
+        A process that is alone has nobody to tell: its error is raised at once.
+        """
+        if self.size == 1:
+            return Attempt(function(*args))
+        try:
+            return Attempt(function(*args))
+        except Exception as error:
+            return Attempt(error=error)
+
+    def sum(self, mine: "Attempt[Sequence[float]]", count: int, settings: str) -> list[float]:
+        """The sums of all ranks' numbers in float64, equal on each rank.
 
         Args:
-            make: gives `count` numbers. If it raises on one rank, that one raises the same, and
-                all others raise ConnectionError.
+            mine: `count` numbers.
             settings: what the numbers depend on.
 
         Raises:
+            Exception: the error of this rank's attempt.
             ValueError: the settings of the ranks differ.
-            ConnectionError: a rank failed, or is gone.
+            ConnectionError: another rank's attempt failed, or another rank is gone.
         """
         if self.size == 1:
-            return list(make())
-        # All is told in one all-reduce, so that a rank that fails does not leave others waiting,
-        # nor meets them in the next one. sum(h) and sum(h^2) of a hash h show whether all agree.
+            return list(mine.value)
+        # One all-reduce tells all. A rank that fails leaves no other one waiting, and meets none in
+        # the next collective. sum(h) and sum(h^2) of a hash h show whether all agree.
         settings_hash = zlib.crc32(settings.encode()) % 4096
-        error = None
-        try:
-            values = [*make(), settings_hash, settings_hash**2, 0]
-        except Exception as failure:
-            error, values = failure, [0.0] * (count + 2) + [1]
+        values = [0.0] * (count + 2) + [1]
+        if mine.error is None:
+            values = [*mine.value, settings_hash, settings_hash**2, 0]
         # "cuda:nccl", or "cpu:gloo,cuda:nccl": the host where that is possible.
         config = dist.get_backend_config()
         device = "cpu" if "cpu:" in config else config.partition(":")[0]
@@ -65,44 +85,77 @@ class Processes:
         with _naming_lost_ranks():
             dist.all_reduce(total)
         *sums, hash_sum, hash_sum_sq, num_failed = total.tolist()
-        if error is not None:
-            raise error
+        if mine.error is not None:
+            raise mine.error
         if num_failed > 0:
             raise ConnectionError(f"{num_failed:.0f} of {self.size} ranks failed.")
         if self.size * hash_sum_sq != hash_sum**2:
             raise ValueError(f"The ranks have different settings; here they are {settings}.")
         return sums
 
-    def exchange(self, make: Callable[[], T]) -> list[T]:
-        """What `make` gives on each rank, in the order of the ranks.
+    def gather(self, mine: "Attempt[T]") -> list[T]:
+        """The values of all ranks, in the order of the ranks.
 
-        If it raises on one, that one raises the same, and all others raise ConnectionError.
+        Raises:
+            Exception: the error of this rank's attempt.
+            ConnectionError: another rank's attempt failed, or another rank is gone.
         """
         if self.size == 1:
-            return [make()]
-        mine, error = None, None
-        try:
-            mine = make()
-        except Exception as failure:
-            error = failure
-        told = None if error is None else f"{type(error).__name__}: {error}"
+            return [mine.value]
+        error = None if mine.error is None else f"{type(mine.error).__name__}: {mine.error}"
         everyone: list = [None] * self.size
         with _naming_lost_ranks():
-            dist.all_gather_object(everyone, (mine, told))
-        if error is not None:
-            raise error
-        for rank, (_, told) in enumerate(everyone):
-            if told is not None:
-                raise ConnectionError(f"Rank {rank} failed: {told}")
-        return [made for made, _ in everyone]
+            dist.all_gather_object(everyone, (mine.value, error))
+        if mine.error is not None:
+            raise mine.error
+        for rank, (_, error) in enumerate(everyone):
+            if error is not None:
+                raise ConnectionError(f"Rank {rank} failed: {error}")
+        return [value for value, _ in everyone]
+
+    def require_all(self, mine: "Attempt[T]") -> T:
+        """This rank's value, once every rank has one.
+
+        Raises:
+            Exception, ConnectionError: as `gather`.
+        """
+        self.gather(mine.then(lambda value: None))  # the value may be large
+        return mine.value
+
+    def require_equal(self, mine: "Attempt[T]", message: str) -> T:
+        """This rank's value, if every rank has the same; their `repr` is compared, by a hash.
+
+        Raises:
+            ValueError: the values differ; it says `message`.
+            Exception, ConnectionError: as `gather`.
+        """
+        if len(set(self.gather(mine.then(_hash)))) > 1:
+            raise ValueError(message)
+        return mine.value
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[T]):
+    """What a function returned on this rank, or the error that it raised."""
+
+    value: T | None = None
+    error: Exception | None = None
+
+    def then(self, function: Callable[[T], U]) -> "Attempt[U]":
+        """What `function`, which must not fail, makes of the value; or the same error."""
+        return self if self.error is not None else Attempt(function(self.value))
 
 
 ALONE = Processes()
 
 
+def _hash(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
 @contextmanager
 def _naming_lost_ranks() -> Iterator[None]:
-    """torch.distributed's errors speak of sockets."""
+    """Say that a rank is gone; torch.distributed's errors speak of sockets."""
     try:
         yield
     except RuntimeError as error:

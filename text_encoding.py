@@ -1,5 +1,6 @@
 """Texts -> token ids: the start token, the prompt, truncation, and the place of each token."""
 
+import itertools
 import logging
 import re
 import threading
@@ -12,7 +13,7 @@ import numpy as np
 
 from .options import TextOptions
 
-# How tokenizers with byte fallback, such as Llama 2's, spell a token of one byte.
+# A token of one byte, in tokenizers with byte fallback such as Llama 2's.
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 DUMMY_PREFIX = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's mark of a space
 BYTE_OF_SPACE = "Ġ"  # the same in byte-level vocabularies
@@ -22,15 +23,24 @@ _LOCKS: WeakKeyDictionary = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class EncodedText:
-    """The ids of a text behind what only conditions it."""
+    """The ids of a text, behind those that only condition it."""
 
     text: str
     ids: list[int]  # start token, context, text
-    num_prefix: int  # how many of the ids stand before the text
-    places: "Places | None"  # of the ids in the text; None from a slow tokenizer
+    num_prefix: int  # ids in front of the text
+    places: "Places | None"  # where the ids stand in the text; None from a slow tokenizer
     truncated: bool = False
 
-    def span(self, first: int, stop: int) -> str:
+    def offsets(self) -> list[tuple[int, int]] | None:
+        """Characters [start, end) of each token of the text, without gaps; None without places."""
+        if self.places is None:
+            return None
+        ends = [0, *self.places.ends[self.num_prefix :].tolist()]
+        if len(ends) > 1 and not self.truncated:
+            ends[-1] = len(self.text)
+        return list(itertools.pairwise(ends))
+
+    def text_of(self, first: int, stop: int) -> str:
         """The part of the text that ids[first:stop] stand for; needs places."""
         last = self._takes_the_rest(stop)
         ends = self.places.ends
@@ -50,7 +60,7 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class Places:
-    """Where each id ends in a text, (ids,) int64. Both never fall."""
+    """Where each id ends in a text, (ids,) int64, never decreasing."""
 
     ends: np.ndarray  # in characters
     byte_ends: np.ndarray  # in UTF-8 bytes; a character of several tokens is divided among them
@@ -87,7 +97,7 @@ class Places:
 
 
 class TextEncoder:
-    """Encodes texts in batches under one policy of start token, contexts and truncation."""
+    """Encodes texts under one set of options for start token, contexts and truncation."""
 
     def __init__(self, tokenizer, options: TextOptions):
         self.tokenizer = tokenizer
@@ -104,7 +114,7 @@ class TextEncoder:
         start = self.tokenizer.bos_token_id
         if start is None and self.rules.eos_without_bos:
             start = self.tokenizer.eos_token_id
-        # GPT-2's tokenizer has a BOS, and does not put it.
+        # GPT-2's tokenizer has a BOS, but does not add it.
         if self.rules.start_token_as_tokenizer and self.tokenizer("a").input_ids[:1] != [start]:
             return None
         return start
@@ -113,7 +123,7 @@ class TextEncoder:
     def start_name(self) -> str:
         """For the signature: the start token as text, or why there is none."""
         if not self.rules.puts_start_token:
-            return "tokenizer"  # whatever the tokenizer itself adds
+            return "tokenizer"  # the tokenizer's own special tokens
         if self.start_id is not None:
             name = self.tokenizer.convert_ids_to_tokens(self.start_id)
             return str(self.start_id if name is None else name)
@@ -122,58 +132,57 @@ class TextEncoder:
         return "none(no-bos)" if self.tokenizer.bos_token_id is None else "none(not-added)"
 
     def encode(self, texts: Sequence[str], contexts: Sequence[str] | None) -> list[EncodedText]:
-        """Encode a batch of texts, each behind its context where there are contexts."""
+        """Encode a batch of texts, each behind its context if there are any."""
         texts = list(texts)
         if contexts is None:
-            found = self._without_contexts(texts)
+            encoded = self._without_contexts(texts)
         elif self.options.join_contexts == "ids":
-            found = self._apart(texts, list(contexts))
+            encoded = self._apart(texts, list(contexts))
         else:
-            found = self._joined(texts, list(contexts))
-        encoded = (EncodedText(text, *parts) for text, parts in zip(texts, found, strict=True))
+            encoded = self._joined(texts, list(contexts))
         return [self._cut(self._started(text)) for text in encoded]
 
-    # These three give of each text (ids, how many of them are the context's, places).
-
-    def _without_contexts(self, texts: list[str]) -> Iterator[tuple]:
+    def _without_contexts(self, texts: list[str]) -> Iterator[EncodedText]:
         ids, places = self._tokenize(texts, self.rules.tokenizer_adds)
         if self.rules.tokenizer_adds and self.start_id is not None:
-            # lm-eval lets the tokenizer add nothing to a text that brings the start token.
+            # lm-eval lets the tokenizer add nothing to a text that begins with the start token.
             spelt = self.tokenizer.decode([self.start_id])
-            bring = [i for i, text in enumerate(texts) if spelt and text.startswith(spelt)]
-            if bring:
-                plain = self._tokenize([texts[i] for i in bring])
-                for i, *pair in zip(bring, *plain, strict=True):
+            started = [i for i, text in enumerate(texts) if spelt and text.startswith(spelt)]
+            if started:
+                plain = self._tokenize([texts[i] for i in started])
+                for i, *pair in zip(started, *plain, strict=True):
                     ids[i], places[i] = pair
-        return ((text_ids, 0, place) for text_ids, place in zip(ids, places, strict=True))
+        for text, text_ids, place in zip(texts, ids, places, strict=True):
+            yield EncodedText(text, text_ids, 0, place)
 
-    def _joined(self, texts: list[str], contexts: list[str]) -> Iterator[tuple]:
+    def _joined(self, texts: list[str], contexts: list[str]) -> Iterator[EncodedText]:
         """Context and text as one string; a token that spans both belongs to the text."""
         wholes = [context + text for context, text in zip(contexts, texts, strict=True)]
         ids, places = self._tokenize(wholes)
         if not self._is_fast:
-            # The context's are the ids that it has also alone.
+            # The ids of the context are those that both have in common at the start.
             alone, _ = self._tokenize(contexts)
-            for text_ids, context_ids in zip(ids, alone, strict=True):
+            for text, text_ids, context_ids in zip(texts, ids, alone, strict=True):
                 pairs = zip(text_ids, context_ids, strict=False)
                 same = [one == other for one, other in pairs]
-                yield text_ids, [*same, False].index(False), None
+                yield EncodedText(text, text_ids, [*same, False].index(False), None)
             return
-        for context, text_ids, place in zip(contexts, ids, places, strict=True):
+        for text, context, text_ids, place in zip(texts, contexts, ids, places, strict=True):
             # Not for an empty context: a tokenizer's dummy prefix may end at 0.
             num_context = int((place.ends <= len(context)).sum()) if context else 0
-            yield text_ids, num_context, place.behind(context, 0)
+            yield EncodedText(text, text_ids, num_context, place.behind(context, 0))
 
-    def _apart(self, texts: list[str], contexts: list[str]) -> Iterator[tuple]:
+    def _apart(self, texts: list[str], contexts: list[str]) -> Iterator[EncodedText]:
         """Context and text tokenised each by itself, and their ids joined."""
         (context_ids, _), (ids, places) = self._tokenize(contexts), self._tokenize(texts)
-        for before, behind, place in zip(context_ids, ids, places, strict=True):
-            yield before + behind, len(before), place and place.behind("", len(before))
+        for text, before, behind, place in zip(texts, context_ids, ids, places, strict=True):
+            place = place and place.behind("", len(before))
+            yield EncodedText(text, before + behind, len(before), place)
 
     def _started(self, text: EncodedText) -> EncodedText:
         """With the start token in front."""
         start = self.start_id
-        # A text may bring the start token, as chat templates render it.
+        # Chat templates render the start token into the text.
         has_it = text.ids[:1] == [start] and not self.rules.start_token_twice
         if start is None or has_it:
             return text
@@ -228,8 +237,8 @@ class TextEncoder:
 
 @contextmanager
 def _tokenizer_left_alone(tokenizer) -> Iterator[None]:
-    """Without its warning of texts longer than the model's context, for which there are windows;
-    an option that a call sets in its backend is set back."""
+    """Silence the tokenizer's warning of long texts, which windows take care of, and undo the
+    option that a call sets in its backend."""
     logger = logging.getLogger("transformers.tokenization_utils_base")
     backend, level = getattr(tokenizer, "backend_tokenizer", None), logger.level
     splits = getattr(backend, "encode_special_tokens", None)
@@ -245,15 +254,15 @@ def _tokenizer_left_alone(tokenizer) -> Iterator[None]:
 def _bytes_of_part(token: str) -> int:
     """UTF-8 bytes of a token that ends inside a character.
 
-    Those of byte fallback, such as <0xF0>, are one byte; in a byte-level vocabulary (GPT-2's) each
-    letter is one. The mark of a dummy prefix, which may share the place of the first character, is
-    no byte of the text.
+    A token of byte fallback, such as <0xF0>, is one byte; in a byte-level vocabulary (GPT-2's) each
+    letter is one byte. The mark of a dummy prefix may share the place of the first character, but
+    is no byte of the text.
     """
     return 1 if BYTE_TOKEN.fullmatch(token) else len(token.replace(DUMMY_PREFIX, ""))
 
 
 def _bytes_before(text: str) -> np.ndarray:
-    """UTF-8 bytes before each character of a text, and of all of it: (characters + 1,)."""
+    """UTF-8 bytes before each character of a text, and in total at the end: (characters + 1,)."""
     if text.isascii():
         return np.arange(len(text) + 1)
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)

@@ -1,4 +1,4 @@
-"""How far the scoring of texts is: a bar for people, or a function that is told."""
+"""The progress of scoring: a bar for people, or a function that is called with numbers."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,10 @@ from tqdm.auto import tqdm
 
 
 class Progress:
-    """A bar of the tokens scored, with the perplexity so far, or a function that is told."""
+    """A bar with the perplexity so far (True), nothing (False), or calls of a function.
+
+    The function gets the number of tokens scored and their total.
+    """
 
     def __init__(self, shown: bool | Callable[[int, int], None]):
         self._tell = shown if callable(shown) else None
@@ -22,12 +25,12 @@ class Progress:
         self._bar.close()
 
     def expect(self, num_tokens: int) -> None:
-        """So many more tokens are to be scored."""
+        """Raise the total by this many tokens."""
         self._total += num_tokens
         self._bar.total = self._total
 
     def add(self, nll: np.ndarray, weight: float) -> None:
-        """These tokens are scored."""
+        """Count these tokens, which are scored now."""
         self._nll_sum += float(nll.sum()) * weight
         self._weight_sum += len(nll) * weight
         with np.errstate(all="ignore"):

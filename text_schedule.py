@@ -1,22 +1,25 @@
-"""Which texts a process scores when, from their lengths alone: portions, shares, batches."""
+"""Which process scores which texts when: portions, shares and batches, from lengths alone."""
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 
-# What a process sorts and packs together: enough for batches of equal length, little enough to
-# stream, and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens. The first
-# portions are smaller, so that a slow model has something to show early.
+# A process sorts and packs one portion at a time. It is large enough for batches of equal length,
+# and small enough to stream, and to lose when a run is interrupted. 2^18 characters are about
+# 65,000 tokens. The first portions are smaller, so a slow model soon has something to show.
 TEXTS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 2**18
 CHARACTERS_AT_FIRST = 2**12
 
+Portion = list[tuple[str, str | None]]  # texts, each with its context
 
-def portions(
-    pairs: Iterator[tuple[str, str | None]], num_processes: int = 1
-) -> Iterator[list[tuple[str, str | None]]]:
-    """Lists of consecutive pairs: for each process TEXTS_AT_ONCE, or a number of characters that
-    doubles from CHARACTERS_AT_FIRST to CHARACTERS_AT_ONCE."""
-    portion: list[tuple[str, str | None]] = []
+
+def portions(pairs: Iterator[tuple[str, str | None]], num_processes: int = 1) -> Iterator[Portion]:
+    """Lists of consecutive texts with their contexts.
+
+    For each process a portion has TEXTS_AT_ONCE texts at most. It ends with the text that fills a
+    number of characters, which doubles from CHARACTERS_AT_FIRST to CHARACTERS_AT_ONCE.
+    """
+    portion: Portion = []
     characters, limit = 0, CHARACTERS_AT_FIRST
     for text, context in pairs:
         portion.append((text, context))
@@ -30,7 +33,7 @@ def portions(
 
 
 def shares(lengths: Sequence[int], num_processes: int) -> list[list[int]]:
-    """Which texts of a portion each process scores: the longest first, to who has least so far.
+    """The texts of each process: the longest first, each to the process with the least so far.
 
     (Graham, Bounds on multiprocessing timing anomalies, 1969: at most 4/3 of the best makespan.)
     """
@@ -49,12 +52,12 @@ def batches(
     batch_size: int | None,
     key: Callable[[int], int],
 ) -> Iterator[slice]:
-    """Batches of consecutive windows, of at least one each.
+    """Batches of consecutive windows, at least one in each.
 
     Args:
         lengths: tokens of the windows, the longest first.
-        most_tokens: padded tokens of a batch.
-        batch_size: most windows of a batch; None for any number.
+        most_tokens: the most tokens of a batch, padding included.
+        batch_size: the most windows of a batch; None for any number.
         key: windows whose lengths have different keys do not share a batch.
     """
     first = 0

@@ -1,4 +1,4 @@
-"""What the demo does for a visitor: texts and files of logits -> results, within the limits.
+"""Texts and files of logits -> results, within the limits of the demo.
 
 All numbers come from the metric. No Gradio here.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import metric_package
 from demo.logits_file import read_logits_file
 from demo.settings import Model, Settings
-from demo.views import Scored
+from demo.views import LabelledScore
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -78,7 +78,7 @@ class Metrics:
             self._retry_at[model.label] = time.monotonic() + RETRY_S
             raise told from None
 
-    def score(self, text: str, label: str, progress: Callable[[int, int], None]) -> Scored:
+    def score(self, text: str, label: str, progress: Callable[[int, int], None]) -> LabelledScore:
         """A text under a model; `progress` gets the tokens done and in all.
 
         Raises:
@@ -100,7 +100,9 @@ class Metrics:
         with self._slots:
             return self._score(scorer, text, label, progress)
 
-    def _score(self, scorer, text: str, label: str, progress: Callable[[int, int], None]) -> Scored:
+    def _score(
+        self, scorer, text: str, label: str, progress: Callable[[int, int], None]
+    ) -> LabelledScore:
         limits = self._settings.limits
         (encoded,) = scorer.encoder.encode([text], None)
         if len(encoded.ids) > limits.text_tokens:
@@ -115,15 +117,12 @@ class Metrics:
                 raise Visible(f"This took longer than {limits.time_s} s. Try a shorter text.")
             progress(done, total)
 
-        (scored,) = scorer.score([text], top_k=TOP_K, progress=tell)
+        (score,) = scorer.score([text], top_k=TOP_K, progress=tell)
         model = self._models[label]
         signature = scorer.signature(with_contexts=False)
-        return Scored(
-            label,
-            scorer.describe(scored, with_expected=True),
-            scored.sums,
-            signature.replace(_path_or_name(model.id), model.id),  # without this machine's paths
-        )
+        # Without this machine's paths.
+        signature = signature.replace(_path_or_name(model.id), model.id)
+        return LabelledScore(label, score, signature)
 
     def logits(
         self,

@@ -12,7 +12,7 @@ import pandas as pd
 import metric_package
 
 if TYPE_CHECKING:
-    from totals import TextSums
+    from text_score import TextScore
 
 totals = metric_package.sibling("totals")
 # `compute` gives no interval for one text, so the demo uses the spread of its consecutive parts. A
@@ -22,22 +22,21 @@ MOST_PARTS, FEWEST_PARTS = 30, 8
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A text and its score under the model with this label."""
+class LabelledScore:
+    """A text's score, the label of the model that gave it, and all settings in one line."""
 
     label: str
-    score: object  # the metric's TextScore
-    sums: "TextSums"
+    score: "TextScore"
     signature: str
 
     @property
     def bits_per_byte(self) -> float:
         """Of the scored text; NaN if nothing was scored."""
-        return totals.text_result([self.sums])["bits_per_byte"]
+        return totals.text_result([self.score.sums])["bits_per_byte"]
 
     @cached_property
     def parts(self) -> "Parts | None":
-        """The text in parts, for an interval; None if it is too short."""
+        """Sums of the text's parts, for an interval; None if it is too short."""
         return parts_of(self.score)
 
 
@@ -50,8 +49,8 @@ class Parts:
     num_bytes: np.ndarray  # of the scored tokens
 
 
-def parts_of(score) -> Parts | None:
-    """The text in parts with the same number of bytes, so that all models get the same parts.
+def parts_of(score: "TextScore") -> Parts | None:
+    """The text in parts of equal bytes, which are the same for all models.
 
     Tokens of one text are not independent, but parts of it nearly are: the method of batch means
     (Law, Simulation Modeling and Analysis). None if the text is too short for FEWEST_PARTS.
@@ -65,19 +64,19 @@ def parts_of(score) -> Parts | None:
     first_byte = np.cumsum(sizes) - sizes
     part = np.minimum(first_byte * count // sizes.sum(), count - 1)
     nll = np.array(score.nll)
-    scored = ~np.isnan(nll)
+    is_scored = ~np.isnan(nll)
 
     def sums(values: np.ndarray) -> np.ndarray:
-        return np.bincount(part[scored], weights=values[scored], minlength=count)
+        return np.bincount(part[is_scored], weights=values[is_scored], minlength=count)
 
     return Parts(sums(nll), sums(np.ones(len(nll))), sums(sizes))
 
 
-def figures(scored: Scored) -> dict:
-    """The result of `compute` for this text, with the interval that its parts give."""
-    result = totals.text_result([scored.sums])
+def figures(labelled: LabelledScore) -> dict:
+    """The result of `compute` for this text, with the interval from its parts."""
+    result = totals.text_result([labelled.score.sums])
     del result["num_truncated"], result["num_truncated_contexts"]
-    parts = scored.parts
+    parts = labelled.parts
     low, high = math.nan, math.nan
     if parts is not None:
         of_parts = totals.NllTotals.from_sequences(
@@ -89,7 +88,7 @@ def figures(scored: Scored) -> dict:
         "parts_ci_low": low,
         "parts_ci_high": high,
         "num_parts": 0 if parts is None else len(parts.nll),
-        "signature": scored.signature,
+        "signature": labelled.signature,
     }
 
 
@@ -107,11 +106,11 @@ def verdict(result: dict) -> str:
     )
 
 
-def chart(score) -> pd.DataFrame:
+def chart(score: "TextScore") -> pd.DataFrame:
     """Surprisal along the text: a row for each scored token."""
     nll = np.array(score.nll, dtype=float)
-    scored = ~np.isnan(nll)
-    return pd.DataFrame({"token": np.flatnonzero(scored) + 1, "bits": nll[scored] / math.log(2)})
+    scored = np.flatnonzero(~np.isnan(nll))
+    return pd.DataFrame({"token": scored + 1, "bits": nll[scored] / math.log(2)})
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Difference:
     high: float
 
 
-def difference(a: Scored, b: Scored) -> Difference:
+def difference(a: LabelledScore, b: LabelledScore) -> Difference:
     """a minus b.
 
     The same text under two models is compared part by part, which cancels what makes a part hard
@@ -146,7 +145,7 @@ def difference(a: Scored, b: Scored) -> Difference:
     return Difference(value, value - margin, value + margin)
 
 
-def comparison(a: Scored, b: Scored) -> str:
+def comparison(a: LabelledScore, b: LabelledScore) -> str:
     """One line of Markdown that says which of A and B surprises less."""
     if (a.label, a.score.text) == (b.label, b.score.text):
         return "**A and B are the same text under the same model.**"
@@ -177,7 +176,7 @@ MEANINGS = {
 
 
 def logits_table(result: dict, notes: list[str]) -> str:
-    """Markdown: what the module found in a file of logits, and its warnings."""
+    """Markdown: the result of a file of logits, and the warnings about it."""
     values = {name: result[name] for name in MEANINGS}
     shown = {
         name: f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else number(value)

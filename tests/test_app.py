@@ -642,7 +642,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, url):
-    """A page of which all requests stay at home, and which logs no error."""
+    """A page that sends no request elsewhere, and logs no error."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     requests, errors = [], []
     page.on("request", lambda request: requests.append(request.url))

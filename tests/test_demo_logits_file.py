@@ -1,4 +1,4 @@
-"""Files from strangers: what is right is read, and what is not is refused before it is decoded."""
+"""Files from strangers: good ones are read, bad ones are refused before they are decoded."""
 
 import io
 import json

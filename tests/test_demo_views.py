@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,12 +20,11 @@ def scorer():
 
 
 def score(scorer, text):
-    (scored,) = scorer.score([text])
-    return views.Scored("tiny", scorer.describe(scored, False), scored.sums, "signature")
+    return views.LabelledScore("tiny", *scorer.score([text]), "signature")
 
 
 def made(nll, bytes_per_token=8, label="made"):
-    """A text of so many tokens, all of the same length, with these nll in nats."""
+    """A text of tokens of the same length, with these nll in nats."""
     text = "x" * (bytes_per_token * len(nll))
     ends = range(0, len(text) + 1, bytes_per_token)
     offsets = list(itertools.pairwise(ends))
@@ -34,7 +33,12 @@ def made(nll, bytes_per_token=8, label="made"):
     sums = sibling("totals").TextSums(
         total, count, total, math.nan, count, bytes_per_token * count, 1, False, False
     )
-    return views.Scored(label, SimpleNamespace(text=text, offsets=offsets, nll=nll), sums, "")
+    tokens = [text[start:end] for start, end in offsets]
+    nothing = [math.nan] * len(nll)
+    score = sibling("text_score").TextScore(
+        text, tokens, offsets, list(nll), nothing, [0] * len(nll), None, sums
+    )
+    return views.LabelledScore(label, score, "")
 
 
 def test_the_figures_are_those_of_compute(scorer):
@@ -47,20 +51,20 @@ def test_the_figures_are_those_of_compute(scorer):
 
 
 def test_parts_are_consecutive_and_lose_nothing(scorer):
-    scored = score(scorer, PROSE)
-    parts = views.parts_of(scored.score)
+    labelled = score(scorer, PROSE)
+    parts, sums = views.parts_of(labelled.score), labelled.score.sums
     assert len(parts.nll) == len(PROSE) // 32
-    assert parts.nll.sum() == pytest.approx(scored.sums.nll_sum)
-    assert parts.num_tokens.sum() == scored.sums.num_tokens
-    assert parts.num_bytes.sum() == scored.sums.num_bytes == len(PROSE)
+    assert parts.nll.sum() == pytest.approx(sums.nll_sum)
+    assert parts.num_tokens.sum() == sums.num_tokens
+    assert parts.num_bytes.sum() == sums.num_bytes == len(PROSE)
 
 
 def test_parts_by_hand():
     """40 tokens of 8 bytes are 10 parts of 4 tokens, whose means here are 0, 1, 2, ... 9."""
-    scored = made(np.repeat(np.arange(10.0), 4))
-    parts = views.parts_of(scored.score)
+    labelled = made(np.repeat(np.arange(10.0), 4))
+    parts = views.parts_of(labelled.score)
     assert parts.nll.tolist() == [4.0 * i for i in range(10)]
-    result = views.figures(scored)
+    result = views.figures(labelled)
     margin = 2.26215716 * np.std(np.arange(10), ddof=1) / math.sqrt(10)
     assert math.log(result["parts_ci_high"]) == pytest.approx(4.5 + margin, rel=1e-6)
     assert math.log(result["parts_ci_low"]) == pytest.approx(4.5 - margin, rel=1e-6)
@@ -76,9 +80,8 @@ def test_a_text_of_long_characters_is_cut_by_bytes(scorer):
 
 def test_no_interval_for_a_short_text_or_without_places(scorer):
     assert views.parts_of(score(scorer, "Return the list.").score) is None
-    scored = made(np.ones(40))
-    scored.score.offsets = None
-    assert views.parts_of(scored.score) is None
+    without_places = replace(made(np.ones(40)).score, offsets=None)
+    assert views.parts_of(without_places) is None
 
 
 def test_the_verdict(scorer):
@@ -120,8 +123,8 @@ def test_two_texts_are_independent():
     a, b = made(np.repeat(rng.uniform(0, 9, 20), 4)), made(np.repeat(rng.uniform(0, 9, 10), 4))
     found = views.difference(a, b)
     errors = []
-    for scored, count in ((a, 20), (b, 10)):
-        per_part = scored.score.nll.reshape(count, 4).sum(1) / math.log(2) / 32
+    for labelled, count in ((a, 20), (b, 10)):
+        per_part = np.reshape(labelled.score.nll, (count, 4)).sum(1) / math.log(2) / 32
         errors.append(np.std(per_part, ddof=1) / math.sqrt(count))
     assert found.bits_per_byte == pytest.approx(a.bits_per_byte - b.bits_per_byte)
     assert found.high - found.bits_per_byte == pytest.approx(

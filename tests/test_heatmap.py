@@ -1,4 +1,4 @@
-"""The heatmap shows each token, tells what is known of it, and lets nothing of the text through."""
+"""The heatmap shows each token with a tooltip, and nothing of the text becomes markup."""
 
 import html
 import html.parser

@@ -184,8 +184,8 @@ def test_llama_cpp_drops_the_last_line_end_of_the_text(ppl, models):
     model, tokenizer = models["llama"]
     scorer = ppl.text_scorer(model=model, tokenizer=tokenizer, preset="llama.cpp")
     for text, kept in (("word " * 60 + "\n", "word " * 60), ("word " * 60 + "\n\n", None)):
-        (scored,) = scorer.score([text])
-        assert scored.encoded.text == (text[:-1] if kept is None else kept)
+        (score,) = scorer.score([text])
+        assert score.text == (text[:-1] if kept is None else kept)
 
 
 def test_llama_cpp_needs_two_chunks(ppl, models):

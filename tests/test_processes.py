@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from conftest import ROOT, finish_ranks, load, start_ranks
+from conftest import ROOT, finish_ranks, load, sibling, start_ranks
 from workers import sync as worker
 
 TINY = str(ROOT / "tiny_model")
@@ -66,7 +66,7 @@ def test_ranks_stay_apart_unless_asked(answers):
 
 
 def test_the_loop_of_the_docs(answers):
-    """On 11 rows, in batches of 2, of which one process has more than the other."""
+    """On 11 rows, in batches of 2; one process has more of them than the other."""
     for found in answers["loop_of_the_docs"]:
         assert found["perplexity"] == pytest.approx(found["true"], rel=2e-5)
         assert found["num_sequences"] == 11
@@ -137,6 +137,16 @@ def test_an_error_in_a_batch_of_one_rank_reaches_all(answers, case, error):
     other, own = answers[case]
     assert other == "ConnectionError: 1 of 2 ranks failed."
     assert own.startswith(error)
+
+
+def test_alone_an_error_is_raised_at_once():
+    alone = sibling("processes").ALONE
+    with pytest.raises(ZeroDivisionError):
+        alone.attempt(lambda: 1 / 0)
+    mine = alone.attempt(lambda: [1, 2]).then(lambda numbers: [3, *numbers])
+    assert alone.sum(mine, 3, "settings") == mine.value == [3, 1, 2]
+    assert alone.gather(mine) == [mine.value]
+    assert alone.require_all(mine) is alone.require_equal(mine, "different") is mine.value
 
 
 def test_alone_there_is_nothing_to_add():

@@ -27,7 +27,6 @@ from text_oracles import (
     plain_nll,
     sliding_nll,
 )
-from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -204,42 +203,6 @@ def test_contexts_are_as_many_as_texts(ppl, contexts):
         ppl.compute(predictions=TEXTS, contexts=contexts, model_id=TINY)
 
 
-def test_score_gives_every_token_its_place(ppl):
-    scores = ppl.score(TEXTS, model_id=TINY, top_k=5)
-    result = ppl.compute(predictions=TEXTS, model_id=TINY)
-    for text, score, perplexity in zip(TEXTS, scores, result["perplexities"], strict=True):
-        assert score.text == text
-        assert len(score.tokens) == len(score.offsets) == len(score.nll) == len(score.expected)
-        assert "".join(text[a:b] for a, b in score.offsets) == text
-        assert math.exp(np.mean(score.nll)) == pytest.approx(perplexity, rel=1e-6)
-        for token, nll, expected in zip(score.tokens, score.nll, score.expected, strict=True):
-            assert len(expected) == 5
-            values = [value for _, value in expected]
-            assert values == sorted(values)
-            assert nll >= values[0] - 1e-4
-            if nll < values[-1] - 1e-4:
-                assert token in [name for name, _ in expected]
-
-
-@pytest.mark.parametrize("name", ["qwen", "gemma"])
-def test_score_gives_rank_and_entropy_among_all_tokens(ppl, models, name):
-    model, tokenizer = models[name]
-    text = "Hello there, Hello there, you"
-    (score,) = ppl.score([text], model=model, tokenizer=tokenizer, add_start_token=False)
-    ids = ids_of(tokenizer, text, start=False)
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
-    # Gemma's cap makes equals of the likeliest: all of them have rank 1.
-    expected = [1 + (row > row[token]).sum() for row, token in zip(logits, ids[1:], strict=True)]
-    assert score.ranks == [0, *expected]
-    assert max(expected) > 2
-    log_probs = logits.double().log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
-    assert math.isnan(score.entropy[0])
-    assert score.entropy[1:] == pytest.approx(entropy.tolist(), rel=1e-4)
-    assert score.expected is None
-
-
 def test_a_function_is_told_of_the_progress(ppl):
     told = []
     scorer = ppl.text_scorer(model_id=TINY)
@@ -247,29 +210,6 @@ def test_a_function_is_told_of_the_progress(ppl):
     total = sum(text.sums.num_tokens for text in scored)
     assert told[-1] == (total, total)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
-
-
-def test_score_marks_what_is_not_scored(ppl, models):
-    model, tokenizer = models["qwen"]
-    (score,) = ppl.score(["Hello there"], model=model, tokenizer=tokenizer, top_k=2)
-    assert [math.isnan(nll) for nll in score.nll] == [True] + [False] * (len(score.nll) - 1)
-    assert score.expected[0] == []
-    (plain,) = ppl.score(["Hello there"], model=model, tokenizer=tokenizer)
-    assert plain.expected is None
-    assert plain.nll[1:] == pytest.approx(score.nll[1:])
-
-
-def test_offsets_with_a_special_token_at_the_end(ppl, models):
-    """A tokenizer puts special tokens at (0, 0), also those behind the text."""
-    model, _ = models["llama"]
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|bos|> $A <|eos|>", special_tokens=[("<|bos|>", 0), ("<|eos|>", 1)]
-    )
-    (score,) = ppl.score(["Hello there"], model=model, tokenizer=tokenizer, preset="lm-eval")
-    assert score.tokens[-1] == "<|eos|>"
-    assert all(0 <= a <= b <= len(score.text) for a, b in score.offsets)
-    assert "".join(score.text[a:b] for a, b in score.offsets) == score.text
 
 
 # --- kinds of input -----------------------------------------------------------------------------

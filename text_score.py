@@ -1,0 +1,153 @@
+"""The score of one text: a `Draft` collects the nll of its windows and becomes a `TextScore`.
+
+text_scoring.py scores many texts in batches; totals.py adds up their sums.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .heatmap import heatmap
+from .nll_outputs import TokenStats
+from .presets import Preset
+from .text_encoding import EncodedText
+from .text_windows import Window
+from .totals import TextSums
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """One text: its tokens, how surprising each is, and the sums over the scored ones.
+
+    The lists have one entry for each token of the text; start token and context are left out. The
+    offsets cover the text without gaps; a space belongs to the token behind it. They are None
+    without a fast tokenizer.
+    """
+
+    text: str
+    tokens: list[str]
+    offsets: list[tuple[int, int]] | None  # characters [start, end)
+    nll: list[float]  # nats; NaN where not scored
+    entropy: list[float]  # of the prediction: the nll it expects, nats; NaN where not scored
+    ranks: list[int]  # 1 + the number of likelier tokens; 0 where not scored
+    expected: list[list[tuple[str, float]]] | None  # likeliest tokens with their nll; None: top_k=0
+    sums: TextSums
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean nll); NaN when nothing was scored."""
+        return self.sums.perplexity
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return heatmap(self)
+
+
+class Draft:
+    """The score of a text, filled window by window.
+
+    Args:
+        encoded: the text. The arrays have one entry for each of its ids.
+        windows: they score no id twice.
+        num_bytes, num_words: of the scored text, from `count_scored`.
+    """
+
+    def __init__(self, encoded: EncodedText, windows: list[Window], num_bytes: int, num_words: int):
+        size = len(encoded.ids)
+        self.encoded, self.windows = encoded, windows
+        self.num_bytes, self.num_words = num_bytes, num_words
+        self.nll = np.full(size, np.nan)  # nats
+        self.weights = np.zeros(size)
+        self.is_scored = np.zeros(size, dtype=bool)
+        self.entropy = np.full(size, np.nan)  # nats
+        self.ranks = np.zeros(size, dtype=np.int64)
+        self.expected: dict[int, tuple[list[int], list[float]]] = {}  # place -> ids, their nll
+        self.num_open_windows = len(windows)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all windows are filled in."""
+        return self.num_open_windows == 0
+
+    def fill(self, window: Window, found: TokenStats) -> None:
+        """Fill in the result of a window."""
+        here = slice(window.first, window.stop)
+        self.nll[here] = found.nll.numpy()
+        self.weights[here] = window.weight
+        self.is_scored[here] = True
+        if found.rank is not None:
+            self.entropy[here] = found.entropy.numpy()
+            self.ranks[here] = found.rank.numpy()
+        if found.expected_ids is not None:
+            likeliest = zip(found.expected_ids.tolist(), found.expected_nll.tolist(), strict=True)
+            self.expected.update(zip(range(window.first, window.stop), likeliest, strict=True))
+        self.num_open_windows -= 1
+
+    def sums(self) -> TextSums:
+        """The text's part in the result of a corpus."""
+        has_weight = self.weights > 0  # a preset may give a scored token no weight
+        unweighted = self.nll[self.is_scored]
+        return TextSums(
+            nll_sum=float(self.nll[has_weight] @ self.weights[has_weight]),
+            weight_sum=float(self.weights.sum()),
+            unweighted_nll_sum=float(unweighted.sum()),
+            token_nll_sq_sum=float(unweighted @ unweighted),
+            num_tokens=int(has_weight.sum()),
+            num_bytes=self.num_bytes,
+            num_words=self.num_words,
+            truncated=self.encoded.truncated,
+            context_truncated=bool(self.windows) and self.windows[0].start > 0,
+        )
+
+    def score(self, decode: Callable[[int], str], with_expected: bool) -> TextScore:
+        """The score as callers get it; `decode` gives the string of an id."""
+        text, begin = self.encoded, self.encoded.num_prefix
+        expected = None
+        if with_expected:
+            expected = [
+                [(decode(i), nll) for i, nll in zip(*self.expected.get(at, ((), ())), strict=True)]
+                for at in range(begin, len(text.ids))
+            ]
+        return TextScore(
+            text=text.text,
+            tokens=[decode(i) for i in text.ids[begin:]],
+            offsets=text.offsets(),
+            nll=self.nll[begin:].tolist(),
+            entropy=self.entropy[begin:].tolist(),
+            ranks=self.ranks[begin:].tolist(),
+            expected=expected,
+            sums=self.sums(),
+        )
+
+
+def count_scored(
+    text: EncodedText, windows: list[Window], rules: Preset, tokenizer
+) -> tuple[int, int]:
+    """UTF-8 bytes and words of the scored text, or of all of it where the preset counts so."""
+    if not windows:
+        return 0, 0
+    ranges = _scored_ranges(windows)
+    all_is_scored = ranges == [(text.num_prefix, len(text.ids))] and not text.truncated
+    if rules.counts_whole_text or all_is_scored:
+        parts = [text.text]
+    elif text.places is not None:
+        parts = [text.text_of(first, stop) for first, stop in ranges]
+    else:
+        parts = [tokenizer.decode(text.ids[first:stop]) for first, stop in ranges]
+    num_words = sum(rules.count_words(part) for part in parts)
+    if text.places is None or rules.counts_whole_text:
+        return sum(len(part.encode()) for part in parts), num_words
+    # Not of the parts: a character may have both scored and unscored tokens.
+    return sum(text.num_bytes(first, stop) for first, stop in ranges), num_words
+
+
+def _scored_ranges(windows: list[Window]) -> list[tuple[int, int]]:
+    """The ids [first, stop) that the windows score; adjacent ranges are joined."""
+    ranges: list[tuple[int, int]] = []
+    for window in windows:
+        first = window.first
+        if ranges and ranges[-1][1] == first:
+            first, _ = ranges.pop()
+        ranges.append((first, window.stop))
+    return ranges
