@@ -6,7 +6,6 @@ training step, another checkpoint or another quantisation shows; one changed num
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
@@ -109,18 +108,3 @@ def quantization_name(config) -> str | None:
     stated = stated if isinstance(stated, dict) else stated.to_dict()
     method = stated.get("quant_method", "unknown")
     return str(getattr(method, "value", method))
-
-
-def files_of(model_id: str, subfolder: str | None) -> tuple:
-    """The directory of a model, and name, size and time of its files; empty for a name on the
-    Hub."""
-    directory = Path(model_id, subfolder or "")
-    try:
-        files = [path for path in directory.iterdir() if path.is_file()]
-        stats = [(path.name, path.stat()) for path in files]
-    except OSError:  # no directory, or a name too long for one
-        return ()
-    return (
-        str(directory.resolve()),
-        *sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats),
-    )

@@ -7,11 +7,9 @@ and no comment may stand behind such an import.
 
 import inspect
 import itertools
-import math
-import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 import datasets
@@ -19,7 +17,7 @@ import evaluate
 
 from .batches import reduce_batch
 from .heatmap import heatmap
-from .identity import files_of
+from .identity import weights_id
 from .nll import token_nll, token_stats
 from .nll_linear import linear_token_nll
 from .nll_outputs import TokenStats
@@ -27,11 +25,17 @@ from .nll_torch import BLOCK_ON_CPU
 from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
 from .presets import PRESETS
+from .process_files import add_over_files
 from .processes import ALONE, Processes
 from .tensors import as_tensor
+from .text_corpus import corpus_result
 from .text_encoding import TextEncoder
 from .text_head import OutputLayer
-from .text_model import LanguageModel, check_whole, load_model
+from .text_input import are_texts, check_collection
+from .text_lengths import context_length
+from .text_loading import KeptModel, ModelSource
+from .text_model import LanguageModel
+from .text_probe import probe
 from .text_progress import Progress
 from .text_schedule import portions
 from .text_scoring import TextScore, TextScorer, checked_pairs
@@ -173,7 +177,7 @@ class Perplexity(evaluate.Metric):
         own = inspect.signature(evaluate.Metric.__init__).parameters
         self._options = Options().replace(**{k: v for k, v in kwargs.items() if k not in own})
         super().__init__(*args, **{k: v for k, v in kwargs.items() if k in own})
-        self._loaded: tuple[tuple, LanguageModel] | None = None
+        self._kept = KeptModel()
         self._lock = threading.RLock()  # held where what is accumulated changes
         self.reset()
 
@@ -181,7 +185,7 @@ class Perplexity(evaluate.Metric):
         with self._lock:
             state = dict(self.__dict__)
         # A model is loaded anew where it is needed, rather than sent along.
-        state["_loaded"] = None
+        state["_kept"] = KeptModel()
         del state["_lock"]
         return state
 
@@ -223,7 +227,7 @@ class Perplexity(evaluate.Metric):
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
-        if references is None and _are_texts(predictions):
+        if references is None and are_texts(predictions):
             if sample_weight is not None:
                 raise ValueError("Texts go without sample_weight.")
             texts = [text for text, _ in checked_pairs(predictions, None)]
@@ -355,21 +359,19 @@ class Perplexity(evaluate.Metric):
         predictions=None,
         references=None,
         sample_weight=None,
-        sync: bool = False,
-        model_id: str | None = None,
-        model=None,
-        tokenizer=None,
         contexts=None,
         batch_size: int | None = None,
-        device=None,
-        model_kwargs: dict | None = None,
-        trust_remote_code: bool = False,
+        sync: bool = False,
         **options,
     ) -> dict[str, float | int | str | list[float]] | None:
         """Perplexity of what was accumulated and of the batch given here; then start afresh.
 
         With `model_id`, or `model` and `tokenizer`, the predictions are texts. The model is kept
         for the next call.
+
+        Args:
+            options: those described above. With texts also the arguments that name the model:
+                model_id, model, tokenizer, device, model_kwargs, trust_remote_code.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range, or nothing to compute
@@ -379,33 +381,25 @@ class Perplexity(evaluate.Metric):
         """
         if not isinstance(sync, bool):
             raise TypeError(f"sync must be True or False, got {sync!r}.")
-        if model_id is not None or model is not None:
+        if options.get("model_id") is not None or options.get("model") is not None:
             if references is not None or sample_weight is not None:
                 raise ValueError("Texts and a model go without references and sample_weight.")
-            scorer = self.text_scorer(
-                model_id=model_id,
-                model=model,
-                tokenizer=tokenizer,
-                device=device,
-                model_kwargs=model_kwargs,
-                trust_remote_code=trust_remote_code,
-                sync=sync,
-                **options,
-            )
+            scorer = self.text_scorer(sync=sync, **options)
             with self._lock:
-                result = self._compute_texts(scorer, predictions, contexts, batch_size, sync)
+                texts = self._pending_texts(predictions, contexts)
+                result, remarks = corpus_result(
+                    scorer,
+                    texts,
+                    contexts,
+                    batch_size=batch_size,
+                    progress=_progress_is_shown(),
+                    processes=Processes.launched() if sync else ALONE,
+                )
+                for remark in remarks:
+                    warnings.warn(remark, stacklevel=2)
                 self.reset()
             return result
-        for name, value in (
-            ("tokenizer", tokenizer),
-            ("contexts", contexts),
-            ("batch_size", batch_size),
-            ("device", device),
-            ("model_kwargs", model_kwargs),
-        ):
-            if value is not None:
-                raise ValueError(f"{name}= goes with texts and model_id= or model=.")
-        options = self._options.replace(**options)
+        options = self._options_of_logits(options, contexts=contexts, batch_size=batch_size)
         # Locked once the batch is reduced, until the reset: no other thread adds in between.
         with ExitStack() as locked:
             result = self._compute_logits(
@@ -415,145 +409,63 @@ class Perplexity(evaluate.Metric):
         return result
 
     def score(
-        self,
-        texts,
-        *,
-        model_id: str | None = None,
-        model=None,
-        tokenizer=None,
-        contexts=None,
-        batch_size: int | None = None,
-        top_k: int = 0,
-        device=None,
-        model_kwargs: dict | None = None,
-        trust_remote_code: bool = False,
-        **options,
+        self, texts, *, contexts=None, batch_size: int | None = None, top_k: int = 0, **options
     ) -> list[TextScore]:
-        """Token by token: for each text its tokens, their places, and of each its nll, the entropy
-        of the prediction, both in nats, and the rank that it had there.
+        """Each text token by token: its tokens and their places, and for each its nll and rank and
+        the entropy of the prediction, both in nats.
 
         Args:
-            texts, contexts, model_id, ...: as for `compute`.
+            texts, contexts, batch_size, options: as for `compute`; the options name the model.
             top_k: also give the `top_k` tokens that the model expected most in each place.
 
         Raises:
             TypeError, ValueError: as `compute`.
         """
-        _check_collection(texts, "texts")
-        scorer = self.text_scorer(
-            model_id=model_id,
-            model=model,
-            tokenizer=tokenizer,
-            device=device,
-            model_kwargs=model_kwargs,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
+        check_collection(texts, "texts")
+        scorer = self.text_scorer(**options)
         scored = scorer.score(
             texts, contexts, batch_size=batch_size, top_k=top_k, progress=_progress_is_shown()
         )
         return [scorer.describe(text, with_expected=top_k > 0) for text in scored]
 
-    def text_scorer(
-        self,
-        *,
-        model_id: str | None = None,
-        model=None,
-        tokenizer=None,
-        device=None,
-        model_kwargs: dict | None = None,
-        trust_remote_code: bool = False,
-        sync: bool = False,
-        **options,
-    ) -> TextScorer:
+    def text_scorer(self, *, sync: bool = False, **options) -> TextScorer:
         """What `compute` and `score` use for texts, for programs that handle them one by one.
 
         The model is loaded, and probed, once, and kept until another is asked for.
 
         Args:
             sync: whether processes will share the texts out; a sharded model is then refused.
+            options: as for `compute`; they name the model.
 
         Raises:
             TypeError, ValueError: a model, tokenizer or option that does not fit, named.
             ConnectionError: with `sync`, another process refused its model.
         """
-        check_names(TextOptions, options)
+        check_names(options, TextOptions, ModelSource)
+        source, options = ModelSource.split(options)
         own = {"dtype": self._options.dtype, "backend": self._options.backend}
         options = TextOptions(**own | options)
-        model_kwargs = model_kwargs or {}
-        if (model_id is None) == (model is None):
-            raise ValueError("Pass either model_id=, or model= and tokenizer=.")
-        if model_id is not None and not isinstance(model_id, (str, os.PathLike)):
-            raise TypeError(f"model_id must be a name or a path, got {model_id!r}.")
-        if model is not None:
-            if device is not None or model_kwargs:
-                raise ValueError(
-                    "device= and model_kwargs= go with model_id=; model= is used as it is."
-                )
-            key = (id(model), id(tokenizer))
-        else:
-            settings = repr(sorted(model_kwargs.items()))
-            files = files_of(model_id, model_kwargs.get("subfolder"))
-            key = (model_id, id(tokenizer), str(device), settings, trust_remote_code, files)
-        loaded = self._loaded  # read once: another thread may ask for another model meanwhile
-        known = loaded[1] if loaded is not None and loaded[0] == key else None
-        name = None
-        if known is not None:
-            model, tokenizer, name = known.model, known.tokenizer, known.name
-        elif model is None:
-            loaded = self._loaded = None  # makes room before the next one is loaded
-            model, tokenizer, name = load_model(
-                model_id, tokenizer, device, model_kwargs, trust_remote_code
-            )
-        if sync and (processes := Processes.launched()).size > 1:
-            processes.exchange(lambda: check_whole(model))
-        if known is None or not known.is_current:
-            known = LanguageModel(model, tokenizer, name)
-            self._loaded = key, known
-        return TextScorer(known, options)
+        processes = Processes.launched() if sync else ALONE
+        return TextScorer(self._kept.get(ModelSource(**source), processes), options)
 
-    def _compute_texts(
-        self, scorer: TextScorer, texts, contexts, batch_size: int | None, sync: bool
-    ) -> dict[str, float | int | str | list[float]]:
-        for name, value in (("predictions", texts), ("contexts", contexts)):
-            _check_collection(value, name)
+    def _pending_texts(self, texts, contexts) -> Iterable[str]:
+        """The texts accumulated, then those given now."""
+        check_collection(texts, "predictions")
+        check_collection(contexts, "contexts")
         self._check_kind(texts=True)
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
-        texts = itertools.chain(self._texts, () if texts is None else texts)
-        # First, so that it is that of the weights that score.
-        signature = scorer.signature(with_contexts=contexts is not None)
-        scored = scorer.sums(
-            texts,
-            contexts,
-            batch_size=batch_size,
-            progress=_progress_is_shown(),
-            processes=Processes.launched() if sync else ALONE,
-        )
-        sums = [sums for _, sums in scored]
-        empty = [i for i, text in enumerate(sums) if text.num_tokens == 0]
-        if empty:
-            warnings.warn(
-                f"{len(empty)} of {len(sums)} texts have no token to score, the first of them "
-                f"predictions[{empty[0]}]; they have perplexity NaN and are left out of the sums.",
-                stacklevel=3,
-            )
-        undefined = [i for i, text in enumerate(sums) if math.isnan(text.nll_sum)]
-        if undefined:
-            warnings.warn(
-                f"The model gives NaN for predictions[{undefined[0]}], so the perplexity is NaN.",
-                stacklevel=3,
-            )
-        result = scorer.result(sums, signature, with_contexts=contexts is not None)
-        if result.get("num_truncated_contexts", 0) > 0:
-            first = next(i for i, text in enumerate(sums) if text.context_truncated)
-            warnings.warn(
-                f"{result['num_truncated_contexts']} of {len(sums)} contexts are longer than the "
-                f"window of {scorer.window} tokens, the first of them contexts[{first}]; they were "
-                "cut from the left.",
-                stacklevel=3,
-            )
-        return result
+        return itertools.chain(self._texts, () if texts is None else texts)
+
+    def _options_of_logits(self, options: dict, **of_texts) -> Options:
+        """The options of this metric with those of a call for logits."""
+        check_names(options, Options, ModelSource)
+        source, options = ModelSource.split(options)
+        source.pop("trust_remote_code", None)  # may stand in every call
+        for name, value in (source | of_texts).items():
+            if value is not None:
+                raise ValueError(f"{name}= goes with texts and model_id= or model=.")
+        return self._options.replace(**options)
 
     def _compute_logits(
         self,
@@ -565,7 +477,7 @@ class Perplexity(evaluate.Metric):
         locked: ExitStack,
     ) -> dict[str, float | int | str] | None:
         def check() -> None:
-            if self._texts or (references is None and _are_texts(predictions)):
+            if self._texts or (references is None and are_texts(predictions)):
                 raise ValueError(
                     "Texts need a model: pass model_id=, or model= and tokenizer=. Logits go with "
                     "references=."
@@ -590,10 +502,16 @@ class Perplexity(evaluate.Metric):
 
         run = self._add_over_processes(local, options) if sync else local()
         if self.num_process > 1:
-            gathered = self._gather(run)
-            if gathered is None:
+            run = add_over_files(
+                run,
+                cache_dir=self._data_dir_root,
+                num_process=self.num_process,
+                process_id=self.process_id,
+                experiment_id=self.experiment_id,
+                timeout=self.timeout,
+            )
+            if run is None:
                 return None
-            run = gathered
         if run.num_batches == 0:
             raise ValueError(
                 "Nothing to compute: pass predictions and references, or call add_batch first."
@@ -632,64 +550,8 @@ class Perplexity(evaluate.Metric):
             self._check_not_synced()
             self._run += run
 
-    def _gather(self, run: Run) -> Run | None:
-        """The sums over all processes, on process 0; None on the others."""
-        exchange = _Exchange(
-            cache_dir=self._data_dir_root,
-            num_process=self.num_process,
-            process_id=self.process_id,
-            experiment_id=self.experiment_id,
-            timeout=self.timeout,
-        )
-        row = {name: [number] for name, number in zip(_COLUMNS, run.numbers(), strict=True)}
-        sums = exchange.compute(**row)
-        return None if sums is None else Run.of([sums[name] for name in _COLUMNS])
-
-
-def _are_texts(predictions) -> bool:
-    """Whether this is a list, an array or a column of strings, by its first entry."""
-    if isinstance(predictions, (str, Mapping)) or not hasattr(predictions, "__len__"):
-        return False
-    if getattr(predictions, "shape", None) == ():  # a lone number, which has no length after all
-        return False
-    return len(predictions) > 0 and isinstance(next(iter(predictions)), str)
-
-
-def _check_collection(texts, name: str) -> None:
-    """Raises TypeError for what would be iterated as something else than texts."""
-    if isinstance(texts, str):
-        raise TypeError(
-            f"{name} must be a list of texts, got one string. Wrap it in a list: [text]."
-        )
-    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
-        raise TypeError(f"{name} must be a list of texts, got a table. Pass one of its columns.")
-    if texts is not None and not isinstance(texts, Iterable):
-        raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}.")
-
 
 def _progress_is_shown() -> bool:
     """Both libraries have a switch for progress bars."""
     enabled = evaluate.utils.logging.is_progress_bar_enabled()
     return enabled and not datasets.utils.are_progress_bars_disabled()
-
-
-# Of the row of numbers that a process writes, in evaluate's own protocol.
-_COLUMNS = [f"column_{i}" for i in range(len(Run().numbers()))]
-
-
-class _Exchange(evaluate.Metric):
-    """Carries one row of numbers per process through evaluate's own file protocol.
-
-    It stands below Perplexity because evaluate.load takes the first class of a module.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        kinds = {int: datasets.Value("int64"), float: datasets.Value("float64")}
-        numbers = zip(_COLUMNS, Run().numbers(), strict=True)
-        features = {name: kinds[type(number)] for name, number in numbers}
-        return evaluate.MetricInfo(
-            description="", citation="", features=datasets.Features(features)
-        )
-
-    def _compute(self, **columns):
-        return {name: sum(values) for name, values in columns.items()}
