@@ -13,14 +13,16 @@ import torch
 
 from . import nll_torch, nll_triton
 from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, UNNORMALISED, TokenStats
-from .tensors import as_tensor, check_types, is_scored, reduction_dtype
+from .tensors import (
+    IGNORE_INDEX,
+    as_tensor,
+    check_backend,
+    check_types,
+    is_scored,
+    reduction_dtype,
+)
 
 logger = logging.getLogger(__name__)
-
-# Hugging Face's and torch's label of a position that is not scored.
-IGNORE_INDEX = -100
-
-BACKENDS = ("auto", "torch", "triton")
 
 _IMPORTED_IN = os.getpid()
 
@@ -214,12 +216,6 @@ def launch(
         if faults is None:
             faults = nll_torch.reduce(*arguments, **options)
     return Launched(stats.view(targets.shape), faults, targets, scored, logits.shape[-1])
-
-
-def check_backend(backend: str) -> None:
-    """Raises ValueError for an unknown backend."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}.")
 
 
 def _takes_triton(logits: torch.Tensor, dtype: torch.dtype, backend: str) -> bool:
