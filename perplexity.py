@@ -172,13 +172,13 @@ class Perplexity(evaluate.Metric):
     linear_token_nll = staticmethod(linear_token_nll)
 
     def __init__(self, *args, **kwargs):
-        # What is no keyword of evaluate's is an option. evaluate itself swallows the keywords that
-        # it does not know; a misspelt option must not vanish like that.
+        # A keyword that evaluate does not have is an option. evaluate itself ignores unknown
+        # keywords, but a misspelt option must not vanish like that.
         own = inspect.signature(evaluate.Metric.__init__).parameters
         self._options = Options().replace(**{k: v for k, v in kwargs.items() if k not in own})
         super().__init__(*args, **{k: v for k, v in kwargs.items() if k in own})
         self._kept = KeptModel()
-        self._lock = threading.RLock()  # held where what is accumulated changes
+        self._lock = threading.RLock()  # held while the accumulated sums or texts change
         self.reset()
 
     def __getstate__(self) -> dict:
@@ -198,7 +198,7 @@ class Perplexity(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            # One example, as evaluate has it: the logits (T, V) and the ids (T,) of a sequence.
+            # Of one example in evaluate's sense: the logits (T, V) and the ids (T,) of a sequence.
             features=datasets.Features(
                 {
                     "predictions": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
@@ -210,11 +210,11 @@ class Perplexity(evaluate.Metric):
         )
 
     def reset(self) -> None:
-        """Forget what was accumulated."""
+        """Drop everything that was added."""
         with self._lock:
             self._texts: list[str] = []  # added, and scored when compute names the model
             self._run = Run()
-            self._synced = False  # whether these are the sums of all ranks
+            self._synced = False  # whether `_run` is that of all processes
             self._warned_of_nan = False
 
     def __len__(self) -> int:
@@ -222,7 +222,7 @@ class Perplexity(evaluate.Metric):
         return self._run.num_sequences + len(self._texts)
 
     def add_batch(self, *, predictions=None, references=None, sample_weight=None) -> None:
-        """Accumulate a batch of sequences, or of texts, which wait for the model of `compute`.
+        """Add a batch of sequences, or of texts, which wait for the model of `compute`.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
@@ -246,7 +246,7 @@ class Perplexity(evaluate.Metric):
             )
 
     def add(self, *, prediction=None, reference=None, sample_weight=None) -> None:
-        """Accumulate one sequence, logits (T, V) and ids (T,), with one weight or T; or one text.
+        """Add one sequence, logits (T, V) and ids (T,), with one weight or T weights; or one text.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
@@ -258,7 +258,7 @@ class Perplexity(evaluate.Metric):
         )
 
     def __call__(self, *, predictions=None, references=None, sample_weight=None) -> float:
-        """Accumulate a batch, and return the perplexity of that batch alone.
+        """Add a batch, and return the perplexity of that batch alone.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
@@ -268,11 +268,11 @@ class Perplexity(evaluate.Metric):
         return batch.totals.perplexity
 
     def merge(self, other: "Perplexity") -> None:
-        """Add what `other` has accumulated; `other` keeps it.
+        """Add everything that was added to `other`, which keeps it.
 
         Raises:
             TypeError: `other` is not of this class.
-            ValueError: its options differ from these, or `sync` was called on one of both.
+            ValueError: its options differ from these, or `sync` was called on one of the two.
         """
         if not isinstance(other, Perplexity):
             raise TypeError(f"merge takes another Perplexity, got {type(other).__name__}.")
@@ -294,15 +294,16 @@ class Perplexity(evaluate.Metric):
                 self._accumulate(run)
 
     def sync(self) -> None:
-        """Add up what the processes of torchrun or accelerate have accumulated, on each of them.
+        """Add up the sums of all processes of torchrun or accelerate, on each of them.
 
-        One all-reduce of a few float64 numbers. The numbers of batches may differ, and be 0. What
-        comes next is `compute` or `reset`: more batches would count once for each process.
-        `compute(sync=True)` does both.
+        One all-reduce of a few float64 numbers. The processes may have different numbers of
+        batches, also none. Call `compute` or `reset` next: more batches would count once for each
+        process. `compute(sync=True)` syncs and computes.
 
         Raises:
-            ValueError: done already, or texts are pending, or the processes are not connected.
-            ConnectionError: another process failed or is gone; what was accumulated stays.
+            ValueError: `sync` was called before, texts are pending, or the processes are not
+                connected.
+            ConnectionError: another process failed or is gone; nothing changes here.
         """
 
         def local() -> Run:
@@ -364,7 +365,7 @@ class Perplexity(evaluate.Metric):
         sync: bool = False,
         **options,
     ) -> dict[str, float | int | str | list[float]] | None:
-        """Perplexity of what was accumulated and of the batch given here; then start afresh.
+        """Perplexity of everything added before and of the batch given here; then start afresh.
 
         With `model_id`, or `model` and `tokenizer`, the predictions are texts. The model is kept
         for the next call.
@@ -374,9 +375,9 @@ class Perplexity(evaluate.Metric):
                 model_id, model, tokenizer, device, model_kwargs, trust_remote_code.
 
         Raises:
-            TypeError, ValueError: input of the wrong type, shape or range, or nothing to compute
-                from, or a model that cannot be used, or options that differ from those of the
-                batches accumulated; what was accumulated stays as it was.
+            TypeError, ValueError: input of the wrong type, shape or range, nothing to compute
+                from, a model that cannot be used, or options that differ from those of the batches
+                added before; these stay as they were.
             ConnectionError: with `sync`, another process failed or is gone.
         """
         if not isinstance(sync, bool):

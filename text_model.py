@@ -100,8 +100,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's input goes."""
-        # Weights that accelerate has offloaded are on no device; its hook knows where they run.
+        """The device of the model's input."""
+        # Offloaded weights are on no device; accelerate's hook knows where they run.
         hook = getattr(self.embeddings, "_hf_hook", None)
         device = getattr(hook, "execution_device", None)
         if device is not None:
@@ -112,13 +112,13 @@ class LanguageModel:
 
     @property
     def is_current(self) -> bool:
-        """Whether the model is still what was probed, but for the values of its weights."""
+        """Whether the model is as it was when probed, except for the values of its weights."""
         with self._lock:  # outside of a forward pass, which has a hook of its own
             return self._probed_state == probed_state(self.model)
 
     @property
     def dtype(self) -> str:
-        """Of the parameters, as in "bfloat16"; "none" where there are none."""
+        """The dtype of the parameters, such as "bfloat16"; "none" without any."""
         return dtype_of(self.model)
 
     @property
@@ -128,7 +128,7 @@ class LanguageModel:
 
     @property
     def tokens_per_batch(self) -> int:
-        """The padded tokens that one batch may hold."""
+        """How many tokens a batch may hold, padding included."""
         budget = TOKENS_ON_CPU if self.device.type == "cpu" else TOKENS_ON_ACCELERATOR
         if self.head is None:
             budget = min(budget, LOGITS_PER_BATCH // self.vocab_size)
@@ -136,7 +136,7 @@ class LanguageModel:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model without dropout; each module that was training trains on afterwards."""
+        """Switch dropout off; modules that were training are set back to training afterwards."""
         training = [module for module in self.model.modules() if module.training]
         if training:
             self.model.eval()
@@ -152,7 +152,7 @@ class LanguageModel:
         return _num_embeddings(self.embeddings, self.model.config)
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Raises ValueError for an id that the model has no embedding for."""
+        """Raises ValueError for an id without an embedding."""
         if ids and max(ids) >= self.num_embeddings:
             raise ValueError(
                 f"The tokenizer gives id {max(ids)}, but the model {self.name} has "
@@ -160,7 +160,7 @@ class LanguageModel:
             )
 
     def batch_key(self, num_inputs: int) -> int:
-        """Windows of that many inputs may share a batch with windows of the same key only.
+        """Windows may share a batch only if their numbers of inputs have the same key.
 
         LongRoPE (Phi-3) has one set of rotary factors for short and one for long batches, so that
         the longest row would choose for all.
