@@ -1,12 +1,12 @@
-"""What tells two models, or two tokenizers, of one name apart: short hashes for the signature.
+"""Short hashes for the signature, which tell models, or tokenizers, of the same name apart.
 
-Cheap enough for every call: a few numbers of each weight, and a tokenizer's rules once. So a
-training step, another checkpoint or another quantisation shows; one changed number may not.
+They are cheap enough for every call: they take a few numbers of each weight, and read a tokenizer's
+rules once. They show a training step, another checkpoint or quantisation, but perhaps not a single
+changed number.
 """
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,18 +17,18 @@ from .tensors import is_dtensor, to_host
 
 NUMBERS_OF_A_WEIGHT = 16
 DIGITS = 8
-# Of a configuration, what changes no number.
+# Entries of a configuration that change no number.
 NAMES = ("_name_or_path", "transformers_version", "architectures")
 
-# Tokenizer -> (what may change in it, its hash): one of 150,000 tokens takes a second to write.
+# Tokenizer -> (the state that may change, its hash): to write one of 150,000 tokens takes a second.
 _TOKENIZERS: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def weights_id(model: nn.Module) -> str:
-    """Of the configuration and of the names, shapes and some numbers of all weights.
+    """A hash of the configuration, and of the names, shapes and some numbers of all weights.
 
-    The same on every machine and device. Weights that accelerate has offloaded, or that are
-    sharded, count by name and shape.
+    It is the same on every machine and device. Offloaded and sharded weights count by name and
+    shape only.
     """
     config = {k: v for k, v in model.config.to_dict().items() if k not in NAMES}
     names, samples = (
@@ -57,10 +57,10 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _samples(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Some numbers of a tensor as bytes, evenly spaced; none where they are not to be had."""
-    if is_dtensor(tensor) or is_lazy(tensor):  # of a DTensor each process holds other numbers
+    """Some evenly spaced numbers of a tensor as bytes; none where they cannot be read."""
+    if is_dtensor(tensor) or is_lazy(tensor):  # each process holds another part of a DTensor
         return []
-    if hasattr(tensor, "__tensor_flatten__"):  # torchao's, which consist of tensors
+    if hasattr(tensor, "__tensor_flatten__"):  # torchao's tensors consist of others
         names, _ = tensor.__tensor_flatten__()
         return [sample for name in names for sample in _samples(getattr(tensor, name))]
     if tensor.is_quantized:
@@ -70,13 +70,13 @@ def _samples(tensor: torch.Tensor) -> list[torch.Tensor]:
         return []
     size = tensor.numel()
     places = torch.arange(0, size, max(1, size // NUMBERS_OF_A_WEIGHT), device=tensor.device)
-    # Not of a flat view, which would copy a weight that is transposed.
+    # A flat view would copy a transposed weight.
     found = tensor.detach()[torch.unravel_index(places, tensor.shape)] if tensor.dim() else tensor
     return [found.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)]
 
 
 def tokenizer_id(tokenizer) -> str:
-    """Of the vocabulary, the special tokens and the rules of a tokenizer."""
+    """A hash of the vocabulary, the special tokens and the rules of a tokenizer."""
     rules = getattr(tokenizer, "backend_tokenizer", None)
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
     state = (
@@ -89,7 +89,7 @@ def tokenizer_id(tokenizer) -> str:
     known = _TOKENIZERS.get(tokenizer)
     if known is None or known[0] != state:
         if rules is not None:
-            # Behind the padding and the truncation, which a call of the user may have left.
+            # Without the padding and the truncation, which stand first: a user's call may set them.
             whole = rules.to_str().partition('"added_tokens"')[2]
         else:
             whole = repr(
@@ -109,18 +109,3 @@ def quantization_name(config) -> str | None:
     stated = stated if isinstance(stated, dict) else stated.to_dict()
     method = stated.get("quant_method", "unknown")
     return str(getattr(method, "value", method))
-
-
-def files_of(model_id: str, subfolder: str | None) -> tuple:
-    """The directory of a model, and name, size and time of its files; empty for a name on the
-    Hub."""
-    directory = Path(model_id, subfolder or "")
-    try:
-        files = [path for path in directory.iterdir() if path.is_file()]
-        stats = [(path.name, path.stat()) for path in files]
-    except OSError:  # no directory, or a name too long for one
-        return ()
-    return (
-        str(directory.resolve()),
-        *sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats),
-    )

@@ -16,15 +16,17 @@ from . import nll_torch, nll_triton
 from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, UNNORMALISED, TokenStats
 from .nll_threads import use_one_thread_after_fork
 from .nll_transform import IDENTITY, LogitTransform
-from .tensors import as_tensor, check_types, is_scored, reduction_dtype, to_host
+from .tensors import (
+    IGNORE_INDEX,
+    as_tensor,
+    check_backend,
+    check_types,
+    is_scored,
+    reduction_dtype,
+    to_host,
+)
 
 logger = logging.getLogger(__name__)
-
-# Hugging Face's and torch's label of a position that is not scored.
-IGNORE_INDEX = -100
-
-BACKENDS = ("auto", "torch", "triton")
-
 
 # Set where Triton failed once, so that "auto" does not try it again for every batch.
 _triton_failed = False
@@ -229,12 +231,6 @@ def launch(
             expected_nll = stats.lse[..., None] - transform(values.to(dtype))
             stats = replace(stats, expected_ids=ids, expected_nll=expected_nll)
     return Reduction(stats, faults, targets, scored, logits.shape[-1])
-
-
-def check_backend(backend: str) -> None:
-    """Raises ValueError for an unknown backend."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}.")
 
 
 def _takes_triton(logits: torch.Tensor, dtype: torch.dtype, backend: str) -> bool:

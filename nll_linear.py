@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .nll import IGNORE_INDEX, Reduction, launch
+from .nll import Reduction, launch
 from .nll_outputs import TokenStats
 from .nll_transform import LogitTransform
-from .tensors import as_tensor, check_types, is_scored
+from .tensors import IGNORE_INDEX, as_tensor, check_types, is_scored
 
 # Elements of the buffer. On a CPU, 32 MB of float32: more gains nothing. Elsewhere, just below 256
 # MiB, which at the largest vocabularies are still rows enough to keep the matrix units busy.

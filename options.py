@@ -5,9 +5,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from .nll import IGNORE_INDEX, check_backend
 from .presets import PRESETS, Preset
-from .tensors import ignored_ids, reduction_dtype
+from .tensors import IGNORE_INDEX, check_backend, ignored_ids, reduction_dtype
 
 VERSION = "0.1.0"
 
@@ -59,15 +58,15 @@ class Options:
         """These options with some changed.
 
         Raises:
-            TypeError: a name that is no option.
+            TypeError: a name that is not an option.
         """
-        check_names(self, changes)
+        check_names(changes, Options)
         return replace(self, **changes)
 
 
-def check_names(options, given: dict) -> None:
-    """Raises TypeError for a name in `given` that is no field of the dataclass `options`."""
-    known = [f.name for f in fields(options)]
+def check_names(given: dict, *kinds) -> None:
+    """Raises TypeError for a name in `given` that is not a field of one of these dataclasses."""
+    known = [f.name for kind in kinds for f in fields(kind)]
     unknown = [name for name in given if name not in known]
     if unknown:
         raise TypeError(f"unknown argument {unknown[0]!r}. The options are {', '.join(known)}.")
@@ -80,10 +79,10 @@ JOIN_CONTEXTS = ("text", "ids")
 class TextOptions:
     """The settings of texts and a model that change the number.
 
-    preset: whose conventions are followed, a name of PRESETS; None for this module's own.
+    preset: whose conventions to follow, a name of PRESETS; None for this module's own.
     add_start_token: True puts the tokenizer's BOS in front of each text, an id that id, False none.
     join_contexts: "text" tokenises a context and its text as one string, "ids" each by itself.
-    max_length: most tokens of a text, start token and context included; None never cuts.
+    max_length: the most tokens of a text, start token and context included; None never cuts.
     window: how many tokens the model reads at once; None for the model's context length.
     stride: how many tokens each further window scores; None for half of the window.
 
@@ -127,17 +126,17 @@ class TextOptions:
 
     @property
     def rules(self) -> Preset:
-        """Those of the preset."""
+        """The conventions of the preset."""
         return PRESETS[self.preset]
 
 
 def dtype_name(dtype) -> str:
-    """ "float32" or "float64"; raises ValueError for any other dtype."""
+    """The name of a reduction's dtype, such as "float32"; raises ValueError for any other."""
     return str(reduction_dtype(dtype)).removeprefix("torch.")
 
 
 def positive_int(value, name: str, least: int = 1) -> int:
-    """`value` as an int; raises ValueError, naming the argument, for what is none or too small."""
+    """`value` as an int. A ValueError names the argument if it is not an int, or below `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}.")
     return int(value)

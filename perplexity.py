@@ -7,11 +7,9 @@ and no comment may stand behind such an import.
 
 import inspect
 import itertools
-import math
-import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 import datasets
@@ -19,7 +17,7 @@ import evaluate
 
 from .batches import reduce_batch
 from .heatmap import heatmap
-from .identity import files_of
+from .identity import weights_id
 from .nll import token_nll, token_stats
 from .nll_linear import linear_token_nll
 from .nll_outputs import TokenStats
@@ -29,11 +27,17 @@ from .nll_transform import LogitTransform
 from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
 from .presets import PRESETS
+from .process_files import add_over_files
 from .processes import ALONE, Processes
 from .tensors import as_tensor
+from .text_corpus import corpus_result
 from .text_encoding import TextEncoder
 from .text_head import OutputLayer
-from .text_model import LanguageModel, check_whole, load_model
+from .text_input import are_texts, check_collection
+from .text_lengths import context_length
+from .text_loading import KeptModel, ModelSource
+from .text_model import LanguageModel
+from .text_probe import probe
 from .text_progress import Progress
 from .text_schedule import portions
 from .text_score import TextScore
@@ -171,20 +175,20 @@ class Perplexity(evaluate.Metric):
     linear_token_nll = staticmethod(linear_token_nll)
 
     def __init__(self, *args, **kwargs):
-        # What is no keyword of evaluate's is an option. evaluate itself swallows the keywords that
-        # it does not know; a misspelt option must not vanish like that.
+        # A keyword that evaluate does not have is an option. evaluate itself ignores unknown
+        # keywords, but a misspelt option must not vanish like that.
         own = inspect.signature(evaluate.Metric.__init__).parameters
         self._options = Options().replace(**{k: v for k, v in kwargs.items() if k not in own})
         super().__init__(*args, **{k: v for k, v in kwargs.items() if k in own})
-        self._loaded: tuple[tuple, LanguageModel] | None = None
-        self._lock = threading.RLock()  # held where what is accumulated changes
+        self._kept = KeptModel()
+        self._lock = threading.RLock()  # held while the accumulated sums or texts change
         self.reset()
 
     def __getstate__(self) -> dict:
         with self._lock:
             state = dict(self.__dict__)
         # A model is loaded anew where it is needed, rather than sent along.
-        state["_loaded"] = None
+        state["_kept"] = KeptModel()
         del state["_lock"]
         return state
 
@@ -197,7 +201,7 @@ class Perplexity(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            # One example, as evaluate has it: the logits (T, V) and the ids (T,) of a sequence.
+            # Of one example in evaluate's sense: the logits (T, V) and the ids (T,) of a sequence.
             features=datasets.Features(
                 {
                     "predictions": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
@@ -209,11 +213,11 @@ class Perplexity(evaluate.Metric):
         )
 
     def reset(self) -> None:
-        """Forget what was accumulated."""
+        """Drop everything that was added."""
         with self._lock:
             self._texts: list[str] = []  # added, and scored when compute names the model
             self._run = Run()
-            self._synced = False  # whether these are the sums of all ranks
+            self._synced = False  # whether `_run` is that of all processes
             self._warned_of_nan = False
 
     def __len__(self) -> int:
@@ -221,12 +225,12 @@ class Perplexity(evaluate.Metric):
         return self._run.num_sequences + len(self._texts)
 
     def add_batch(self, *, predictions=None, references=None, sample_weight=None) -> None:
-        """Accumulate a batch of sequences, or of texts, which wait for the model of `compute`.
+        """Add a batch of sequences, or of texts, which wait for the model of `compute`.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
-        if references is None and _are_texts(predictions):
+        if references is None and are_texts(predictions):
             if sample_weight is not None:
                 raise ValueError("Texts go without sample_weight.")
             texts = [text for text, _ in checked_pairs(predictions, None)]
@@ -245,7 +249,7 @@ class Perplexity(evaluate.Metric):
             )
 
     def add(self, *, prediction=None, reference=None, sample_weight=None) -> None:
-        """Accumulate one sequence, logits (T, V) and ids (T,), with one weight or T; or one text.
+        """Add one sequence, logits (T, V) and ids (T,), with one weight or T weights; or one text.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
@@ -257,7 +261,7 @@ class Perplexity(evaluate.Metric):
         )
 
     def __call__(self, *, predictions=None, references=None, sample_weight=None) -> float:
-        """Accumulate a batch, and return the perplexity of that batch alone.
+        """Add a batch, and return the perplexity of that batch alone.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
@@ -267,11 +271,11 @@ class Perplexity(evaluate.Metric):
         return batch.totals.perplexity
 
     def merge(self, other: "Perplexity") -> None:
-        """Add what `other` has accumulated; `other` keeps it.
+        """Add everything that was added to `other`, which keeps it.
 
         Raises:
             TypeError: `other` is not of this class.
-            ValueError: its options differ from these, or `sync` was called on one of both.
+            ValueError: its options differ from these, or `sync` was called on one of the two.
         """
         if not isinstance(other, Perplexity):
             raise TypeError(f"merge takes another Perplexity, got {type(other).__name__}.")
@@ -293,15 +297,16 @@ class Perplexity(evaluate.Metric):
                 self._accumulate(run)
 
     def sync(self) -> None:
-        """Add up what the processes of torchrun or accelerate have accumulated, on each of them.
+        """Add up the sums of all processes of torchrun or accelerate, on each of them.
 
-        One all-reduce of a few float64 numbers. The numbers of batches may differ, and be 0. What
-        comes next is `compute` or `reset`: more batches would count once for each process.
-        `compute(sync=True)` does both.
+        One all-reduce of a few float64 numbers. The processes may have different numbers of
+        batches, also none. Call `compute` or `reset` next: more batches would count once for each
+        process. `compute(sync=True)` syncs and computes.
 
         Raises:
-            ValueError: done already, or texts are pending, or the processes are not connected.
-            ConnectionError: another process failed or is gone; what was accumulated stays.
+            ValueError: `sync` was called before, texts are pending, or the processes are not
+                connected.
+            ConnectionError: another process failed or is gone; nothing changes here.
         """
         with self._lock:
             self._run = self._add_over_processes(self._unsynced_run, self._options)
@@ -356,57 +361,47 @@ class Perplexity(evaluate.Metric):
         predictions=None,
         references=None,
         sample_weight=None,
-        sync: bool = False,
-        model_id: str | None = None,
-        model=None,
-        tokenizer=None,
         contexts=None,
         batch_size: int | None = None,
-        device=None,
-        model_kwargs: dict | None = None,
-        trust_remote_code: bool = False,
+        sync: bool = False,
         **options,
     ) -> dict[str, float | int | str | list[float]] | None:
-        """Perplexity of what was accumulated and of the batch given here; then start afresh.
+        """Perplexity of everything added before and of the batch given here; then start afresh.
 
         With `model_id`, or `model` and `tokenizer`, the predictions are texts. The model is kept
         for the next call.
 
+        Args:
+            options: those described above. With texts also the arguments that name the model:
+                model_id, model, tokenizer, device, model_kwargs, trust_remote_code.
+
         Raises:
-            TypeError, ValueError: input of the wrong type, shape or range, or nothing to compute
-                from, or a model that cannot be used, or options that differ from those of the
-                batches accumulated; what was accumulated stays as it was.
+            TypeError, ValueError: input of the wrong type, shape or range, nothing to compute
+                from, a model that cannot be used, or options that differ from those of the batches
+                added before; these stay as they were.
             ConnectionError: with `sync`, another process failed or is gone.
         """
         if not isinstance(sync, bool):
             raise TypeError(f"sync must be True or False, got {sync!r}.")
-        if model_id is not None or model is not None:
+        if options.get("model_id") is not None or options.get("model") is not None:
             if references is not None or sample_weight is not None:
                 raise ValueError("Texts and a model go without references and sample_weight.")
-            scorer = self.text_scorer(
-                model_id=model_id,
-                model=model,
-                tokenizer=tokenizer,
-                device=device,
-                model_kwargs=model_kwargs,
-                trust_remote_code=trust_remote_code,
-                sync=sync,
-                **options,
-            )
+            scorer = self.text_scorer(sync=sync, **options)
             with self._lock:
-                result = self._compute_texts(scorer, predictions, contexts, batch_size, sync)
+                texts = self._pending_texts(predictions, contexts)
+                result, remarks = corpus_result(
+                    scorer,
+                    texts,
+                    contexts,
+                    batch_size=batch_size,
+                    progress=_progress_is_shown(),
+                    processes=Processes.launched() if sync else ALONE,
+                )
+                for remark in remarks:
+                    warnings.warn(remark, stacklevel=2)
                 self.reset()
             return result
-        for name, value in (
-            ("tokenizer", tokenizer),
-            ("contexts", contexts),
-            ("batch_size", batch_size),
-            ("device", device),
-            ("model_kwargs", model_kwargs),
-        ):
-            if value is not None:
-                raise ValueError(f"{name}= goes with texts and model_id= or model=.")
-        options = self._options.replace(**options)
+        options = self._options_of_logits(options, contexts=contexts, batch_size=batch_size)
         # Locked once the batch is reduced, until the reset: no other thread adds in between.
         with ExitStack() as locked:
             result = self._compute_logits(
@@ -416,146 +411,64 @@ class Perplexity(evaluate.Metric):
         return result
 
     def score(
-        self,
-        texts,
-        *,
-        model_id: str | None = None,
-        model=None,
-        tokenizer=None,
-        contexts=None,
-        batch_size: int | None = None,
-        top_k: int = 0,
-        device=None,
-        model_kwargs: dict | None = None,
-        trust_remote_code: bool = False,
-        **options,
+        self, texts, *, contexts=None, batch_size: int | None = None, top_k: int = 0, **options
     ) -> list[TextScore]:
-        """Token by token: for each text its tokens, their places, and of each its nll, the entropy
-        of the prediction, both in nats, and the rank that it had there.
+        """Each text token by token: its tokens and their places, and for each its nll and rank and
+        the entropy of the prediction, both in nats.
 
         Args:
-            texts, contexts, model_id, ...: as for `compute`.
+            texts, contexts, batch_size, options: as for `compute`; the options name the model.
             top_k: also give the `top_k` tokens that the model expected most in each place.
 
         Raises:
             TypeError, ValueError: as `compute`.
         """
-        _check_collection(texts, "texts")
-        scorer = self.text_scorer(
-            model_id=model_id,
-            model=model,
-            tokenizer=tokenizer,
-            device=device,
-            model_kwargs=model_kwargs,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
+        check_collection(texts, "texts")
+        scorer = self.text_scorer(**options)
         return list(
             scorer.score(
                 texts, contexts, batch_size=batch_size, top_k=top_k, progress=_progress_is_shown()
             )
         )
 
-    def text_scorer(
-        self,
-        *,
-        model_id: str | None = None,
-        model=None,
-        tokenizer=None,
-        device=None,
-        model_kwargs: dict | None = None,
-        trust_remote_code: bool = False,
-        sync: bool = False,
-        **options,
-    ) -> TextScorer:
+    def text_scorer(self, *, sync: bool = False, **options) -> TextScorer:
         """What `compute` and `score` use for texts, for programs that handle them one by one.
 
         The model is loaded, and probed, once, and kept until another is asked for.
 
         Args:
             sync: whether processes will share the texts out; a sharded model is then refused.
+            options: as for `compute`; they name the model.
 
         Raises:
             TypeError, ValueError: a model, tokenizer or option that does not fit, named.
             ConnectionError: with `sync`, another process refused its model.
         """
-        check_names(TextOptions, options)
+        check_names(options, TextOptions, ModelSource)
+        source, options = ModelSource.split(options)
         own = {"dtype": self._options.dtype, "backend": self._options.backend}
         options = TextOptions(**own | options)
-        model_kwargs = model_kwargs or {}
-        if (model_id is None) == (model is None):
-            raise ValueError("Pass either model_id=, or model= and tokenizer=.")
-        if model_id is not None and not isinstance(model_id, (str, os.PathLike)):
-            raise TypeError(f"model_id must be a name or a path, got {model_id!r}.")
-        if model is not None:
-            if device is not None or model_kwargs:
-                raise ValueError(
-                    "device= and model_kwargs= go with model_id=; model= is used as it is."
-                )
-            key = (id(model), id(tokenizer))
-        else:
-            settings = repr(sorted(model_kwargs.items()))
-            files = files_of(model_id, model_kwargs.get("subfolder"))
-            key = (model_id, id(tokenizer), str(device), settings, trust_remote_code, files)
-        loaded = self._loaded  # read once: another thread may ask for another model meanwhile
-        known = loaded[1] if loaded is not None and loaded[0] == key else None
-        name = None
-        if known is not None:
-            model, tokenizer, name = known.model, known.tokenizer, known.name
-        elif model is None:
-            loaded = self._loaded = None  # makes room before the next one is loaded
-            model, tokenizer, name = load_model(
-                model_id, tokenizer, device, model_kwargs, trust_remote_code
-            )
-        if sync and (processes := Processes.launched()).size > 1:
-            processes.require_all(processes.attempt(check_whole, model))
-        if known is None or not known.is_current:
-            known = LanguageModel(model, tokenizer, name)
-            self._loaded = key, known
-        return TextScorer(known, options)
+        processes = Processes.launched() if sync else ALONE
+        return TextScorer(self._kept.get(ModelSource(**source), processes), options)
 
-    def _compute_texts(
-        self, scorer: TextScorer, texts, contexts, batch_size: int | None, sync: bool
-    ) -> dict[str, float | int | str | list[float]]:
-        for name, value in (("predictions", texts), ("contexts", contexts)):
-            _check_collection(value, name)
+    def _pending_texts(self, texts, contexts) -> Iterable[str]:
+        """The texts accumulated, then those given now."""
+        check_collection(texts, "predictions")
+        check_collection(contexts, "contexts")
         self._check_kind(texts=True)
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
-        texts = itertools.chain(self._texts, () if texts is None else texts)
-        # First, so that it is that of the weights that score.
-        signature = scorer.signature(with_contexts=contexts is not None)
-        scored = scorer.sums(
-            texts,
-            contexts,
-            batch_size=batch_size,
-            progress=_progress_is_shown(),
-            processes=Processes.launched() if sync else ALONE,
-        )
-        sums = [sums for _, sums in scored]
-        empty = [i for i, text in enumerate(sums) if text.num_tokens == 0]
-        if empty:
-            warnings.warn(
-                f"{len(empty)} of {len(sums)} texts have no token to score, the first of them "
-                f"predictions[{empty[0]}]; they have perplexity NaN and are left out of the sums.",
-                stacklevel=3,
-            )
-        undefined = [i for i, text in enumerate(sums) if math.isnan(text.nll_sum)]
-        if undefined:
-            warnings.warn(
-                f"The model gives NaN for predictions[{undefined[0]}], so the perplexity is NaN.",
-                stacklevel=3,
-            )
-        result = scorer.result(sums, signature, with_contexts=contexts is not None)
-        if result.get("num_truncated_contexts", 0) > 0:
-            first = next(i for i, text in enumerate(sums) if text.context_truncated)
-            warnings.warn(
-                f"{result['num_truncated_contexts']} of {len(sums)} contexts are longer than the "
-                f"window of {scorer.window} tokens, the first of them contexts[{first}]; they were "
-                "cut from the left.",
-                stacklevel=3,
-            )
-        return result
+        return itertools.chain(self._texts, () if texts is None else texts)
+
+    def _options_of_logits(self, options: dict, **of_texts) -> Options:
+        """The options of this metric with those of a call for logits."""
+        check_names(options, Options, ModelSource)
+        source, options = ModelSource.split(options)
+        source.pop("trust_remote_code", None)  # may stand in every call
+        for name, value in (source | of_texts).items():
+            if value is not None:
+                raise ValueError(f"{name}= goes with texts and model_id= or model=.")
+        return self._options.replace(**options)
 
     def _compute_logits(
         self,
@@ -567,7 +480,7 @@ class Perplexity(evaluate.Metric):
         locked: ExitStack,
     ) -> dict[str, float | int | str] | None:
         def check() -> None:
-            if self._texts or (references is None and _are_texts(predictions)):
+            if self._texts or (references is None and are_texts(predictions)):
                 raise ValueError(
                     "Texts need a model: pass model_id=, or model= and tokenizer=. Logits go with "
                     "references=."
@@ -592,10 +505,16 @@ class Perplexity(evaluate.Metric):
 
         run = self._add_over_processes(local, options) if sync else local()
         if self.num_process > 1:
-            gathered = self._gather(run)
-            if gathered is None:
+            run = add_over_files(
+                run,
+                cache_dir=self._data_dir_root,
+                num_process=self.num_process,
+                process_id=self.process_id,
+                experiment_id=self.experiment_id,
+                timeout=self.timeout,
+            )
+            if run is None:
                 return None
-            run = gathered
         if run.num_batches == 0:
             raise ValueError(
                 "Nothing to compute: pass predictions and references, or call add_batch first."
@@ -634,64 +553,8 @@ class Perplexity(evaluate.Metric):
             self._check_not_synced()
             self._run += run
 
-    def _gather(self, run: Run) -> Run | None:
-        """The sums over all processes, on process 0; None on the others."""
-        exchange = _Exchange(
-            cache_dir=self._data_dir_root,
-            num_process=self.num_process,
-            process_id=self.process_id,
-            experiment_id=self.experiment_id,
-            timeout=self.timeout,
-        )
-        row = {name: [number] for name, number in zip(_COLUMNS, run.numbers(), strict=True)}
-        sums = exchange.compute(**row)
-        return None if sums is None else Run.of([sums[name] for name in _COLUMNS])
-
-
-def _are_texts(predictions) -> bool:
-    """Whether this is a list, an array or a column of strings, by its first entry."""
-    if isinstance(predictions, (str, Mapping)) or not hasattr(predictions, "__len__"):
-        return False
-    if getattr(predictions, "shape", None) == ():  # a lone number, which has no length after all
-        return False
-    return len(predictions) > 0 and isinstance(next(iter(predictions)), str)
-
-
-def _check_collection(texts, name: str) -> None:
-    """Raises TypeError for what would be iterated as something else than texts."""
-    if isinstance(texts, str):
-        raise TypeError(
-            f"{name} must be a list of texts, got one string. Wrap it in a list: [text]."
-        )
-    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
-        raise TypeError(f"{name} must be a list of texts, got a table. Pass one of its columns.")
-    if texts is not None and not isinstance(texts, Iterable):
-        raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}.")
-
 
 def _progress_is_shown() -> bool:
     """Both libraries have a switch for progress bars."""
     enabled = evaluate.utils.logging.is_progress_bar_enabled()
     return enabled and not datasets.utils.are_progress_bars_disabled()
-
-
-# Of the row of numbers that a process writes, in evaluate's own protocol.
-_COLUMNS = [f"column_{i}" for i in range(len(Run().numbers()))]
-
-
-class _Exchange(evaluate.Metric):
-    """Carries one row of numbers per process through evaluate's own file protocol.
-
-    It stands below Perplexity because evaluate.load takes the first class of a module.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        kinds = {int: datasets.Value("int64"), float: datasets.Value("float64")}
-        numbers = zip(_COLUMNS, Run().numbers(), strict=True)
-        features = {name: kinds[type(number)] for name, number in numbers}
-        return evaluate.MetricInfo(
-            description="", citation="", features=datasets.Features(features)
-        )
-
-    def _compute(self, **columns):
-        return {name: sum(values) for name, values in columns.items()}

@@ -1,10 +1,15 @@
-"""What a user passes -> tensors, ids and dtypes, checked. No arithmetic."""
+"""What a user passes -> tensors, ids, dtypes and backends, checked. No arithmetic."""
 
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+
+# Hugging Face's and torch's label of a position that is not scored.
+IGNORE_INDEX = -100
+
+BACKENDS = ("auto", "torch", "triton")
 
 
 def as_tensor(value, name: str) -> torch.Tensor:
@@ -159,6 +164,12 @@ def reduction_dtype(dtype: str | torch.dtype) -> torch.dtype:
         if dtype == allowed or dtype == str(allowed).removeprefix("torch."):
             return allowed
     raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}.')
+
+
+def check_backend(backend: str) -> None:
+    """Raises ValueError for an unknown backend."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}.")
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

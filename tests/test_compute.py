@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
+    ROOT,
     as_objects,
     load,
     random_batch,
@@ -23,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 batches = sibling("batches")
-Options = sibling("options").Options
+Options, VERSION = sibling("options").Options, sibling("options").VERSION
 
 # --- the seeds ----------------------------------------------------------------------------------
 
@@ -137,8 +138,14 @@ def test_signature_names_every_setting():
     logits, targets = random_batch()
     result = ppl.compute(predictions=logits, references=targets)
     assert result["signature"] == (
-        "from_logits:yes|ignore_index:-100,5|mask_token_id:0|shift:yes|dtype:float64|backend:auto|version:0.1.0"
+        "from_logits:yes|ignore_index:-100,5|mask_token_id:0|shift:yes|dtype:float64|backend:auto|"
+        f"version:{VERSION}"
     )
+
+
+def test_the_changelog_is_headed_by_the_version():
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    assert next(line for line in lines if line.startswith("## ")).split()[1] == VERSION
 
 
 def test_result_can_be_saved(ppl, tmp_path):

@@ -83,7 +83,8 @@ def test_result_of_texts(ppl):
     assert "num_truncated" not in result
     assert result["signature"] == (
         f"model:{TINY}|weights:77fe6750|model_dtype:float32|quantization:none|tokenizer:21674b14|preset:none|start:<|bos|>|max_length:none|window:512|"
-        "stride:256|contexts:no|dtype:float32|backend:auto|version:0.1.0"
+        "stride:256|contexts:no|dtype:float32|backend:auto|"
+        f"version:{sibling('options').VERSION}"
     )
 
 
@@ -294,7 +295,12 @@ ERRORS = {
     "misspelt": (
         TypeError,
         {"strid": 3},
-        "unknown argument 'strid'.*options are preset",
+        "unknown argument 'strid'.*options are preset.*backend, model_id, model, tokenizer",
+    ),
+    "device of a model": (
+        ValueError,
+        {"model_id": None, "model": 1, "device": "cpu"},
+        "device= and model_kwargs= go with model_id=",
     ),
     "token option": (TypeError, {"shift": True}, "unknown argument 'shift'"),
     "mapping": (
@@ -385,6 +391,19 @@ def test_columns_are_added(ppl):
 def test_what_goes_with_a_model_is_refused_without(ppl, name):
     with pytest.raises(ValueError, match=f"{name}= goes with texts and model_id="):
         ppl.compute(predictions=torch.zeros(1, 2, 3), references=[[0, 0]], **{name: 1})
+
+
+def test_logits_go_with_arguments_of_a_model_that_say_nothing(ppl):
+    call = {"predictions": torch.zeros(1, 2, 4), "references": [[0, 0]]}
+    unused = {"model_id": None, "tokenizer": None, "trust_remote_code": True}
+    assert ppl.compute(**call, **unused)["perplexity"] == pytest.approx(4)
+
+
+def test_a_misspelt_argument_of_a_model_is_named(ppl):
+    with pytest.raises(TypeError, match=r"'modelid'\. The options are from_logits.*, model_id, "):
+        ppl.compute(predictions=TEXTS, modelid=TINY)
+    with pytest.raises(TypeError, match=r"'modelid'\. The options are preset.*, model_id, "):
+        ppl.score(TEXTS, modelid=TINY)
 
 
 def test_a_model_that_gives_nan_is_named(ppl, models):

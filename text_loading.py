@@ -1,0 +1,185 @@
+"""Where a model comes from: the arguments that name it, how it is loaded, the one that is kept."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from .nll_threads import use_one_thread_after_fork
+from .processes import Processes
+from .text_model import LanguageModel
+from .text_probe import is_sharded
+
+# What a model and its tokenizer are both loaded with.
+SHARED_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The arguments that name a model: `model_id`, which is loaded, or `model` and `tokenizer`.
+
+    model_id: a name on the Hub, in its cache, or a directory.
+    model, tokenizer: objects of transformers, used as and where they are. A tokenizer beside
+        `model_id` takes the place of the model's own.
+    device: whatever torch takes; "gpu" for "cuda". None for CUDA where there is one, else the CPU.
+        Not used where `model_kwargs` place the model (device_map, quantization_config).
+    model_kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
+    trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        TypeError, ValueError: arguments that do not name one model, or do not go together.
+    """
+
+    model_id: str | os.PathLike | None = None
+    model: nn.Module | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    device: str | torch.device | None = None
+    model_kwargs: dict | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model_kwargs", self.model_kwargs or {})
+        if (self.model_id is None) == (self.model is None):
+            raise ValueError("Pass either model_id=, or model= and tokenizer=.")
+        if self.model_id is not None and not isinstance(self.model_id, (str, os.PathLike)):
+            raise TypeError(f"model_id must be a name or a path, got {self.model_id!r}.")
+        if self.model is not None and (self.device is not None or self.model_kwargs):
+            raise ValueError(
+                "device= and model_kwargs= go with model_id=; model= is used as it is."
+            )
+
+    @classmethod
+    def split(cls, arguments: dict) -> tuple[dict, dict]:
+        """The arguments that name a model, and the others."""
+        own = {name: arguments[name] for name in arguments if name in _NAMES}
+        return own, {name: arguments[name] for name in arguments if name not in _NAMES}
+
+    def key(self) -> tuple:
+        """Equal for sources that give the same model; it changes when its files do."""
+        if self.model is not None:
+            return id(self.model), id(self.tokenizer)
+        return (
+            self.model_id,
+            id(self.tokenizer),
+            str(self.device),
+            repr(sorted(self.model_kwargs.items())),
+            self.trust_remote_code,
+            _files_of(self.model_id, self.model_kwargs.get("subfolder")),
+        )
+
+    def load(self) -> tuple[nn.Module, PreTrainedTokenizerBase, str | None]:
+        """The model, its tokenizer, and their name with the revision; None where given as objects.
+
+        Raises:
+            ValueError: the model or its tokenizer cannot be loaded, or is no causal language model.
+        """
+        if self.model is not None:
+            return self.model, self.tokenizer, None
+        use_one_thread_after_fork()  # transformers loads weights in threads of its own
+        try:
+            tokenizer = self._load_tokenizer() if self.tokenizer is None else self.tokenizer
+            model = self._load_model()
+        # What torch and transformers raise for an unknown model, dtype or device.
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            RuntimeError,
+            AssertionError,
+        ) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"model_id={self.model_id!r} could not be loaded as a causal language model: "
+                f"{reason}"
+            ) from error
+        revision = self.model_kwargs.get("revision")
+        return (
+            model,
+            tokenizer,
+            self.model_id if revision is None else f"{self.model_id}@{revision}",
+        )
+
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
+        shared = {k: self.model_kwargs[k] for k in SHARED_KWARGS if k in self.model_kwargs}
+        return AutoTokenizer.from_pretrained(
+            self.model_id, trust_remote_code=self.trust_remote_code, **shared
+        )
+
+    def _load_model(self) -> nn.Module:
+        model = AutoModelForCausalLM.from_pretrained(
+            self.model_id, trust_remote_code=self.trust_remote_code, **self.model_kwargs
+        )
+        if not {"device_map", "quantization_config"} & set(self.model_kwargs):
+            device = self.device
+            if device is None:
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            model.to("cuda" if device == "gpu" else device)
+        return model
+
+
+_NAMES = [f.name for f in fields(ModelSource)]
+
+
+def _files_of(model_id: str | os.PathLike, subfolder: str | None) -> tuple:
+    """The directory of a model, and name, size and time of its files; empty for a Hub name."""
+    directory = Path(model_id, subfolder or "")
+    try:
+        files = [path for path in directory.iterdir() if path.is_file()]
+        stats = [(path.name, path.stat()) for path in files]
+    except OSError:  # no directory, or a name too long for one
+        return ()
+    return (
+        str(directory.resolve()),
+        *sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats),
+    )
+
+
+class KeptModel:
+    """The last model that was asked for, loaded and probed once. Threads may ask at once."""
+
+    def __init__(self):
+        self._kept: tuple[tuple, LanguageModel] | None = None  # with the key of its source
+
+    def get(self, source: ModelSource, processes: Processes) -> LanguageModel:
+        """The model of `source`: the kept one if it is the same, else a new one, kept from now on.
+
+        Args:
+            processes: those that will share texts, and must each hold the whole model.
+
+        Raises:
+            TypeError, ValueError: a model that cannot be loaded or used.
+            ConnectionError: another process refused its model.
+        """
+        key = source.key()
+        kept = self._kept  # read once: another thread may ask for another model meanwhile
+        known = kept[1] if kept is not None and kept[0] == key else None
+        if known is None:
+            if source.model is None:
+                kept = self._kept = None  # makes room before the next one is loaded
+            model, tokenizer, name = source.load()
+        else:
+            model, tokenizer, name = known.model, known.tokenizer, known.name
+        if processes.size > 1:  # before the probe, which would run a sharded model
+            processes.require_all(processes.attempt(_check_whole, model))
+        if known is None or not known.is_current:
+            known = LanguageModel(model, tokenizer, name)
+            self._kept = key, known
+        return known
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Raises ValueError for a sharded model.
+
+    Its processes have to run the same batches at the same time, so they cannot share texts: they
+    would wait for each other, or give wrong numbers.
+    """
+    if is_sharded(model):
+        raise ValueError(
+            "sync=True shares the texts out among processes that each hold the whole model, but "
+            "this model is sharded (tensor parallelism, FSDP or ZeRO). Leave sync out and pass the "
+            "same texts on every process, or load the whole model on each."
+        )

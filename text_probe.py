@@ -1,0 +1,181 @@
+"""What a few short runs show of a model: is it causal, does it take batches, is it deterministic?
+
+Also the state that these findings depend on: a model that was changed since is probed again.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from .identity import quantization_name
+from .tensors import is_dtensor
+from .text_head import are_close, stated_output_layer
+
+NUM_IDS = 24  # of a probe; fewer where the context is shorter
+# Where rows part. The last token alone would not do: ProphetNet looks ahead from the first ones.
+PREFIXES = (2, 6, 12)
+
+
+def probe(
+    model: nn.Module,
+    read: Callable[[torch.Tensor], torch.Tensor],
+    name: str,
+    num_embeddings: int,
+    context_length: int,
+) -> tuple[int, bool]:
+    """The size of the vocabulary, and whether a row has the same logits beside other rows.
+
+    Args:
+        model: the model, whose dtype and quantisation set the tolerances.
+        read: gives the model's logits (B, T, V) of ids (B, T), on the CPU in float32.
+        name: the model's, for errors.
+        num_embeddings: how many ids the model reads.
+        context_length: how many tokens it reads at once.
+
+    Raises:
+        ValueError: logits that depend on later tokens, or on chance.
+    """
+    length = min(NUM_IDS, context_length)
+    prefixes, rows = _rows_that_begin_alike(length, num_embeddings)
+    # Can the model read several rows at once?
+    logits, takes_batches = _logits_of_rows(read, rows)
+    # Is it causal? Then rows have the same logits as far as they are the same.
+    _check_causal(logits, prefixes, name, tolerance=0.1 if _is_quantised(model) else 1e-3)
+    # Does a row have the same logits alone, and half as long?
+    # 16 bits are rounded differently in a batch of another shape.
+    tolerance = 1e-3 if dtype_of(model) in ("float32", "float64") else 0.03
+    half = (length + 1) // 2
+    alone = read(rows[:1, :half])[0]
+    takes_batches = takes_batches and are_close(alone, logits[0, :half], tolerance)
+    # If not, does at least the same row have the same logits?
+    if not takes_batches:
+        _check_deterministic(read, rows[:1], name, tolerance)
+    return logits.shape[-1], takes_batches
+
+
+def _rows_that_begin_alike(length: int, num_embeddings: int) -> tuple[list[int], torch.Tensor]:
+    """Random ids (B, length), and how many of them each row shares with the first."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    ids, others = torch.randint(num_embeddings, (2, length), generator=generator, device="cpu")
+    prefixes = [length] + [prefix for prefix in (*PREFIXES, length - 1) if prefix < length]
+    return prefixes, torch.stack([torch.cat([ids[:k], others[k:]]) for k in prefixes])
+
+
+def _logits_of_rows(
+    read: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor
+) -> tuple[torch.Tensor, bool]:
+    """The logits of all rows, and whether the model reads them at once."""
+    try:
+        return read(rows), True
+    except RuntimeError:  # of a model that reads single rows only
+        return torch.cat([read(row[None]) for row in rows]), False
+
+
+def _check_causal(logits: torch.Tensor, prefixes: list[int], name: str, tolerance: float) -> None:
+    # Quantised activations, of the larger tolerance, share a scale with those of other tokens.
+    for prefix, row in zip(prefixes, logits, strict=True):
+        if not are_close(row[:prefix], logits[0, :prefix], tolerance):
+            raise ValueError(
+                f"The model {name} looks at the tokens behind the one that it predicts, "
+                "as masked language models and encoders do; a causal language model is needed."
+            )
+
+
+def _check_deterministic(
+    read: Callable[[torch.Tensor], torch.Tensor], row: torch.Tensor, name: str, tolerance: float
+) -> None:
+    if not are_close(read(row), read(row), tolerance):
+        raise ValueError(
+            f"The model {name} gives other logits for the same ids at each call, as "
+            "Reformer does without hash_seed; a perplexity would be random."
+        )
+
+
+def check_shape(logits: torch.Tensor, inputs: torch.Tensor, name: str, num_embeddings: int) -> None:
+    """Raises ValueError for logits that are not (B, T, V) for input ids (B, T)."""
+    found, expected = tuple(logits.shape), tuple(inputs.shape)
+    if logits.dim() == 3 and found[0] == expected[0] and found[1] > expected[1]:
+        raise ValueError(
+            f"The model {name} returned logits for {found[1]} positions of {expected[1]} "
+            "input ids: it puts virtual tokens in front, as prompt tuning does, which is not "
+            "supported. Score the model without them, or pass its logits as predictions."
+        )
+    if logits.dim() != 3 or found[:2] != expected:
+        raise ValueError(
+            f"The model {name} returned logits of shape {found} for input ids of shape "
+            f"{expected}; a causal language model is needed."
+        )
+    if 2 * found[2] < num_embeddings:  # some have a few rows fewer than embeddings
+        raise ValueError(
+            f"The model {name} returned {found[2]} scores for each token, but reads "
+            f"{num_embeddings} ids: it classifies tokens. A causal language model is needed."
+        )
+
+
+def dtype_of(model: nn.Module) -> str:
+    """The dtype of the parameters, such as "bfloat16"; "none" without any."""
+    if next(model.parameters(), None) is None:
+        return "none"
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _is_quantised(model: nn.Module) -> bool:
+    packed = any(callable(getattr(module, "weight", None)) for module in model.modules())
+    return packed or quantization_name(model.config) is not None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the model: tensor parallelism, FSDP or ZeRO-3."""
+    parts = (is_dtensor(p) or hasattr(p, "ds_id") for p in model.parameters())
+    # FSDP 2 has plain parameters for a while after a forward pass.
+    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    tensor_parallel = (getattr(model, "_tp_size", None) or 1) > 1  # transformers' own
+    return tensor_parallel or any(parts) or bool(kinds & {"FullyShardedDataParallel", "FSDPModule"})
+
+
+def probed_state(model: nn.Module) -> tuple:
+    """What the findings depend on: the dtype, the configuration, the embeddings, and the output
+    layer with the modules around it, their `forward` and their hooks."""
+    head = stated_output_layer(model)
+    embeddings = model.get_input_embeddings()
+    return (
+        dtype_of(model),
+        repr(model.config.to_dict()),
+        [(id(end), type(end), weight_shape(end)) for end in (embeddings, head)],
+        [_call_of(module) for module in _path_to(model, head)],
+    )
+
+
+def weight_shape(layer: nn.Module | None) -> tuple[int, ...] | None:
+    """The shape of a layer's weight; None without one."""
+    weight = getattr(layer, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, torch.Tensor) else None
+
+
+def _path_to(model: nn.Module, layer: nn.Module | None) -> list[nn.Module]:
+    """The modules on the way from the model to one of its layers, both included."""
+    names = (name for name, module in model.named_modules() if module is layer)
+    parts = next(names, "").split(".")
+    paths = (".".join(parts[:depth]) for depth in range(len(parts) + 1))
+    return [model.get_submodule(path) for path in paths]
+
+
+def _call_of(module: nn.Module) -> tuple:
+    """What runs when the module is called."""
+    # Cohere's forward, for one, has the scale of its logits from an attribute.
+    numbers = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, (int, float, str)) and name != "training"
+    }
+    return (
+        id(module),
+        type(module).forward,
+        vars(module).get("forward"),
+        tuple(module._forward_hooks.items()),
+        tuple(module._forward_pre_hooks.items()),
+        bool(_has_any_global_hook()),
+        numbers,
+    )
