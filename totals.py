@@ -50,6 +50,12 @@ class NllTotals:
             num_sequences=int(counted.sum()),
         )
 
+    @classmethod
+    def of(cls, numbers: Iterable[float]) -> "NllTotals":
+        """Totals from a row of their fields, or from a sum of rows, whose counts may be floats."""
+        kinds = map(type, astuple(cls()))
+        return cls(*(kind(number) for kind, number in zip(kinds, numbers, strict=True)))
+
     def __add__(self, other: "NllTotals") -> "NllTotals":
         if not isinstance(other, NllTotals):
             return NotImplemented
@@ -151,12 +157,9 @@ class Run:
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> "Run":
-        """The run of a row of `numbers`, or of a sum of rows, in which counts may be floats."""
-        kinds = map(type, cls().numbers())
-        *totals, num_batches, num_sequences = (
-            kind(number) for kind, number in zip(kinds, numbers, strict=True)
-        )
-        return cls(NllTotals(*totals), num_batches, num_sequences)
+        """The run of a row of `numbers`, or of a sum of rows, whose counts may be floats."""
+        *totals, num_batches, num_sequences = numbers
+        return cls(NllTotals.of(totals), int(num_batches), int(num_sequences))
 
 
 @dataclass(frozen=True)
