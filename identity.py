@@ -1,12 +1,14 @@
-"""What tells two models, or two tokenizers, of one name apart: short hashes for the signature.
+"""Short hashes for the signature, which tell models or tokenizers of the same name apart.
 
-Cheap enough for every call: a few numbers of each weight, and a tokenizer's rules once. So a
-training step, another checkpoint or another quantisation shows; one changed number may not.
+Cheap enough for every call: they read a few numbers of each weight, and a tokenizer's rules once.
+A training step, another checkpoint or another quantisation shows; one changed number may not.
 """
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,26 +17,27 @@ from torch.nn.parameter import is_lazy
 
 from .tensors import is_dtensor, to_host
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NUMBERS_OF_A_WEIGHT = 16
 DIGITS = 8
-# Of a configuration, what changes no number.
+# Entries of a configuration that change no number.
 NAMES = ("_name_or_path", "transformers_version", "architectures")
 
 # Tokenizer -> (what may change in it, its hash): one of 150,000 tokens takes a second to write.
 _TOKENIZERS: WeakKeyDictionary = WeakKeyDictionary()
 
 
-def weights_id(model: nn.Module) -> str:
-    """Of the configuration and of the names, shapes and some numbers of all weights.
+def weights_id(model: "PreTrainedModel") -> str:
+    """Hash of the configuration and of the names, shapes and some numbers of all weights.
 
     The same on every machine and device. Weights that accelerate has offloaded, or that are
     sharded, count by name and shape.
     """
     config = {k: v for k, v in model.config.to_dict().items() if k not in NAMES}
-    names, samples = (
-        [repr(sorted(config.items())), repr(getattr(model, "active_adapters", None))],
-        [],
-    )
+    names = [repr(sorted(config.items())), repr(getattr(model, "active_adapters", None))]
+    samples = []
     for name, tensor in _weights(model):
         names.append(f"{name} {None if is_lazy(tensor) else tensor.shape}")
         samples += _samples(tensor)
@@ -45,23 +48,28 @@ def weights_id(model: nn.Module) -> str:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, the buffers that are stored with them, as those of GPTQ and AWQ are, and the
-    packed weights of torch's own quantised layers."""
+    """Name and tensor of each weight.
+
+    These are the parameters, the buffers that are stored with them (GPTQ, AWQ), and the packed
+    weights of torch's own quantised layers, which `layer.weight()` returns.
+    """
     yield from model.named_parameters()
     for prefix, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 yield f"{prefix}.{name}", buffer
-        if callable(packed := getattr(module, "weight", None)):
+        packed = getattr(module, "weight", None)
+        if isinstance(packed, (MethodType, nn.Module)):
             yield f"{prefix}.weight", packed()
 
 
 def _samples(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Some numbers of a tensor as bytes, evenly spaced; none where they are not to be had."""
-    if is_dtensor(tensor) or is_lazy(tensor):  # of a DTensor each process holds other numbers
+    """Some numbers of a tensor as bytes, evenly spaced; none if they cannot be read."""
+    if is_dtensor(tensor) or is_lazy(tensor):  # each process has other numbers of a DTensor
         return []
-    if hasattr(tensor, "__tensor_flatten__"):  # torchao's, which consist of tensors
-        names, _ = tensor.__tensor_flatten__()
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is not None:  # torchao's tensors consist of tensors
+        names, _ = flatten()
         return [sample for name in names for sample in _samples(getattr(tensor, name))]
     if tensor.is_quantized:
         return _samples(tensor.int_repr())
@@ -70,13 +78,13 @@ def _samples(tensor: torch.Tensor) -> list[torch.Tensor]:
         return []
     size = tensor.numel()
     places = torch.arange(0, size, max(1, size // NUMBERS_OF_A_WEIGHT), device=tensor.device)
-    # Not of a flat view, which would copy a weight that is transposed.
+    # A flat view would copy a transposed weight.
     found = tensor.detach()[torch.unravel_index(places, tensor.shape)] if tensor.dim() else tensor
     return [found.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)]
 
 
 def tokenizer_id(tokenizer) -> str:
-    """Of the vocabulary, the special tokens and the rules of a tokenizer."""
+    """Hash of the vocabulary, the special tokens and the rules of a tokenizer."""
     rules = getattr(tokenizer, "backend_tokenizer", None)
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
     state = (
@@ -89,7 +97,7 @@ def tokenizer_id(tokenizer) -> str:
     known = _TOKENIZERS.get(tokenizer)
     if known is None or known[0] != state:
         if rules is not None:
-            # Behind the padding and the truncation, which a call of the user may have left.
+            # In front of it stand padding and truncation, which a call of the user may have set.
             whole = rules.to_str().partition('"added_tokens"')[2]
         else:
             whole = repr(
@@ -112,13 +120,12 @@ def quantization_name(config) -> str | None:
 
 
 def files_of(model_id: str, subfolder: str | None) -> tuple:
-    """The directory of a model, and name, size and time of its files; empty for a name on the
-    Hub."""
+    """A model's directory, and name, size and time of its files; empty for a name on the Hub."""
     directory = Path(model_id, subfolder or "")
     try:
         files = [path for path in directory.iterdir() if path.is_file()]
         stats = [(path.name, path.stat()) for path in files]
-    except OSError:  # no directory, or a name too long for one
+    except OSError:  # not a directory, or the name is too long for one
         return ()
     return (
         str(directory.resolve()),

@@ -1,4 +1,4 @@
-"""How far the scoring of texts is: a bar for people, or a function that is told."""
+"""How far the scoring of texts has come: a bar for people, or a function that is told."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ class Progress:
         self._bar.close()
 
     def expect(self, num_tokens: int) -> None:
-        """So many more tokens are to be scored."""
+        """This many more tokens will be scored."""
         self._total += num_tokens
         self._bar.total = self._total
 

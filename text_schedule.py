@@ -3,9 +3,9 @@
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 
-# What a process sorts and packs together: enough for batches of equal length, little enough to
-# stream, and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens. The first
-# portions are smaller, so that a slow model has something to show early.
+# A process sorts and packs this much together: enough for batches of equal length, little enough to
+# stream and to lose when a run is interrupted. 2^18 characters are about 65,000 tokens. The first
+# portions are smaller, because a slow model should show something early.
 TEXTS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 2**18
 CHARACTERS_AT_FIRST = 2**12
@@ -14,8 +14,11 @@ CHARACTERS_AT_FIRST = 2**12
 def portions(
     pairs: Iterator[tuple[str, str | None]], num_processes: int = 1
 ) -> Iterator[list[tuple[str, str | None]]]:
-    """Lists of consecutive pairs: for each process TEXTS_AT_ONCE, or a number of characters that
-    doubles from CHARACTERS_AT_FIRST to CHARACTERS_AT_ONCE."""
+    """Lists of consecutive pairs, each of a size that grows with the number of processes.
+
+    For each process a list holds TEXTS_AT_ONCE pairs, or a number of characters that doubles from
+    CHARACTERS_AT_FIRST to CHARACTERS_AT_ONCE.
+    """
     portion: list[tuple[str, str | None]] = []
     characters, limit = 0, CHARACTERS_AT_FIRST
     for text, context in pairs:
@@ -30,7 +33,7 @@ def portions(
 
 
 def shares(lengths: Sequence[int], num_processes: int) -> list[list[int]]:
-    """Which texts of a portion each process scores: the longest first, to who has least so far.
+    """Which texts of a portion each process scores: the longest first, to the least busy so far.
 
     (Graham, Bounds on multiprocessing timing anomalies, 1969: at most 4/3 of the best makespan.)
     """
@@ -53,8 +56,8 @@ def batches(
 
     Args:
         lengths: tokens of the windows, the longest first.
-        most_tokens: padded tokens of a batch.
-        batch_size: most windows of a batch; None for any number.
+        most_tokens: the most padded tokens in a batch.
+        batch_size: the most windows in a batch; None for any number.
         key: windows whose lengths have different keys do not share a batch.
     """
     first = 0
