@@ -15,6 +15,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/bench_nll.py

@@ -7,6 +7,8 @@ changed number.
 
 import hashlib
 from collections.abc import Iterator
+from types import MethodType
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,6 +16,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .tensors import is_dtensor, to_host
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NUMBERS_OF_A_WEIGHT = 16
 DIGITS = 8
@@ -24,17 +29,15 @@ NAMES = ("_name_or_path", "transformers_version", "architectures")
 _TOKENIZERS: WeakKeyDictionary = WeakKeyDictionary()
 
 
-def weights_id(model: nn.Module) -> str:
+def weights_id(model: "PreTrainedModel") -> str:
     """A hash of the configuration, and of the names, shapes and some numbers of all weights.
 
     It is the same on every machine and device. Offloaded and sharded weights count by name and
     shape only.
     """
     config = {k: v for k, v in model.config.to_dict().items() if k not in NAMES}
-    names, samples = (
-        [repr(sorted(config.items())), repr(getattr(model, "active_adapters", None))],
-        [],
-    )
+    names = [repr(sorted(config.items())), repr(getattr(model, "active_adapters", None))]
+    samples = []
     for name, tensor in _weights(model):
         names.append(f"{name} {None if is_lazy(tensor) else tensor.shape}")
         samples += _samples(tensor)
@@ -45,14 +48,18 @@ def weights_id(model: nn.Module) -> str:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, the buffers that are stored with them, as those of GPTQ and AWQ are, and the
-    packed weights of torch's own quantised layers."""
+    """Name and tensor of each weight.
+
+    These are the parameters, the buffers that are stored with them (GPTQ, AWQ), and the packed
+    weights of torch's own quantised layers, which `layer.weight()` returns.
+    """
     yield from model.named_parameters()
     for prefix, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 yield f"{prefix}.{name}", buffer
-        if callable(packed := getattr(module, "weight", None)):
+        packed = getattr(module, "weight", None)
+        if isinstance(packed, (MethodType, nn.Module)):
             yield f"{prefix}.weight", packed()
 
 
@@ -60,8 +67,9 @@ def _samples(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Some evenly spaced numbers of a tensor as bytes; none where they cannot be read."""
     if is_dtensor(tensor) or is_lazy(tensor):  # each process holds another part of a DTensor
         return []
-    if hasattr(tensor, "__tensor_flatten__"):  # torchao's tensors consist of others
-        names, _ = tensor.__tensor_flatten__()
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is not None:  # torchao's tensors consist of others
+        names, _ = flatten()
         return [sample for name in names for sample in _samples(getattr(tensor, name))]
     if tensor.is_quantized:
         return _samples(tensor.int_repr())

@@ -7,15 +7,19 @@ totals.py a second time, and an `NllTotals` of one copy cannot be added to one o
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from perplexity import Perplexity
 
 SCRIPT = str(Path(__file__).resolve().with_name("perplexity.py"))
 
 
-def load(**options):
+def load(**options) -> "Perplexity":
     """The metric, as `evaluate.load` gives it with these options."""
     import evaluate  # here, so that `cli.py --help` and wrong usage answer at once
 
-    return evaluate.load(SCRIPT, **options)
+    return cast("Perplexity", evaluate.load(SCRIPT, **options))
 
 
 def sibling(name: str) -> ModuleType:

@@ -44,7 +44,10 @@ from .text_score import TextScore
 from .text_scoring import TextScorer, checked_pairs
 from .text_windows import Window
 from .totals import NllTotals, Run
+from .trainer_batches import EvalBatch
+from .trainer_documents import document_lengths
 from .trainer_hooks import TrainerHooks
+from .trainer_outputs import LogitsFinder
 
 _DESCRIPTION = """\
 Perplexity: exp of the mean negative log-likelihood that a language model gives to the tokens of a \

@@ -1,6 +1,6 @@
-"""One table: everything in which other people's perplexities differ from this module's.
+"""One table of everything in which other people's perplexities differ from this module's.
 
-A new preset is one more entry of PRESETS; no other code knows the name of any.
+A new preset is one more entry of PRESETS. No other code knows their names.
 """
 
 import re
@@ -29,12 +29,12 @@ def whole_texts(num_ids: int, window: int, stride: int, first: int) -> Iterator[
 
 
 def recipe(num_ids: int, window: int, stride: int, first: int) -> Iterator[Window]:
-    """Those of the transformers documentation, with its weights."""
+    """The windows of the transformers documentation, with its weights."""
     return recipe_windows(num_ids, window, stride)
 
 
 def second_halves(num_ids: int, window: int, stride: int, first: int) -> Iterator[Window]:
-    """The second half of each chunk, of which llama.cpp wants two.
+    """The second half of each chunk; like llama.cpp, at least two chunks.
 
     Raises:
         ValueError: fewer than two chunks.
@@ -48,10 +48,10 @@ def second_halves(num_ids: int, window: int, stride: int, first: int) -> Iterato
 
 
 def whole_chunks(num_ids: int, window: int, stride: int, first: int) -> Iterator[Window]:
-    """Disjoint chunks, of each of which the first token only conditions.
+    """Disjoint chunks. The first token of each conditions and is not scored.
 
     Raises:
-        ValueError: not one whole chunk.
+        ValueError: fewer tokens than one chunk.
     """
     if num_ids < window:
         raise ValueError(
@@ -62,39 +62,39 @@ def whole_chunks(num_ids: int, window: int, stride: int, first: int) -> Iterator
 
 
 def words(text: str) -> int:
-    """Words between white space."""
+    """The number of words between white space."""
     return len(text.split())
 
 
 def words_of_lm_eval(text: str) -> int:
-    """Words between white space, and an empty one at a blank start or end."""
+    """As `words`, plus an empty word at a blank start and at a blank end."""
     return len(re.split(r"\s+", text))
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What can differ. The defaults are this module's own way."""
+    """Everything that can differ. The defaults are this module's own way."""
 
     # Texts
-    joint: str | None = None  # what joins all texts into one; None leaves each by itself
-    drops_line_end: bool = False  # of the joined text
+    joint: str | None = None  # joins all texts into one; None keeps them apart
+    drops_line_end: bool = False  # drops one line end from the end of the joined text
     takes_contexts: bool = False
     # Special tokens
-    puts_start_token: bool = True  # in front of each text, as add_start_token says
-    start_token_twice: bool = False  # also in front of a text that begins with it
-    start_token_as_tokenizer: bool = False  # only where the tokenizer puts one by itself
-    eos_without_bos: bool = False  # EOS is the start token of a tokenizer that has no BOS
-    tokenizer_adds: bool = False  # the tokenizer's own special tokens, unless a text brings them
-    spelt_tokens_are_text: bool = False  # special tokens that are spelt in a text
+    puts_start_token: bool = True  # before each text, as add_start_token says
+    start_token_twice: bool = False  # also before a text that begins with it
+    start_token_as_tokenizer: bool = False  # only if the tokenizer puts one by itself
+    eos_without_bos: bool = False  # EOS is the start token if the tokenizer has no BOS
+    tokenizer_adds: bool = False  # the tokenizer adds its special tokens, unless the text has them
+    spelt_tokens_are_text: bool = False  # a text that spells a special token means the characters
     # Windows
     windows: Windows = sliding_windows
-    longest_window: int | None = None  # where none is asked for; None: the model's context
-    stride_is_window: bool = False  # else half of the window
+    longest_window: int | None = None  # the default window's bound; None for the model's context
+    stride_is_window: bool = False  # the default stride is the window, not half of it
     starts_each_window: bool = False  # the start token takes the place of a window's first id
     # Counts
-    counts_whole_text: bool = False  # bytes and words of the text, not of its scored part
+    counts_whole_text: bool = False  # counts bytes and words of the unscored part, too
     count_words: Callable[[str], int] = words
-    tokens_are_independent: bool = False  # report the standard error that takes them so
+    tokens_are_independent: bool = False  # also reports a standard error that assumes this
     # Options that change nothing
     without: tuple[str, ...] = ()
 

@@ -13,10 +13,10 @@ BACKENDS = ("auto", "torch", "triton")
 
 
 def as_tensor(value, name: str) -> torch.Tensor:
-    """A tensor that shares the memory of `value` where that is possible, cut off from autograd.
+    """A tensor that shares the memory of `value` if it can, cut off from autograd.
 
     Raises:
-        TypeError: strings and other things that are no numbers, or no dense array of them.
+        TypeError: anything but a dense array of numbers.
         ValueError: nested lists of unequal lengths.
     """
     check_kind(value, name)
@@ -47,7 +47,7 @@ def as_tensor(value, name: str) -> torch.Tensor:
 
 
 def _shared(array: np.ndarray) -> torch.Tensor:
-    """A tensor of the same memory, or a copy where torch does not take the array as it is."""
+    """A tensor of the same memory, or a copy if torch does not take the array as it is."""
     if array.dtype.kind == "f" and array.itemsize > 8:  # long double
         array = array.astype(np.float64)
     if not array.dtype.isnative or min(array.strides, default=0) < 0:
@@ -61,7 +61,7 @@ def _shared(array: np.ndarray) -> torch.Tensor:
 
 
 def check_kind(value, name: str) -> None:
-    """Raises TypeError for tensors and arrays that are more, or less, than their numbers."""
+    """Raises TypeError for tensors and arrays that are more or less than dense numbers."""
     if isinstance(value, torch.Tensor):
         problem = _problem_of_tensor(value)
     elif isinstance(value, np.ma.MaskedArray):
@@ -75,7 +75,7 @@ def check_kind(value, name: str) -> None:
 
 
 def is_dtensor(tensor: torch.Tensor) -> bool:
-    """Whether it is spread over processes; by its method, as torch may be built without these."""
+    """Whether it is spread over processes; told by its method, because torch may lack the class."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -97,7 +97,7 @@ def _problem_of_tensor(tensor: torch.Tensor) -> str | None:
 
 
 def _holds(value, kinds: tuple[type, ...]) -> bool:
-    """Whether there is anything of these types in nested lists."""
+    """Whether nested lists hold anything of these types."""
     if not isinstance(value, (list, tuple)):
         return False
     found = set(map(type, value))
@@ -133,20 +133,25 @@ def ignored_ids(ignore_index: int | Sequence[int] | None) -> tuple[int, ...]:
     """
     if ignore_index is None:
         return ()
-    ids = [ignore_index] if np.ndim(ignore_index) == 0 else list(ignore_index)
-    if not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in ids):
-        raise TypeError(
-            f"ignore_index must be an integer, several integers or None, got {ignore_index!r}."
-        )
-    for i in ids:
+    if isinstance(ignore_index, int) or np.ndim(ignore_index) == 0:
+        values = [ignore_index]
+    else:
+        values = ignore_index
+    ids = []
+    for i in values:
+        if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
+            raise TypeError(
+                f"ignore_index must be an integer, several integers or None, got {ignore_index!r}."
+            )
         if not -(2**63) <= i < 2**63:
             raise ValueError(f"ignore_index must fit into 64 bits, got {i}.")
-    return tuple(int(i) for i in ids)
+        ids.append(int(i))
+    return tuple(ids)
 
 
 def is_scored(targets: torch.Tensor, ignore_index: int | Sequence[int] | None) -> torch.Tensor:
-    """Bool tensor, True where the target is none of the ignored ids."""
-    # subtle: compared with a narrower type, such as uint8, an id would wrap around to another.
+    """Bool tensor, True where the target is not an ignored id."""
+    # subtle: compared in a narrower type, such as uint8, an id would wrap around to another.
     targets = targets.to(torch.int64)
     scored = torch.ones_like(targets, dtype=torch.bool)
     for ignored_id in ignored_ids(ignore_index):
@@ -155,7 +160,7 @@ def is_scored(targets: torch.Tensor, ignore_index: int | Sequence[int] | None) -
 
 
 def reduction_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """torch.float32 or torch.float64, from its name or itself.
+    """torch.float32 or torch.float64, given as itself or by name.
 
     Raises:
         ValueError: any other dtype.
@@ -173,17 +178,17 @@ def check_backend(backend: str) -> None:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on `device`, where a copy does not wait for work that is under way.
+    """The tensor on `device`; a copy from the CPU to CUDA does not wait for the work under way.
 
-    CUDA has taken a copy of the host's memory when it returns, so that this is safe there, in this
-    direction. (CUDA Runtime API, "API synchronization behavior".)
+    This is safe in this direction: CUDA has read the host's memory when the call returns. (CUDA
+    Runtime API, "API synchronization behavior".)
     """
     not_waiting = device.type == "cuda" and tensor.device.type == "cpu"
     return tensor.to(device, non_blocking=not_waiting)
 
 
 def to_host(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors on the CPU, by one copy from each device: every copy waits for the device."""
+    """The tensors on the CPU, in one copy from each device, because every copy waits for it."""
     on_host = list(tensors)
     for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
         here = [i for i, tensor in enumerate(tensors) if tensor.device == device]
@@ -196,7 +201,7 @@ def in_one_copy(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Tensors of one device, of any shapes and dtypes, on the CPU."""
     parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
     copied = torch.cat(parts).cpu().split([len(part) for part in parts])
-    # Cloned, because a view of another dtype has to begin at a multiple of its size.
+    # Cloned, because a view of another dtype must begin at a multiple of its size.
     return [
         part.clone().view(tensor.dtype).view(tensor.shape)
         for part, tensor in zip(copied, tensors, strict=True)

@@ -1,9 +1,9 @@
-"""The texts in files and on the standard input, one at a time; what is no text is refused.
+"""Files and the standard input -> texts, one at a time. Files that do not hold text are refused.
 
-A text comes as it is in the file: no character is changed, and no string of a table is taken for a
-number, a date or a missing value. A byte order mark at the start of a file is no part of it. NUL
-is refused in plain text, CSV and TSV, where it is a sign of binary data; in JSON, which spells it
-"\\u0000", and in Parquet it is a character of the text.
+A text comes as it is in the file: no character changes, and no string of a table becomes a number,
+a date or a missing value. A byte order mark at the start of a file is not part of the text. NUL is
+a sign of binary data in plain text, CSV and TSV, and is refused there; in JSON, which spells it
+"\\u0000", and in Parquet it is a character like others.
 """
 
 import bz2
@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-# Bytes that are read at once, of files whose lines may be of any length.
+# Bytes read at once, because a line may be of any length.
 CHUNK = 1 << 20
 
-# Archives, documents and other tables. Most are no UTF-8, but some would pass for one plain text.
+# Archives, documents and other tables. Most are not UTF-8, but some would pass for plain text.
 REFUSED = {
     ".7z", ".arrow", ".avro", ".br", ".db", ".doc", ".docx", ".epub", ".feather", ".h5", ".hdf5",
     ".lz4", ".npy", ".npz", ".ods", ".odt", ".orc", ".pdf", ".pickle",
@@ -35,17 +35,17 @@ REFUSED = {
 
 
 def read_texts(files: list[str], lines: bool, column: str) -> Iterator[str]:
-    """The texts of the files, one after another; nothing is read before it is needed.
+    """The texts of the files, one after another. Nothing is read before it is needed.
 
     Args:
-        files: their names; "-", or no name at all, is the standard input.
-        lines: each line of a file that is no table is a text. It ends at a newline and nowhere
-            else; a carriage return directly before the newline is no part of it.
-        column: where the texts of a table are. A row of JSON that is a string is a text itself.
+        files: their names; "-", or an empty list, is the standard input.
+        lines: each line of a plain-text file is a text. It ends at a newline and nowhere else; a
+            carriage return directly before the newline is not part of it.
+        column: the column of a table that holds the texts. A JSON row may also be the text itself.
 
     Raises:
-        ValueError: at once, a file of a kind that is not read; while reading, whatever is not as
-            it should be, with the name of the file and the place in it.
+        ValueError: at once, a kind of file that is not supported; while reading, data that is not
+            what it should be, with the name of the file and the place in it.
         OSError: while reading, a file that cannot be opened.
     """
     sources = [(name, *_opener_and_reader(name, lines, column)) for name in files or ["-"]]
@@ -53,12 +53,12 @@ def read_texts(files: list[str], lines: bool, column: str) -> Iterator[str]:
 
 
 def _opener_and_reader(name: str, lines: bool, column: str) -> tuple[Callable, Callable]:
-    """By its suffixes: how to open a file, and how to get the texts of it."""
+    """How to open a file and how to get its texts, by its suffixes."""
     suffix = Path(name).suffix.lower()
     opener = OPENERS.get(suffix, open)
     if suffix in OPENERS:
         suffix = Path(Path(name).stem).suffix.lower()
-    # Parquet is read in pieces, from its end: not through a compression of the whole.
+    # Parquet is read in pieces, from its end, which a compressed file does not allow.
     if suffix in REFUSED or (suffix == ".parquet" and opener is not open):
         raise ValueError(
             f"{name} is of a kind that is not read. Unpack it, or convert it to plain text, "
@@ -70,6 +70,7 @@ def _opener_and_reader(name: str, lines: bool, column: str) -> tuple[Callable, C
 
 
 def _read(name: str, opener: Callable, reader: Callable) -> Iterator[str]:
+    """The texts of one file; an error says which file cannot be read."""
     if name == "-":
         yield from reader("standard input", sys.stdin.buffer)
         return
@@ -90,9 +91,6 @@ OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".lzma": lzma.o
 OPENERS[".zst"] = _open_zstd
 
 
-# --- plain text -----------------------------------------------------------------------------------
-
-
 def _read_whole(name: str, file: BinaryIO) -> Iterator[str]:
     text = _without_nul(_decoded(file.read().removeprefix(codecs.BOM_UTF8), name), name)
     _warn_of_json_lines(text, name)
@@ -107,7 +105,7 @@ def _read_lines(name: str, file: BinaryIO) -> Iterator[str]:
 
 
 def _lines(name: str, file: BinaryIO) -> Iterator[str]:
-    """The lines, with their ends. Text files of Python would end one at a lone "\\r", too."""
+    """The lines, with their ends. Python's text files would also end one at a lone "\\r"."""
     for number, line in enumerate(file, 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -129,16 +127,13 @@ def _without_nul(text: str, place: str) -> str:
 
 
 def _warn_of_json_lines(text: str, name: str) -> None:
-    """A table without the suffix of one may be plain text on purpose: a warning, no error."""
+    """A warning, not an error: JSON Lines under another suffix may be meant as plain text."""
     if text.startswith('{"'):
         print(
             f"warning: {name} looks like JSON Lines and is scored as plain text; name it .jsonl to "
             "read it as a table",
             file=sys.stderr,
         )
-
-
-# --- tables ---------------------------------------------------------------------------------------
 
 
 def _read_csv(name: str, file: BinaryIO, column: str, delimiter: str = ",") -> Iterator[str]:
@@ -162,7 +157,8 @@ def _read_csv(name: str, file: BinaryIO, column: str, delimiter: str = ",") -> I
                 yield row[header.index(column)]
             number += 1
     except csv.Error as error:
-        stray = "new-line character seen" in str(error)  # the rest of which is for programmers
+        # Python's message for a stray carriage return is for programmers.
+        stray = "new-line character seen" in str(error)
         reason = "a carriage return outside quotes, which is no line end" if stray else error
         raise ValueError(f"{place()} is no CSV: {reason}.") from error
 
@@ -172,7 +168,7 @@ def _read_parquet(name: str, file: BinaryIO, column: str) -> Iterator[str]:
     from pyarrow import parquet
 
     try:
-        # Without a buffer, the column of a whole row group is read at once.
+        # Without a buffer, pyarrow reads the column of a whole row group at once.
         table = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
         _check_column(name, column, table.schema_arrow.names)
         batches = table.iter_batches(batch_size=64, columns=[column])
@@ -201,11 +197,9 @@ def _checked_text(name: str, column: str, number: int, value) -> str:
     return value
 
 
-# --- JSON -----------------------------------------------------------------------------------------
-
 BLANK = re.compile(r"[ \t\r\n]*")
 
-# JSON that is cut within a token is wrong at most this far before the cut, unless in a string.
+# A parser stops at most this far before the end of JSON that is cut off, unless within a string.
 LONGEST_TOKEN = len(r"\ud83d\udf89")
 
 
@@ -229,7 +223,7 @@ def _read_json(name: str, file: BinaryIO, column: str) -> Iterator[str]:
 
 
 def _json_values(name: str, file: BinaryIO, to_row: Callable[[list], dict]) -> Iterator:
-    """The items of a list, or values one after another, as in JSON Lines."""
+    """The items of a list, or values one after another as in JSON Lines."""
     decode = json.JSONDecoder(object_pairs_hook=to_row).raw_decode
     unread, number = _Unread(name, file), 0
     is_list = unread.next_character() == "["
@@ -262,7 +256,7 @@ def _json_value(unread: "_Unread", number: int, decode: Callable):
 
 
 def _may_be_cut(error: Exception, text: str) -> bool:
-    """Whether the text may be right as far as it goes."""
+    """Whether the text may be valid JSON that only ends too early."""
     return isinstance(error, json.JSONDecodeError) and (
         error.msg.startswith("Unterminated string") or error.pos > len(text) - LONGEST_TOKEN
     )
@@ -278,9 +272,11 @@ class _Unread:
         self._first_line = 1
 
     def next_character(self) -> str:
-        """The one that `at` is moved to, behind blanks; "" at the end of the file."""
+        """Move `at` behind blanks; return the character there, or "" at the end of the file."""
         while True:
-            self.at = BLANK.match(self.text, self.at).end()
+            blank = BLANK.match(self.text, self.at)
+            assert blank is not None  # it matches an empty string, too
+            self.at = blank.end()
             if self.at < len(self.text) or not self.read_more():
                 return self.text[self.at : self.at + 1]
 
@@ -290,12 +286,12 @@ class _Unread:
         return ValueError(f"{self._name}: row {number} (line {line}) is no JSON: {reason}.")
 
     def line_of(self, position: int) -> int:
-        """The line of the file, counted from 1, that a position in `text` is in."""
+        """The line of the file, from 1, that holds a position in `text`."""
         return self._first_line + self.text.count("\n", 0, position)
 
     def read_more(self) -> bool:
-        """Add to the text; False at the end of the file."""
-        # Twice as much each time, so that a long value is not parsed again and again.
+        """Read more of the file into `text`; False at its end."""
+        # Twice as much each time, or a long value would be parsed again and again.
         data = self._file.read(CHUNK + len(self.text) - self.at)
         try:
             more = self._decode(data, final=not data)

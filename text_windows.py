@@ -1,7 +1,7 @@
-"""Token ids -> windows of a model's context, and the ids that each window scores.
+"""Number of token ids -> windows, and the ids that each window scores.
 
-Counting only: no model, no torch. A window is a span of a text's ids. The model reads all of it but
-the last id, and predicts each next id; scored are the ids from `first` on, each given what stands
+Counting only: no model, no torch. A window is a span of a text's ids. The model reads all of them
+but the last and predicts each next id. The ids from `first` on are scored, each given the ids
 before it in the window.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Window:
-    """ids[start:stop] of a text, of which ids[first:stop] are scored; start < first < stop."""
+    """ids[start:stop] of a text; ids[first:stop] are scored. start < first < stop."""
 
     start: int
     stop: int
@@ -25,17 +25,17 @@ class Window:
 
 
 def sliding_windows(num_ids: int, context: int, stride: int, first: int = 1) -> Iterator[Window]:
-    """Every id from `first` on, scored exactly once, with as much context as the model can read.
+    """Windows that score every id from `first` on exactly once, with a full context if possible.
 
-    The first window scores what fits; each later one moves on by `stride` ids, and the last ends
-    with the text, so that all but the first have a full context. With stride == context the windows
-    have one id of context in common, as in lm-eval's loglikelihood_rolling.
+    The first window scores all that fits. Each later one moves on by `stride` ids, and the last
+    ends with the text, so all but the first read a full context. With stride == context, neighbours
+    share one id, as in lm-eval's loglikelihood_rolling.
 
     Args:
         num_ids: ids of the text, start token and prompt included.
-        context: most ids that the model reads at once.
-        stride: how many ids a window scores beyond the last, 1 to `context`.
-        first: the first id that is scored; ids before it only condition. At least 1.
+        context: the most ids that the model reads at once.
+        stride: how many ids each window after the first scores, 1 to `context`.
+        first: the first scored id, at least 1. The ids before it only condition.
     """
     check_window(context, stride)
     size = context + 1
@@ -46,12 +46,12 @@ def sliding_windows(num_ids: int, context: int, stride: int, first: int = 1) -> 
 
 
 def recipe_windows(num_ids: int, context: int, stride: int) -> Iterator[Window]:
-    """The sliding-window recipe of the transformers documentation, its weights included.
+    """The sliding-window recipe of the transformers documentation, with its weights.
 
-    Windows begin at multiples of `stride` and hold `context` ids. Each window's mean nll is counted
-    with one token fewer than the ids that are new in it. The first window's own first id is not
-    predicted, so there this is right; in later windows that overlap it is one too few, which a
-    weight below 1 reproduces (https://huggingface.co/docs/transformers/perplexity).
+    Windows begin at multiples of `stride` and hold `context` ids. The recipe weighs a window's mean
+    nll by the number of its new ids minus one. That is right for the first window, whose first id
+    is not predicted. In a later window that overlaps it is one too few, which a weight below 1
+    reproduces (https://huggingface.co/docs/transformers/perplexity).
     """
     check_window(context, stride)
     previous = 0
@@ -66,9 +66,9 @@ def recipe_windows(num_ids: int, context: int, stride: int) -> Iterator[Window]:
 
 
 def chunk_windows(num_ids: int, context: int, first: int) -> Iterator[Window]:
-    """Disjoint chunks of `context` ids, each scored from its id number `first` (1 or more) on.
+    """Disjoint chunks of `context` ids. Each scores its ids from number `first` (1 or more) on.
 
-    An incomplete last chunk is left out.
+    An incomplete last chunk is dropped.
     """
     if first >= context:
         raise ValueError(
@@ -79,7 +79,7 @@ def chunk_windows(num_ids: int, context: int, first: int) -> Iterator[Window]:
 
 
 def check_window(context: int, stride: int) -> None:
-    """Raises ValueError unless 1 <= stride <= context and there is room for context at all."""
+    """Raises ValueError unless 1 <= stride <= context."""
     if context < 1:
         raise ValueError(f"window must be at least 1 token, got {context}.")
     if not 1 <= stride <= context:

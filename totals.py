@@ -1,7 +1,7 @@
-"""The sums from which a corpus perplexity and its error bar follow; nothing of torch or evaluate.
+"""Sums -> corpus perplexity and its error bar. Knows nothing of torch or evaluate.
 
 A run of any length is seven numbers. They merge by addition, so batches, processes and machines
-may be added up in any order and the exponential is taken once, at the end.
+add up in any order. The exponential is taken once, at the end.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Beyond this many degrees of freedom Student's t has the first six digits of the normal quantile.
 MOST_DEGREES = 1e6
@@ -33,7 +34,7 @@ class NllTotals:
 
     @classmethod
     def from_sequences(
-        cls, nll_sums: Sequence[float], weight_sums: Sequence[float], num_tokens: int
+        cls, nll_sums: ArrayLike, weight_sums: ArrayLike, num_tokens: int
     ) -> "NllTotals":
         """Totals of a batch, from S_d and W_d of its sequences, both of shape (batch,)."""
         nll_sums = np.asarray(nll_sums, dtype=np.float64)
@@ -49,6 +50,12 @@ class NllTotals:
             num_tokens=int(num_tokens),
             num_sequences=int(counted.sum()),
         )
+
+    @classmethod
+    def of(cls, numbers: Iterable[float]) -> "NllTotals":
+        """Totals from a row of their fields, or from a sum of rows, whose counts may be floats."""
+        kinds = map(type, astuple(cls()))
+        return cls(*(kind(number) for kind, number in zip(kinds, numbers, strict=True)))
 
     def __add__(self, other: "NllTotals") -> "NllTotals":
         if not isinstance(other, NllTotals):
@@ -91,7 +98,7 @@ class NllTotals:
 
     @property
     def effective_sequences(self) -> float:
-        """(sum W_d)^2 / sum W_d^2: as many sequences of equal weight vary as much; 0 for none.
+        """(sum W_d)^2 / sum W_d^2: this many sequences of equal weight vary as much; 0 for none.
 
         (Kish, Survey Sampling, 1965, section 8.2.)
         """
@@ -115,7 +122,7 @@ class NllTotals:
         return _exp(self.mean_nll - margin), _exp(self.mean_nll + margin)
 
     def result(self) -> dict[str, float | int]:
-        """What a user gets of it, as plain numbers."""
+        """The result that users get, as plain numbers."""
         ci_low, ci_high = self.perplexity_interval
         return {
             "perplexity": self.perplexity,
@@ -130,7 +137,7 @@ class NllTotals:
 
 @dataclass(frozen=True)
 class Run:
-    """What was accumulated: totals, and of how much. Runs merge by addition."""
+    """Accumulated totals, and how many batches and sequences they hold. Runs merge by addition."""
 
     totals: NllTotals = NllTotals()
     num_batches: int = 0  # tells an empty run from one in which nothing was scored
@@ -146,32 +153,29 @@ class Run:
         )
 
     def numbers(self) -> list[float | int]:
-        """All of it in one row, as it crosses processes."""
+        """All fields in one row, as it crosses processes."""
         return [*astuple(self.totals), self.num_batches, self.num_sequences]
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> "Run":
-        """The run of a row of `numbers`, or of a sum of rows, in which counts may be floats."""
-        kinds = map(type, cls().numbers())
-        *totals, num_batches, num_sequences = (
-            kind(number) for kind, number in zip(kinds, numbers, strict=True)
-        )
-        return cls(NllTotals(*totals), num_batches, num_sequences)
+        """The run of a row of `numbers`, or of a sum of rows, whose counts may be floats."""
+        *totals, num_batches, num_sequences = numbers
+        return cls(NllTotals.of(totals), int(num_batches), int(num_sequences))
 
 
 @dataclass(frozen=True)
 class TextSums:
-    """The sums of one text; those of any number of texts give the result of all of them."""
+    """The sums of one text. `text_result` makes the result of a corpus from those of its texts."""
 
     nll_sum: float  # nats, weighted
     weight_sum: float  # the number of scored tokens, except under weights
-    unweighted_nll_sum: float  # nats; a byte has no weight
+    unweighted_nll_sum: float  # nats; for bits per byte, because bytes have no weights
     token_nll_sq_sum: float  # nats^2, of single tokens, unweighted
     num_tokens: int
     num_bytes: int  # UTF-8, of the scored text
     num_words: int  # of the scored text
     truncated: bool  # whether tokens were cut off
-    context_truncated: bool  # whether the first scored token does not see all of the context
+    context_truncated: bool  # whether the first scored token sees only a part of its context
 
     @property
     def perplexity(self) -> float:
@@ -183,8 +187,8 @@ def text_result(texts: Iterable[TextSums]) -> dict[str, float | int | list[float
     """The result of a corpus of texts, from the sums of each.
 
     bits_per_byte = nll_sum / ln 2 / bytes, byte_perplexity = exp(nll_sum / bytes) and
-    word_perplexity = exp(nll_sum / words) are over all texts; perplexities holds one of each text,
-    and mean_perplexity is their mean, without those of texts in which nothing was scored.
+    word_perplexity = exp(nll_sum / words) are over all texts. perplexities holds one for each text;
+    mean_perplexity is their mean, without the texts in which nothing was scored.
     """
     texts = list(texts)
     totals = NllTotals.from_sequences(
@@ -214,10 +218,10 @@ def text_result(texts: Iterable[TextSums]) -> dict[str, float | int | list[float
 
 
 def token_standard_error(texts: Iterable[TextSums]) -> float:
-    """Standard error of the perplexity with tokens as independent, as llama.cpp prints it.
+    """Standard error of the perplexity as llama.cpp prints it, which takes tokens as independent.
 
-    perplexity sqrt((E[nll^2] - E[nll]^2) / (n - 1)) over n tokens; NaN for fewer than two. The
-    tokens of a text are not independent, so that it is too small.
+    perplexity sqrt((E[nll^2] - E[nll]^2) / (n - 1)) over n tokens; NaN for fewer than two. It is
+    too small, because the tokens of a text are not independent.
     (tools/perplexity/perplexity.cpp in ggml-org/llama.cpp.)
     """
     texts = list(texts)
@@ -233,7 +237,7 @@ def student_t_95(degrees: float) -> float:
     """Two-sided 95% quantile of Student's t; NaN below 1 degree of freedom, fractions allowed.
 
     With t = sqrt(degrees) tan(angle), P(|T| < t) = 2 c integral_0^angle cos(x)^(degrees-1) dx and
-    c = Gamma((degrees+1)/2) / (Gamma(degrees/2) sqrt(pi)). The integrand is smooth, so that 32
+    c = Gamma((degrees+1)/2) / (Gamma(degrees/2) sqrt(pi)). The integrand is smooth, so 32
     Gauss-Legendre nodes give 9 digits.
     """
     if not degrees > 1 - 1e-9:  # two equal weights give 1 or, by rounding, a hair less

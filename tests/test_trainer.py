@@ -43,9 +43,6 @@ def test_trainer_reports_the_corpus_perplexity(evaluations, setting, model):
             assert value == pytest.approx(expected, rel=2e-5), batch_size
 
 
-# --- the two functions by themselves --------------------------------------------------------------
-
-
 def hooks(**options):
     found = load().trainer_hooks(**options)
     assert set(found) == {"preprocess_logits_for_metrics", "compute_metrics"}
@@ -365,9 +362,6 @@ def test_rows_that_are_no_examples(monkeypatch, num_examples, remainder, process
     with pytest.warns(UserWarning, match="per_device_eval_batch_size=1"):
         result = compute_metrics(as_prediction(torch.cat([full, rows])))
     assert math.isnan(result["perplexity"])
-
-
-# --- several documents in one row -----------------------------------------------------------------
 
 
 def flattened(
