@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .nll import Reduction, launch
-from .nll_outputs import TokenStats
+from .nll_outputs import OUT_OF_RANGE, TokenStats
+from .nll_product import Product
+from .nll_tiles import product_nll
 from .nll_transform import LogitTransform
-from .tensors import IGNORE_INDEX, as_tensor, check_types, is_scored
+from .tensors import IGNORE_INDEX, as_tensor, check_backend, check_types, is_scored, reduction_dtype
 
 # Elements of the buffer. On a CPU, 32 MB of float32: more gains nothing. Elsewhere, just below 256
 # MiB, which at the largest vocabularies are still rows enough to keep the matrix units busy.
@@ -22,8 +24,8 @@ LOGITS_ELSEWHERE = 2**26 - 2**20
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Rows that fill the tiles of a matrix product on a GPU.
 ROWS_OF_TILE = 128
-# Elements of a weight that are turned into float32 at once: 16 MB.
-UPCAST_AT_ONCE = 2**22
+# Rows whose hidden states are gathered at once where the product is made in tiles.
+TILED_AT_ONCE = 2048
 
 
 def linear_token_nll(
@@ -90,12 +92,11 @@ def linear_token_nll(
     with torch.no_grad():
         scored = is_scored(targets, ignore_index)
         positions = scored.flatten().nonzero().squeeze(1)
-        buffer = LogitsBuffer()
         found = launch_rows(
             hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None],
             positions.to(hidden.device),
             targets.flatten()[positions],
-            lambda rows: buffer.product(rows, weight, bias),
+            Product(weight, bias),
             len(weight),
             transform=transform,
             dtype=dtype,
@@ -132,6 +133,10 @@ def launch_rows(
     Raises:
         ValueError: as `nll.launch`.
     """
+    check_backend(backend)
+    on_cpu = rows.device.type == "cpu" and backend != "triton"
+    if isinstance(to_logits, Product) and on_cpu and not with_all:
+        return _launch_tiles(rows, positions, targets, to_logits, transform, dtype)
     options = {"transform": transform, "dtype": dtype, "backend": backend}
     options |= {"with_all": with_all, "top_k": top_k}
     at_once = rows_at_once(vocab_size, rows.device)
@@ -146,44 +151,28 @@ def launch_rows(
     return Reduction(stats, faults, targets, scored, vocab_size)
 
 
-class LogitsBuffer:
-    """The memory through which the logits of an output layer pass, part after part."""
-
-    def __init__(self):
-        self._logits: torch.Tensor | None = None
-        self._weight: torch.Tensor | None = None  # a part of it, in float32
-
-    def product(
-        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Logits (n, V) = hidden (n, H) weight^T + bias; the next product overwrites them.
-
-        They are float32, or float64 for float64 weights; n is at most `rows_at_once`.
-        """
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        size = len(hidden) * len(weight)
-        # Kept, because allocating 32 MB for each product costs a CPU about as much as the product.
-        self._logits = _memory(self._logits, size, dtype, hidden.device)
-        logits = self._logits[:size].view(len(hidden), len(weight))
-        if hidden.dtype == weight.dtype == dtype:
-            torch.mm(hidden, weight.t(), out=logits)
-        elif hidden.dtype == weight.dtype and _keeps_float32(hidden.device):
-            torch.mm(hidden, weight.t(), dtype, out=logits)
-        else:
-            self._upcast_product(hidden.to(dtype), weight, logits)
-        return logits if bias is None else logits.add_(bias)
-
-    def _upcast_product(
-        self, hidden: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor
-    ) -> None:
-        """The product where it cannot be had in float32 from the types that there are."""
-        at_once = max(1, UPCAST_AT_ONCE // max(1, weight.shape[1]))
-        size = min(at_once, len(weight)) * weight.shape[1]
-        self._weight = _memory(self._weight, size, logits.dtype, weight.device)
-        for first in range(0, len(weight), at_once):
-            part = weight[first : first + at_once]
-            upcast = self._weight[: part.numel()].view(part.shape).copy_(part)
-            torch.mm(hidden, upcast.t(), out=logits[:, first : first + len(part)])
+def _launch_tiles(
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    targets: torch.Tensor,
+    product: Product,
+    transform: LogitTransform,
+    dtype: str | torch.dtype,
+) -> Reduction:
+    vocab_size = len(product.weight)
+    dtype = torch.promote_types(product.dtype, reduction_dtype(dtype))
+    targets = targets.to(torch.int64)
+    nll = torch.empty(len(positions), dtype=dtype, device=rows.device)
+    faults = torch.zeros(1, dtype=torch.int32, device=rows.device)
+    if ((targets < 0) | (targets >= vocab_size)).any():
+        faults.fill_(OUT_OF_RANGE)
+    else:
+        for here in torch.arange(len(positions)).split(TILED_AT_ONCE):
+            hidden = rows[positions[here]]
+            nll[here] = product_nll(hidden, product, targets[here], transform, dtype)
+    return Reduction(
+        TokenStats(nll), faults, targets, torch.ones_like(targets, dtype=torch.bool), vocab_size
+    )
 
 
 def rows_at_once(vocab_size: int, device: torch.device) -> int:
@@ -193,17 +182,3 @@ def rows_at_once(vocab_size: int, device: torch.device) -> int:
         return max(1, LOGITS_ON_CPU // vocab_size)
     num_rows = LOGITS_ELSEWHERE // vocab_size
     return max(1, num_rows - num_rows % ROWS_OF_TILE if num_rows > ROWS_OF_TILE else num_rows)
-
-
-def _memory(
-    kept: torch.Tensor | None, size: int, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    """`kept` if it will do, else new memory."""
-    if kept is not None and (kept.dtype, kept.device) == (dtype, device) and len(kept) >= size:
-        return kept
-    return torch.empty(size, dtype=dtype, device=device)
-
-
-def _keeps_float32(device: torch.device) -> bool:
-    """Whether torch multiplies two matrices of 16 bits into one of 32."""
-    return device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype_out")

@@ -21,7 +21,9 @@ from .identity import weights_id
 from .nll import token_nll, token_stats
 from .nll_linear import linear_token_nll
 from .nll_outputs import TokenStats
+from .nll_product import Product
 from .nll_threads import share
+from .nll_tiles import product_nll
 from .nll_torch import BLOCK_ON_CPU
 from .nll_transform import LogitTransform
 from .nll_triton import why_not

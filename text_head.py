@@ -7,32 +7,33 @@ changes them in another way has no output layer here, and its own logits are use
 
 import logging
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from .nll_linear import LogitsBuffer
+from .nll_product import Product
 from .nll_threads import use_one_thread_after_fork
 from .nll_transform import IDENTITY, LogitTransform, is_positive
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class OutputLayer:
     """A layer of a model, and what the model makes of its output."""
 
-    def __init__(self, layer: nn.Module, transform: LogitTransform):
-        self.layer, self.transform = layer, transform
-        self._buffer = LogitsBuffer()
+    layer: nn.Module
+    transform: LogitTransform
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (n, V), before the transform, of hidden states (n, H); the next call overwrites
-        them."""
-        layer = self.layer
-        if _is_plain_product(layer) and layer.weight.dtype == hidden.dtype:
-            return self._buffer.product(hidden, layer.weight, layer.bias)
-        return layer(hidden)
+    def to_logits(self, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What makes logits (n, V), before the transform, of hidden states (n, H) of this dtype;
+        each call may overwrite the logits of the last."""
+        if _is_plain_product(self.layer) and self.layer.weight.dtype == dtype:
+            return Product(self.layer.weight, self.layer.bias)
+        return self.layer
 
 
 def run(

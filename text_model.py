@@ -189,7 +189,7 @@ class LanguageModel:
             source.flatten(0, 1),
             to_device(positions, source.device),
             to_device(targets, source.device),
-            (lambda logits: logits) if head is None else head,
+            (lambda logits: logits) if head is None else head.to_logits(source.dtype),
             self.vocab_size,
             transform=IDENTITY if head is None else head.transform,
             dtype=dtype,
