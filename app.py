@@ -18,16 +18,17 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-try:  # there on a Space with ZeroGPU, and to be imported before torch
-    import spaces
+try:  # on a Space with ZeroGPU only, where it comes before torch
+    import spaces  # pyright: ignore[reportMissingImports]
 except ImportError:
     spaces = None
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
-from gradio.queueing import Queue
-from gradio.server_messages import ProcessCompletedMessage
+from gradio import themes
+from gradio.queueing import Event, Queue
+from gradio.server_messages import EventMessage, ProcessCompletedMessage
 from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.middleware import Middleware
@@ -155,7 +156,10 @@ def _refuse_from_elsewhere(file: dict) -> None:
 
 
 def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:
-    return lambda done, total: progress(done / total, desc=f"{done:,} of {total:,} tokens")
+    def show(done: int, total: int) -> None:
+        progress(done / total, desc=f"{done:,} of {total:,} tokens")
+
+    return show
 
 
 def keep_latest_results(queue: Queue, most: int) -> None:
@@ -163,14 +167,14 @@ def keep_latest_results(queue: Queue, most: int) -> None:
     waiting = deque()
     send = queue.send_message
 
-    def send_message(event, message):
-        if isinstance(message, ProcessCompletedMessage):
-            waiting.append(weakref.ref(message, waiting.remove))  # removed when it is fetched
+    def send_message(event: Event, event_message: EventMessage) -> None:
+        if isinstance(event_message, ProcessCompletedMessage):
+            waiting.append(weakref.ref(event_message, waiting.remove))  # removed when it is fetched
             if len(waiting) > most:
                 oldest = waiting.popleft()()
                 oldest.success = False
                 oldest.output = {"error": "Nobody fetched this result in time. Ask again."}
-        send(event, message)
+        send(event, event_message)
 
     queue.send_message = send_message
 
@@ -274,7 +278,7 @@ def launch(app: gr.Blocks, settings: Settings, **more) -> tuple:
     """Serve the page. Nothing leaves the machine; make_app says what is kept of a visitor."""
     # Gradio's bold fonts lack many letters, which the system's fonts have. Gradio's hints and main
     # button have too little contrast (WCAG 2.2 asks for 4.5).
-    theme = getattr(gr.themes, settings.theme.capitalize())(
+    theme = getattr(themes, settings.theme.capitalize())(
         font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
     ).set(
         block_info_text_color="*neutral_600",

@@ -1,6 +1,6 @@
 """What a user passes -> sums of nll and weight for each sequence.
 
-Here the kinds and shapes of input are told apart and checked; `nll.py` does the arithmetic.
+This file tells the kinds of input apart and checks their shapes; `nll.py` does the arithmetic.
 """
 
 import math
@@ -17,8 +17,8 @@ from .nll_threads import use_one_thread_after_fork
 from .options import Options
 from .tensors import as_tensor, check_kind, check_types, is_scored, to_device
 
-# Elements of the logits of short sequences that are copied to be reduced at once: 4 MB of float32.
-# To reduce a sequence by itself takes longer than to copy this many.
+# Short sequences are copied together and reduced at once, up to this many logits: 4 MB of float32.
+# A reduction of its own takes longer than this copy.
 TOGETHER = 2**20
 # The interval needs squares of sums of weights, which end at 1e308.
 LARGEST_WEIGHT = 1e100
@@ -36,7 +36,7 @@ class SequenceSums:
 
 @dataclass(slots=True)
 class _Part:
-    """Sequences whose logits are one tensor, which is reduced at once."""
+    """Sequences whose logits are one tensor; it is reduced at once."""
 
     first_sequence: int  # its number in the batch
     lengths: list[int]  # of the sequences; their sum is N
@@ -45,7 +45,7 @@ class _Part:
     weights: torch.Tensor | None  # (N,), None for 1
 
     def ends(self) -> np.ndarray:
-        """The row behind the last one of each sequence."""
+        """For each sequence, the number of the row after its last one."""
         return np.cumsum(self.lengths, dtype=np.int64)
 
     def place_of(self, row: int) -> tuple[int, int]:
@@ -59,7 +59,7 @@ class _Part:
         lengths = np.array(self.lengths, dtype=np.int64)
         some = lengths > 0
         sums = np.zeros(len(lengths))
-        # subtle: reduceat gives an empty part the value that stands behind it.
+        # subtle: for an empty part reduceat gives the value after it.
         sums[some] = np.add.reduceat(values.numpy(), (self.ends() - lengths)[some])
         return sums
 
@@ -78,9 +78,12 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
         TypeError, ValueError: input of the wrong type, shape or range, named.
     """
     use_one_thread_after_fork()
-    batch = (_listed(value) for value in (predictions, references, sample_weight))
+    predictions, references, sample_weight = (
+        _listed(value) for value in (predictions, references, sample_weight)
+    )
     sums = [SequenceSums(np.zeros(0), np.zeros(0), 0, None)]
-    sums += [_reduce(part, options) for part in _parts(*batch, options)]
+    parts = _parts(predictions, references, sample_weight, options)
+    sums += [_reduce(part, options) for part in parts]
     return SequenceSums(
         nll_sums=np.concatenate([part.nll_sums for part in sums]),
         weight_sums=np.concatenate([part.weight_sums for part in sums]),
@@ -141,7 +144,7 @@ def _sequences(predictions, references, sample_weight, options: Options) -> Iter
 
 
 def _together(sequences: Iterator[_Part]) -> Iterator[_Part]:
-    """The same sequences, where they are short as many at once as are alike and follow each other.
+    """The same sequences; neighbours that are short and alike are joined.
 
     Each reduction costs some hundred microseconds, however few its rows.
     """
@@ -158,23 +161,23 @@ def _together(sequences: Iterator[_Part]) -> Iterator[_Part]:
 
 
 def _kind(part: _Part) -> tuple:
-    """What parts have to share to be joined."""
+    """Parts of equal kind can be joined."""
     logits, weights = part.logits, part.weights
     device_of_weights = None if weights is None else weights.device
     return logits.dtype, logits.device, logits.shape[-1], part.targets.device, device_of_weights
 
 
 def _joined(parts: list[_Part]) -> _Part:
-    """One after the other; of a single part nothing is copied."""
+    """The parts one after the other. A single part is not copied."""
     if len(parts) == 1:
         return parts[0]
-    weighted = parts[0].weights is not None
+    weights = [part.weights for part in parts if part.weights is not None]  # of all, or of none
     return _Part(
         parts[0].first_sequence,
         [length for part in parts for length in part.lengths],
         torch.cat([part.logits for part in parts]),
         torch.cat([part.targets for part in parts]),
-        torch.cat([part.weights for part in parts]) if weighted else None,
+        torch.cat(weights) if weights else None,
     )
 
 
@@ -212,7 +215,7 @@ def _check_shapes(
 
 
 def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None:
-    """Weights of the shape of the targets, where they are; one per sequence is spread."""
+    """Weights of the shape of the targets. One weight per sequence is spread over its tokens."""
     if sample_weight is None:
         return None
     weights = as_tensor(sample_weight, name)
@@ -238,8 +241,8 @@ def _reduce(part: _Part, options: Options) -> SequenceSums:
     else:
         scored &= to_device(weights > 0, scored.device)
     if options.shift:
-        # The targets move, not the logits, whose rows then stay one block of memory. The last
-        # position of a sequence has no next token; what comes to it from elsewhere is not scored.
+        # The targets move, so that the logits stay one block of memory. The last position of a
+        # sequence has no next token; the target that rolls in from elsewhere is not scored.
         targets, weights, scored = (values.roll(-1) for values in (targets, weights, scored))
         last = torch.from_numpy(part.ends()[np.array(part.lengths) > 0] - 1)
         scored.index_fill_(0, to_device(last, scored.device), False)
@@ -251,7 +254,7 @@ def _reduce(part: _Part, options: Options) -> SequenceSums:
         dtype=options.dtype,
         backend=options.backend,
     )
-    # Until here nothing has waited for an accelerator; this does, once.
+    # The only wait for an accelerator.
     try:
         stats, weights, scored = reduction.on_host(weights, scored)
     except TargetOutOfRangeError as error:
@@ -286,10 +289,10 @@ def _reduce(part: _Part, options: Options) -> SequenceSums:
 
 
 def _look_like_probabilities(logits: torch.Tensor, scored: torch.Tensor, nll: torch.Tensor) -> bool:
-    """Judged by the first scored rows; for logits the first of them settles it.
+    """Judge by the first scored rows.
 
-    Of V values p in [0, 1] that sum to 1, log(sum(exp p)) lies between log V and log(V + 2), so
-    that the nll, which is on the host, mostly rules it out, and no row has to be looked at.
+    For V values p in [0, 1] that sum to 1, log(sum(exp p)) lies between log V and log(V + 2). The
+    nll, which is on the host, mostly rules that out without reading a row of logits.
     """
     numbers = scored.nonzero()[:16, 0]
     log_vocab_size = math.log(max(logits.shape[-1], 1))

@@ -24,13 +24,19 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 import metric_package
 from text_files import read_texts
 
 if TYPE_CHECKING:
+    import torch
+
+    from processes import Processes
+    from text_scoring import TextScorer
     from totals import TextSums
+
+T = TypeVar("T")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -112,27 +118,36 @@ class PerTextFile:
 
     def _read(self, lines: list[bytes], signature: str) -> None:
         text_sums = metric_package.sibling("totals").TextSums
-        kinds = {field.name: field.type for field in dataclasses.fields(text_sums)}
-        for number, line in enumerate(lines):
-            try:
+        kinds = get_type_hints(text_sums)
+        with self._named_line(1):
+            written = _field(json.loads(lines[0]), "signature", str)
+        for number, line in enumerate(lines[1:], start=2):
+            with self._named_line(number):
                 row = json.loads(line)
-                if number == 0:
-                    written = _field(row, "signature", str)
-                    continue
                 sums = {name: _field(row, name, kind) for name, kind in kinds.items()}
                 self.finished.append(text_sums(**sums))
                 self._fingerprints.append(_field(row, "fingerprint", str))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise ValueError(
-                    f"{self.path}: line {number + 1} was not written by --per-text."
-                ) from error
         if written != signature:
             raise ValueError(
                 f"{self.path} is of a run with other settings, {written}; now they are {signature}."
             )
 
+    @contextlib.contextmanager
+    def _named_line(self, number: int) -> Iterator[None]:
+        """Name the line in an error of its contents."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{self.path}: line {number} was not written by --per-text."
+            ) from error
+
     def without_finished(self, texts: Iterator[str]) -> Iterator[str]:
-        """The texts behind the finished ones, which must be the same as in the interrupted run."""
+        """The texts after the finished ones.
+
+        Raises:
+            ValueError: the finished texts are not those of the interrupted run.
+        """
         for number, known in enumerate(self._fingerprints):
             text = next(texts, None)
             if text is None or fingerprint(text) != known:
@@ -170,8 +185,8 @@ class PerTextFile:
             raise
 
 
-def _field(row: dict, name: str, kind: type):
-    """The value of a field of a per-text row, in which NaN and infinity are strings."""
+def _field(row: dict, name: str, kind: type[T]) -> T:
+    """A field of a per-text row. NaN and infinity are strings there."""
     value = row[name]
     if kind is float and isinstance(value, str):
         value = float(value)
@@ -189,7 +204,7 @@ def finite(values: dict) -> dict:
 
 
 def fingerprint(text: str) -> str:
-    """A hash of a text, which tells whether a run is resumed on the same texts."""
+    """A hash of a text. --resume compares it to see whether the texts are the same."""
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
@@ -257,8 +272,8 @@ def next_text(texts: Iterator[str], num_finished: int, files: list[str]) -> str 
     return text
 
 
-def join_launch() -> tuple:
-    """Connect the processes of this launch; its `Processes`, and the device of this one or None."""
+def join_launch() -> "tuple[Processes, torch.device | None]":
+    """Connect the processes of this launch; return them and, of several, this one's device."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -273,8 +288,10 @@ def join_launch() -> tuple:
     return processes, state.device if state.num_processes > 1 else None
 
 
-def load_scorer(args: argparse.Namespace, device, sync: bool):
-    """A `TextScorer` with the model and the options of the arguments."""
+def load_scorer(
+    args: argparse.Namespace, device: "torch.device | None", sync: bool
+) -> "TextScorer":
+    """The scorer of the arguments' model and options."""
     model_kwargs = {"dtype": args.dtype, "revision": args.revision}
     return metric_package.load().text_scorer(
         model_id=args.model,

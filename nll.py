@@ -28,19 +28,19 @@ from .tensors import (
 
 logger = logging.getLogger(__name__)
 
-# Set where Triton failed once, so that "auto" does not try it again for every batch.
+# Set once Triton has failed, so that "auto" does not try it again for every batch.
 _triton_failed = False
 
 
 class TargetOutOfRangeError(ValueError):
-    """A scored target that is no id of the vocabulary; `place` is its index in the targets."""
+    """A scored target outside the vocabulary; `place` is its index in the targets."""
 
     def __init__(self, place: tuple[int, ...], target: int, vocab_size: int):
         self.place, self.target, self.vocab_size = place, target, vocab_size
         super().__init__(self.message("targets", place))
 
     def message(self, name: str, place: tuple[int, ...]) -> str:
-        """The error in the words of a caller who has another name and place for the target."""
+        """The error for a caller who has another name and place for the target."""
         return (
             f"{name}{list(place)} is {self.target}, outside the vocabulary of {self.vocab_size} "
             f"ids [0, {self.vocab_size}). If it marks a position that is not to be scored, pass "
@@ -101,13 +101,13 @@ def token_stats(
     dtype: str | torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> TokenStats:
-    """What one pass over the logits gives besides the nll of the targets.
+    """nll, and what the same pass over the logits gives besides.
 
         lse     = logsumexp(logits, -1)                                 of each row
         entropy = -sum(p log p, -1) with p = softmax(logits, -1)        nats, of the prediction
         rank    = 1 + sum(logits > logits[target], -1)                  1 where it is the argmax
 
-    Where a row holds NaN, nothing can be said of its order, and the rank means nothing.
+    Where a row holds NaN, its order is undefined and the rank means nothing.
 
     Args, Raises: as `token_nll`.
 
@@ -134,10 +134,10 @@ def _checked(logits, targets) -> tuple[torch.Tensor, torch.Tensor]:
 class Reduction:
     """A reduction that may still be running on the device of the logits.
 
-    Nothing waits for the device until one of the two methods is called; that one waits once.
+    Only `result` and `on_host` wait for the device, once.
     """
 
-    stats: TokenStats  # not yet checked: call `result` or `on_host` for them
+    stats: TokenStats  # not checked yet; `result` and `on_host` check them
     faults: torch.Tensor  # (n,) int32: bits of nll_outputs.py
     targets: torch.Tensor
     scored: torch.Tensor  # bool, of the shape of targets
@@ -158,10 +158,10 @@ class Reduction:
 
         Raises: as `result`.
         """
-        faults, *others = to_host(self.faults, *others, *self.stats.tensors)
+        faults, *copies = to_host(self.faults, *others, *self.stats.tensors)
         self._check(faults.tolist())
-        num_stats = len(self.stats.tensors)
-        return self.stats.with_tensors(others[-num_stats:]), *others[:-num_stats]
+        stats = self.stats.with_tensors(copies[len(others) :])
+        return stats, *copies[: len(others)]
 
     def _check(self, faults: list[int]) -> None:
         found = functools.reduce(operator.or_, faults, 0)
@@ -202,7 +202,7 @@ def launch(
         targets: (...), integers.
         scored: (...), bool.
         from_logits, dtype, backend: as for `token_nll`.
-        transform: what makes scores of the logits.
+        transform: logits -> scores.
         with_all: also lse, entropy and rank; not of probabilities.
         top_k: also the likeliest ids of each row, at most this many; needs `with_all`.
 
@@ -226,6 +226,7 @@ def launch(
             faults = nll_torch.reduce(*arguments, **options)
         stats = stats.view(targets.shape)
         if top_k > 0:
+            assert stats.lse is not None  # because of with_all
             # A transform does not change the order.
             values, ids = logits.topk(min(top_k, logits.shape[-1]), -1)
             expected_nll = stats.lse[..., None] - transform(values.to(dtype))
@@ -247,13 +248,13 @@ def _takes_triton(logits: torch.Tensor, dtype: torch.dtype, backend: str) -> boo
 
 
 def _by_triton(*arguments, may_fail: bool, **options) -> torch.Tensor | None:
-    """The faults; None where Triton failed, which `may_fail` allows for."""
+    """The faults; None if Triton failed and `may_fail`."""
     global _triton_failed
     try:
         return nll_triton.reduce(*arguments, **options)
     except torch.cuda.OutOfMemoryError:  # torch would need more
         raise
-    # Whatever it is that a compiler meets on the machine of a user: no C compiler, a card too old.
+    # A compiler can fail on a user's machine in any way: no C compiler, a card too old.
     except Exception as error:
         if not may_fail:
             raise

@@ -1,25 +1,25 @@
-"""What the reduction of logits gives, whichever backend does it, and what it may find wrong."""
+"""What each backend's reduction of logits returns: statistics of tokens, and bits of faults."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-# Bits of what is wrong with the scored rows. The kernels of nll_triton.py name them by number.
-OUT_OF_RANGE = 1  # a target is no id of the vocabulary
+# Faults of the scored rows, one bit each. The kernels of nll_triton.py name them by number.
+OUT_OF_RANGE = 1  # a target is outside the vocabulary
 NO_PROBABILITY = 2  # a row of probabilities holds a negative or non-finite value
 UNNORMALISED = 4  # a row of probabilities does not sum to 1
 
-# Probabilities whose rows are further than this from 1 in sum are normalised with a warning.
+# A warning tells of rows of probabilities whose sum is further than this from 1.
 # bfloat16 keeps 8 bits: each probability is off by up to 2^-9, and so is their sum.
 ROW_SUM_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class TokenStats:
-    """The nll of each token and, where they were asked for, more statistics of its row of logits.
+    """The nll of each token and, if asked for, more statistics of its row of logits.
 
-    All begin with one shape, and are 0 where the token is not scored.
+    The shape of each begins with that of nll. Values are 0 where the token is not scored.
     """
 
     nll: torch.Tensor  # nats, float32 or float64
@@ -33,19 +33,19 @@ class TokenStats:
     def empty(
         cls, size: int, dtype: torch.dtype, device: torch.device, *, with_all: bool
     ) -> "TokenStats":
-        """Memory for `size` tokens; with_all: for lse, entropy and rank, too."""
+        """Memory for `size` tokens; `with_all` adds lse, entropy and rank."""
         dtypes = [dtype, dtype, dtype, torch.int32] if with_all else [dtype]
         return cls(*(torch.empty(size, dtype=dtype, device=device) for dtype in dtypes))
 
     @classmethod
     def cat(cls, parts: Sequence["TokenStats"]) -> "TokenStats":
-        """The parts, at least one, as one; all have the same statistics."""
+        """The parts, one after the other. There is at least one; all have the same statistics."""
         columns = zip(*(part.tensors for part in parts), strict=True)
         return parts[0].with_tensors([torch.cat(column) for column in columns])
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """Those that there are."""
+        """The statistics that were asked for."""
         return [value for value in vars(self).values() if value is not None]
 
     def with_tensors(self, tensors: Sequence[torch.Tensor]) -> "TokenStats":
@@ -58,7 +58,7 @@ class TokenStats:
         return self.with_tensors([v.view(*shape, *v.shape[1:]) for v in self.tensors])
 
     def split(self, sizes: Sequence[int]) -> list["TokenStats"]:
-        """Views of consecutive tokens, as many as each size says."""
+        """Views of consecutive tokens, one for each size."""
         columns = zip(*(value.split(sizes) for value in self.tensors), strict=True)
         return [self.with_tensors(values) for values in columns]
 

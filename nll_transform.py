@@ -1,8 +1,9 @@
-"""What a model makes of the output of its last layer before softmax: a scale, a cap, or both."""
+"""The scale, the cap or both that a model applies to its last layer's output before softmax."""
 
 import math
 import numbers
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 
@@ -40,9 +41,10 @@ class LogitTransform:
         return logits if self.logit_scale == 1 else logits.mul_(self.logit_scale)
 
 
-def is_positive(value) -> bool:
+def is_positive(value) -> TypeGuard[numbers.Real]:
     """Whether it is a positive and finite number."""
-    return isinstance(value, numbers.Real) and 0 < value < math.inf
+    # typeshed's Real has no __gt__.
+    return isinstance(value, numbers.Real) and 0 < value < math.inf  # pyright: ignore[reportOperatorIssue]
 
 
 IDENTITY = LogitTransform()

@@ -1,14 +1,18 @@
 """The CUDA kernels behind `nll.py`, in Triton: each logit is read from memory once.
 
-A row of logits is cut into blocks of 16 KiB. Of each block its maximum and the sum of exp(logit -
-maximum) are kept, and in the end all of these are merged at once. Whether one program goes through
-all blocks of a row or several share them, as they do where rows are few, the sums are the same to
-the last bit, and so is the result, however many rows the batch has. (Only where rows do not begin
-at multiples of 16 bytes, as with a vocabulary of 50257, may a row's last bit depend on its place.)
+The kernel cuts a row of logits into blocks of 16 KiB. It keeps each block's maximum and its sum of
+exp(logit - maximum), and merges all of them at the end. One program reads all blocks of a row;
+where rows are few, several programs share them. Either way, and for any number of rows, the result
+is the same to the last bit. (Only where rows do not begin at multiples of 16 bytes, as with a
+vocabulary of 50257, may a row's last bit depend on its place.)
 
 Nothing here waits for the device. Without Triton this module can be imported, and says that it
 cannot run.
 """
+
+# A type checker cannot follow Triton: kernels are annotated with `tl.constexpr` and launched as
+# kernel[grid](...). Where `triton` is None, `why_not` keeps callers from the code that uses it.
+# pyright: reportInvalidTypeForm=false, reportIndexIssue=false, reportOptionalMemberAccess=false
 
 from __future__ import annotations
 
@@ -30,14 +34,14 @@ except ImportError:  # torch for CPUs and for macOS comes without it
 BLOCK_BYTES = 16384
 NUM_WARPS = 8  # of 32 threads, each of which then has four loads of 16 bytes under way
 VECTOR_BYTES = 16  # the widest load of a thread, and what it has to be aligned to
-# At most this many registers per thread, so that four programs share a multiprocessor: enough loads
-# are then under way to keep the memory busy. AMD's compiler has no such bound.
+# Registers per thread, at most: four programs then share a multiprocessor, with enough loads under
+# way to keep the memory busy. AMD's compiler takes no such bound.
 REGISTERS = {} if torch.version.hip else {"maxnreg": 64}
-# Fewer rows than this are each shared by several programs: the largest cards have some 130
-# multiprocessors, each of which runs about four programs at once.
+# With fewer rows than this, several programs share each row: the largest cards have some 130
+# multiprocessors, and each runs about four programs at once.
 NUM_PROGRAMS = 528
 
-# The dtypes that the kernels read, and convert to float32 at once.
+# The kernels read these and convert them to float32 at once.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -78,12 +82,12 @@ def reduce(
         logits: (..., V), float32, float16 or bfloat16, of any strides.
         targets, scored: (N,) int64 and bool, on any device; rows that are not scored are not read.
         out: where to write, (N,) float32, on the device of the logits.
-        from_logits: False for probabilities, of which nll is the only output.
-        transform: what makes scores of the logits.
+        from_logits: False for probabilities; nll is then the only output.
+        transform: logits -> scores.
 
     Returns:
-        One int32 on the device of the logits: the bits of nll_outputs.py that hold. The nll of a
-        target that is OUT_OF_RANGE is NaN.
+        The faults, bits of nll_outputs.py, as one int32 on the device of the logits. The nll of an
+        OUT_OF_RANGE target is NaN.
     """
     device = logits.device
     targets, scored = (to_device(part, device).contiguous() for part in (targets, scored))
@@ -123,14 +127,14 @@ def _launch(
     num_rows = num_groups * rows_per_group
     if num_rows == 0:
         return
-    # A stride that is not taken says nothing of how rows are aligned.
+    # The stride of a dimension of size 1 is never taken, so it does not matter for alignment.
     group_stride, row_stride, col_stride = (
         stride if size > 1 else last
         for stride, size, last in zip(logits.stride(), logits.shape, (0, 0, 1), strict=True)
     )
     item_size = logits.element_size()
     block_size = min(BLOCK_BYTES // item_size, triton.next_power_of_2(max(vocab_size, 1)))
-    num_blocks = max(triton.cdiv(vocab_size, block_size), 1)
+    num_blocks = max(int(triton.cdiv(vocab_size, block_size)), 1)
     blocks_per_program = triton.cdiv(num_blocks, triton.cdiv(NUM_PROGRAMS, num_rows))
     num_programs = triton.cdiv(num_blocks, blocks_per_program)
 
@@ -141,7 +145,7 @@ def _launch(
     aligned = (misaligned % vector, group_stride % vector, row_stride % vector) == (0, 0, 0)
     with_all = out.rank is not None
     outputs = out.tensors if with_all else [out.nll] * 4
-    # One program for a row puts nothing down in between.
+    # A program that has the whole row stores nothing in between.
     shape = (num_rows, 4, num_blocks) if num_programs > 1 else (1,)
     partials = torch.empty(shape, dtype=torch.float32, device=logits.device)
     tensors = (targets, scored, *outputs, faults, partials)
@@ -150,7 +154,7 @@ def _launch(
         "NUM_BLOCKS": triton.next_power_of_2(num_blocks),
         "FROM_LOGITS": from_logits,
         "WITH_ALL": with_all,
-        # The same for both kernels, so that these add up, and round, alike.
+        # The same for both kernels, so that their sums round alike.
         "num_warps": NUM_WARPS,
         "enable_fp_fusion": False,
     }
@@ -245,14 +249,14 @@ def _row_kernel(
     ids = tl.arange(0, NUM_BLOCKS)
     stop = tl.minimum(first + blocks_per_program, n_blocks)
     padding = float("-inf") if FROM_LOGITS else 0.0
-    # What is known of each block; see _add_block.
+    # One entry for each block; see _add_block.
     peaks = tl.full([NUM_BLOCKS], padding, tl.float32)
     sums = tl.zeros([NUM_BLOCKS], tl.float32)
     moments = tl.zeros([NUM_BLOCKS], tl.float32)
     counts = tl.zeros([NUM_BLOCKS], tl.float32)
 
     # Blocks begin at the first boundary in the row, so that a thread can load VECTOR elements at
-    # once. The columns before it come last, behind those at the end of the row.
+    # once. The columns before it come last, after those at the end of the row.
     head = 0 if ALIGNED else ((VECTOR - (misaligned + start) % VECTOR) % VECTOR).to(tl.int32)
     num_whole = tl.maximum(n_cols - head, 0) // BLOCK_SIZE if VECTOR > 1 else 0
     for block in range(first, tl.minimum(stop, num_whole)):
@@ -327,7 +331,7 @@ def _merge_kernel(
     FROM_LOGITS: tl.constexpr,
     WITH_ALL: tl.constexpr,
 ):
-    """Merge what several programs found of one row."""
+    """Merge the blocks of a row that several programs shared."""
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_ptr + row)
     is_scored = tl.load(scored_ptr + row) != 0
@@ -364,7 +368,7 @@ def _merge_kernel(
 
 @_jit
 def _score(logits, logit_scale, softcap, SCALED: tl.constexpr, SOFTCAP: tl.constexpr):
-    """The scores before softmax of what was loaded, in float32."""
+    """The loaded logits as scores before softmax, in float32."""
     scores = logits.to(tl.float32)
     if SCALED:
         scores *= logit_scale
@@ -375,7 +379,7 @@ def _score(logits, logit_scale, softcap, SCALED: tl.constexpr, SOFTCAP: tl.const
 
 @_jit
 def _tanh(z):
-    """tanh to a few units in the last place; the interpreter knows none."""
+    """tanh to a few units in the last place; Triton's interpreter has none."""
     # Far from 0: (1 - t) / (1 + t) with t = exp(-2 |z|), of the sign of z. Near 0, where 1 - t
     # would cancel: z - z^3/3 + 2 z^5/15 - 17 z^7/315 + 62 z^9/2835, off by less than 1e-8 of it.
     t = _exp(-2 * tl.abs(z))
@@ -404,10 +408,10 @@ def _add_block(
     FROM_LOGITS: tl.constexpr,
     WITH_ALL: tl.constexpr,
 ):
-    """What is known of the blocks of a row, with one block more.
+    """Add one block to the peaks, sums, moments and counts of a row's blocks.
 
-    Of scores s that is their maximum m, sum e, sum e (s - m) and the count of s above the target's,
-    with e = exp(s - m); of probabilities p, their minimum and sum p.
+    For scores s: their maximum m, sum e, sum e (s - m) with e = exp(s - m), and the count of s
+    above the target's. For probabilities p: their minimum and sum p.
     """
     moment = 0.0
     count = 0.0
@@ -447,7 +451,7 @@ def _finish_row(
     FROM_LOGITS: tl.constexpr,
     WITH_ALL: tl.constexpr,
 ):
-    """From what is known of its blocks to the outputs of a row."""
+    """Merge the blocks of a row, and store its outputs."""
     if FROM_LOGITS:
         peak = tl.max(peaks, 0)
         peak = tl.where(peak == float("-inf"), 0.0, peak)
@@ -467,12 +471,12 @@ def _finish_row(
     else:
         total = tl.sum(sums, 0)
         tl.store(nll_ptr + row, tl.log(total) - tl.log(target_score))
-        # A sum that is not finite has a value that is not, and is not equal to itself less itself.
+        # subtle: inf - inf and NaN - NaN are not 0, so this finds values that are not finite.
         if (tl.min(peaks, 0) < 0) | (total - total != 0):
             tl.atomic_or(faults_ptr, 2)  # NO_PROBABILITY
         if tl.abs(total - 1) > row_sum_tolerance:
             tl.atomic_or(faults_ptr, 4)  # UNNORMALISED
 
 
-# Whether the kernels run in NumPy, which is for tests.
+# Whether the kernels run in NumPy, for tests.
 INTERPRETED = triton is not None and not isinstance(_row_kernel, triton.JITFunction)

@@ -46,8 +46,7 @@ class Options:
     @property
     def unscored_ids(self) -> tuple[int, ...]:
         """Every target id that is not scored."""
-        masked = () if self.mask_token_id is None else (self.mask_token_id,)
-        return self.ignore_index + masked
+        return ignored_ids(self.ignore_index) + ignored_ids(self.mask_token_id)
 
     @property
     def signature(self) -> str:

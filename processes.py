@@ -15,12 +15,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Processes:
 
     @classmethod
     def launched(cls) -> "Processes":
-        """All processes of torch.distributed's default group; alone where nothing was launched.
+        """All processes of torch.distributed's default group, or one alone without a launch.
 
         Raises:
             ValueError: several processes were launched, but are not connected.
@@ -72,8 +73,8 @@ class Processes:
         """
         if self.size == 1:
             return list(mine.value)
-        # One all-reduce tells all. A rank that fails leaves no other one waiting, and meets none in
-        # the next collective. sum(h) and sum(h^2) of a hash h show whether all agree.
+        # One all-reduce for everything: a rank that fails leaves no other rank waiting here or in
+        # the next collective. sum(h) and sum(h^2) of a hash h show whether all settings agree.
         settings_hash = zlib.crc32(settings.encode()) % 4096
         values = [0.0] * (count + 2) + [1]
         if mine.error is None:
@@ -105,7 +106,7 @@ class Processes:
         error = None if mine.error is None else f"{type(mine.error).__name__}: {mine.error}"
         everyone: list = [None] * self.size
         with _naming_lost_ranks():
-            dist.all_gather_object(everyone, (mine.value, error))
+            dist.all_gather_object(everyone, (mine.returned, error))
         if mine.error is not None:
             raise mine.error
         for rank, (_, error) in enumerate(everyone):
@@ -123,7 +124,7 @@ class Processes:
         return mine.value
 
     def require_equal(self, mine: "Attempt[T]", message: str) -> T:
-        """This rank's value, if every rank has the same; their `repr` is compared, by a hash.
+        """This rank's value, if every rank has the same; hashes of their `repr` are compared.
 
         Raises:
             ValueError: the values differ; it says `message`.
@@ -138,12 +139,25 @@ class Processes:
 class Attempt(Generic[T]):
     """What a function returned on this rank, or the error that it raised."""
 
-    value: T | None = None
+    returned: T | None = None
     error: Exception | None = None
 
+    @property
+    def value(self) -> T:
+        """What the function returned.
+
+        Raises:
+            Exception: its error.
+        """
+        if self.error is not None:
+            raise self.error
+        return cast("T", self.returned)  # None only where the function returned None
+
     def then(self, function: Callable[[T], U]) -> "Attempt[U]":
-        """What `function`, which must not fail, makes of the value; or the same error."""
-        return self if self.error is not None else Attempt(function(self.value))
+        """`function(value)`, or the same error. The function must not fail."""
+        if self.error is not None:
+            return Attempt(error=self.error)
+        return Attempt(function(self.value))
 
 
 ALONE = Processes()

@@ -1,14 +1,15 @@
-"""The output layer of a model: how to find it, to check it, and to make logits of a few rows.
+"""The output layer of a model: find it, check it, and make the logits of a few rows with it.
 
-Logits then exist for the rows that are scored, some at a time. A probe tells whether the layer,
-with the cap or the scale that a configuration states, gives the model's own logits. A model that
-changes them in another way has no output layer here, and its own logits are used.
+Logits then exist only for scored rows, a few at a time. A probe shows whether the layer, with the
+cap or the scale that the configuration states, gives the model's own logits. For a model that
+changes its logits in another way, `find_output_layer` returns None; its own logits are then used.
 """
 
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import nn
@@ -18,12 +19,15 @@ from .nll_product import Product
 from .nll_threads import use_one_thread_after_fork
 from .nll_transform import IDENTITY, LogitTransform, is_positive
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """A layer of a model, and what the model makes of its output."""
+    """The last layer of a model, and the transform from its output to the model's logits."""
 
     layer: nn.Module
     transform: LogitTransform
@@ -37,7 +41,7 @@ class OutputLayer:
 
 
 def run(
-    model: nn.Module,
+    model: "PreTrainedModel",
     inputs: torch.Tensor,
     layer: nn.Module | None = None,
     layer_input: torch.Tensor | None = None,
@@ -48,8 +52,8 @@ def run(
     of padding are NaN in some models in float64, and others take no batch.
 
     Args:
-        layer: the output layer, where there is one. It is given `layer_input`, or else one position
-            only, so that the logits are those of that, not of the batch.
+        layer: the output layer, if there is one. It runs on `layer_input`, by default on a single
+            position, so that no logits exist for the whole batch.
 
     Raises:
         ValueError: the model returned no logits.
@@ -77,9 +81,11 @@ def run(
     return (seen[-1] if seen else None), logits
 
 
-def find_output_layer(model: nn.Module, device: torch.device) -> OutputLayer | None:
-    """The output layer of a model whose input goes to `device`; None where it does not give the
-    model's own logits."""
+def find_output_layer(model: "PreTrainedModel", device: torch.device) -> OutputLayer | None:
+    """The output layer of a model whose input goes to `device`.
+
+    None if no layer gives the model's own logits.
+    """
     layer = stated_output_layer(model)
     if isinstance(layer, nn.Module):
         for transform in dict.fromkeys([IDENTITY, _stated_transform(model.config)]):
@@ -88,13 +94,13 @@ def find_output_layer(model: nn.Module, device: torch.device) -> OutputLayer | N
     return None
 
 
-def stated_output_layer(model: nn.Module) -> nn.Module | None:
+def stated_output_layer(model: "PreTrainedModel") -> nn.Module | None:
     """What the model says its output layer is."""
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
 def _gives_the_logits(
-    model: nn.Module, layer: nn.Module, transform: LogitTransform, device: torch.device
+    model: "PreTrainedModel", layer: nn.Module, transform: LogitTransform, device: torch.device
 ) -> bool:
     """Whether the model's logits are transform(layer(hidden states)), also where those are large.
 
@@ -117,15 +123,15 @@ def _gives_the_logits(
         return logits.shape == expected.shape and torch.allclose(
             logits.float(), expected.float(), rtol=1e-3, atol=0.05, equal_nan=True
         )
-    # A layer of another kind may not run outside of the model's own forward pass. What it raises is
-    # its own, and the model's logits serve as well.
+    # A layer of another kind may fail, in any way, outside of the model's forward pass. The model's
+    # own logits serve as well.
     except Exception as error:
         logger.info("The output layer cannot be called alone: %s", error)
         return False
 
 
-def _is_plain_product(layer: nn.Module) -> bool:
-    """Whether to call the layer is to multiply with its weight, and nothing more.
+def _is_plain_product(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a call of the layer does nothing but multiply with its weight and add its bias.
 
     Adapters, quantised and sharded weights, hooks and offloading need the call.
     """
@@ -141,16 +147,15 @@ def _is_plain_product(layer: nn.Module) -> bool:
 def _is_by_rows(layer: nn.Module, hidden: torch.Tensor) -> bool:
     """Whether a row of the output depends on its own input only.
 
-    Where activations are quantised by one scale for all, a small row vanishes beside a large one.
+    If all activations are quantised with one scale, a small row vanishes beside a large one.
     """
     small = hidden[:, :1] / 100
     beside = layer(torch.cat([small, hidden], 1))[:, :1]
     return are_close(layer(small), beside, 0.03)
 
 
-def _stated_transform(config) -> LogitTransform:
-    """What a configuration says of the logits: a cap as Gemma 2 has it, a factor as Cohere's, or a
-    divisor as Granite's."""
+def _stated_transform(config: "PretrainedConfig") -> LogitTransform:
+    """The cap (Gemma 2), factor (Cohere) or divisor (Granite) of logits in a configuration."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     stated = {}
     for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"):
@@ -163,5 +168,5 @@ def _stated_transform(config) -> LogitTransform:
 
 
 def are_close(logits: torch.Tensor, others: torch.Tensor, tolerance: float) -> bool:
-    """Whether logits differ by less than that part of the largest; not judged by NaN."""
+    """Whether logits differ by at most `tolerance` times the largest; True if any is NaN."""
     return not (logits - others).abs().max() > tolerance * logits.abs().max()

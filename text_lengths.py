@@ -3,7 +3,12 @@
 They are its context, and the lengths at which its rotary factors change.
 """
 
+from typing import TYPE_CHECKING
+
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # What configurations call their context length.
 STATED_CONTEXTS = (
@@ -15,7 +20,7 @@ NO_LIMIT = 10**9
 DEFAULT_CONTEXT = 2048
 
 
-def context_length(model: nn.Module, tokenizer) -> int:
+def context_length(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
     """How many tokens the model reads at once, as its config or else its tokenizer says."""
     config = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -27,20 +32,21 @@ def context_length(model: nn.Module, tokenizer) -> int:
     return int(length) if length < NO_LIMIT else DEFAULT_CONTEXT
 
 
-def _positions_of_padding(model: nn.Module, length: int) -> int:
+def _positions_of_padding(model: "PreTrainedModel", length: int) -> int:
     """How many of `length` positions no token can have.
 
     Those of RoBERTa and its kin begin behind the padding id. ProphetNet predicts from streams that
     are one position ahead.
     """
     for name, module in model.named_modules():
-        named = isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
-        if named and module.padding_idx is not None and module.num_embeddings == length:
+        if "position" not in name.rpartition(".")[2] or not isinstance(module, nn.Embedding):
+            continue
+        if module.padding_idx is not None and module.num_embeddings == length:
             return module.padding_idx + 1 + hasattr(model.config, "ngram")
     return 0
 
 
-def rotary_lengths(config) -> tuple[list[int], bool]:
+def rotary_lengths(config: "PretrainedConfig") -> tuple[list[int], bool]:
     """Batch lengths at which the rotary factors change, and whether the model remembers a length.
 
     With dynamic NTK the factors stay those of the longest batch, until a shorter one resets them.

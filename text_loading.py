@@ -6,7 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .nll_threads import use_one_thread_after_fork
 from .processes import Processes
@@ -34,14 +39,13 @@ class ModelSource:
     """
 
     model_id: str | os.PathLike | None = None
-    model: nn.Module | None = None
+    model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     device: str | torch.device | None = None
     model_kwargs: dict | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model_kwargs", self.model_kwargs or {})
         if (self.model_id is None) == (self.model is None):
             raise ValueError("Pass either model_id=, or model= and tokenizer=.")
         if self.model_id is not None and not isinstance(self.model_id, (str, os.PathLike)):
@@ -59,30 +63,37 @@ class ModelSource:
 
     def key(self) -> tuple:
         """Equal for sources that give the same model; it changes when its files do."""
-        if self.model is not None:
+        if self.model_id is None:
             return id(self.model), id(self.tokenizer)
         return (
             self.model_id,
             id(self.tokenizer),
             str(self.device),
-            repr(sorted(self.model_kwargs.items())),
+            repr(sorted(self._kwargs.items())),
             self.trust_remote_code,
-            _files_of(self.model_id, self.model_kwargs.get("subfolder")),
+            _files_of(self.model_id, self._kwargs.get("subfolder")),
         )
 
-    def load(self) -> tuple[nn.Module, PreTrainedTokenizerBase, str | None]:
-        """The model, its tokenizer, and their name with the revision; None where given as objects.
+    @property
+    def _kwargs(self) -> dict:
+        return self.model_kwargs or {}
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
+        """The model, its tokenizer, and their name with the revision; for `model=`, no name.
 
         Raises:
             ValueError: the model or its tokenizer cannot be loaded, or is no causal language model.
         """
-        if self.model is not None:
-            return self.model, self.tokenizer, None
+        if self.model_id is None:
+            # LanguageModel checks what the user passed, and refuses None.
+            return self.model, self.tokenizer, None  # pyright: ignore[reportReturnType]
         use_one_thread_after_fork()  # transformers loads weights in threads of its own
         try:
-            tokenizer = self._load_tokenizer() if self.tokenizer is None else self.tokenizer
-            model = self._load_model()
-        # What torch and transformers raise for an unknown model, dtype or device.
+            tokenizer = (
+                self._load_tokenizer(self.model_id) if self.tokenizer is None else self.tokenizer
+            )
+            model = self._load_model(self.model_id)
+        # torch and transformers raise these for an unknown model, dtype or device.
         except (
             OSError,
             ValueError,
@@ -96,28 +107,26 @@ class ModelSource:
                 f"model_id={self.model_id!r} could not be loaded as a causal language model: "
                 f"{reason}"
             ) from error
-        revision = self.model_kwargs.get("revision")
-        return (
-            model,
-            tokenizer,
-            self.model_id if revision is None else f"{self.model_id}@{revision}",
-        )
+        revision = self._kwargs.get("revision")
+        name = str(self.model_id)
+        return model, tokenizer, name if revision is None else f"{name}@{revision}"
 
-    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
-        shared = {k: self.model_kwargs[k] for k in SHARED_KWARGS if k in self.model_kwargs}
+    def _load_tokenizer(self, model_id: str | os.PathLike) -> PreTrainedTokenizerBase:
+        shared = {name: self._kwargs[name] for name in SHARED_KWARGS if name in self._kwargs}
         return AutoTokenizer.from_pretrained(
-            self.model_id, trust_remote_code=self.trust_remote_code, **shared
+            model_id, trust_remote_code=self.trust_remote_code, **shared
         )
 
-    def _load_model(self) -> nn.Module:
+    def _load_model(self, model_id: str | os.PathLike) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
-            self.model_id, trust_remote_code=self.trust_remote_code, **self.model_kwargs
+            model_id, trust_remote_code=self.trust_remote_code, **self._kwargs
         )
-        if not {"device_map", "quantization_config"} & set(self.model_kwargs):
+        if not {"device_map", "quantization_config"} & set(self._kwargs):
             device = self.device
             if device is None:
                 device = "cuda" if torch.cuda.is_available() else "cpu"
-            model.to("cuda" if device == "gpu" else device)
+            # transformers declares `to` without its `self`.
+            model.to("cuda" if device == "gpu" else device)  # pyright: ignore[reportArgumentType]
         return model
 
 

@@ -4,6 +4,7 @@ Also the state that these findings depend on: a model that was changed since is 
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,13 +14,16 @@ from .identity import quantization_name
 from .tensors import is_dtensor
 from .text_head import are_close, stated_output_layer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NUM_IDS = 24  # of a probe; fewer where the context is shorter
 # Where rows part. The last token alone would not do: ProphetNet looks ahead from the first ones.
 PREFIXES = (2, 6, 12)
 
 
 def probe(
-    model: nn.Module,
+    model: "PreTrainedModel",
     read: Callable[[torch.Tensor], torch.Tensor],
     name: str,
     num_embeddings: int,
@@ -121,7 +125,7 @@ def dtype_of(model: nn.Module) -> str:
     return str(model.dtype).removeprefix("torch.")
 
 
-def _is_quantised(model: nn.Module) -> bool:
+def _is_quantised(model: "PreTrainedModel") -> bool:
     packed = any(callable(getattr(module, "weight", None)) for module in model.modules())
     return packed or quantization_name(model.config) is not None
 
@@ -135,7 +139,7 @@ def is_sharded(model: nn.Module) -> bool:
     return tensor_parallel or any(parts) or bool(kinds & {"FullyShardedDataParallel", "FSDPModule"})
 
 
-def probed_state(model: nn.Module) -> tuple:
+def probed_state(model: "PreTrainedModel") -> tuple:
     """What the findings depend on: the dtype, the configuration, the embeddings, and the output
     layer with the modules around it, their `forward` and their hooks."""
     head = stated_output_layer(model)

@@ -4,6 +4,7 @@ The file is .npz (zipped .npy, never pickled) or .safetensors. It holds `logits`
 optionally `sample_weight`.
 """
 
+import io
 import lzma
 import math
 import zipfile
@@ -46,7 +47,7 @@ def read_logits_file(path: Path, array_mb: int) -> dict:
 
 
 def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
-    """Refuse shapes that are impossible or too large, before any data is read."""
+    """Refuse impossible or too large shapes before any data is read."""
     for name, shape in shapes.items():
         if not all(type(size) is int and 0 < size < 2**31 for size in shape):
             raise ValueError(f"{name} has a size of 0, or one that is no number.")
@@ -153,6 +154,7 @@ def _read_npy(
     # torch needs a writable array.
     data = bytearray(info.file_size - header_bytes)
     with archive.open(info) as file:
+        assert isinstance(file, io.BufferedIOBase)  # `open` is declared to return less: IO[bytes]
         file.read(header_bytes)
         if file.readinto(data) != len(data):
             raise ValueError(f"{name} states a shape that does not fit the size of its data.")

@@ -10,11 +10,15 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import metric_package
 from demo.logits_file import read_logits_file
 from demo.settings import Model, Settings
 from demo.views import LabelledScore
+
+if TYPE_CHECKING:
+    from text_scoring import TextScorer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -39,14 +43,14 @@ class Metrics:
         self._settings = settings
         self._models = {model.label: model for model in settings.models}
         self._loading = {label: threading.Lock() for label in self._models}
-        self._scorers = {}
-        self._retry_at = {}  # the models that failed to load
+        self._scorers: dict[str, TextScorer] = {}
+        self._retry_at: dict[str, float] = {}  # the models that failed to load
         self._slots = threading.Semaphore(settings.queue.concurrency)
         self._logits = metric_package.load()
         # Each visitor sees the warnings about their own file; Python records those of all threads.
         self._logits_lock = threading.Lock()
 
-    def scorer(self, label: str):
+    def scorer(self, label: str) -> "TextScorer":
         """The metric's `text_scorer` of a listed model.
 
         Raises:
@@ -63,7 +67,7 @@ class Metrics:
         finally:
             self._loading[label].release()
 
-    def _load_scorer(self, model: Model):
+    def _load_scorer(self, model: Model) -> "TextScorer":
         told = Visible(f"{model.label} cannot be loaded at the moment. Choose another model.")
         if time.monotonic() < self._retry_at.get(model.label, 0):
             raise told
@@ -101,7 +105,7 @@ class Metrics:
             return self._score(scorer, text, label, progress)
 
     def _score(
-        self, scorer, text: str, label: str, progress: Callable[[int, int], None]
+        self, scorer: "TextScorer", text: str, label: str, progress: Callable[[int, int], None]
     ) -> LabelledScore:
         limits = self._settings.limits
         (encoded,) = scorer.encoder.encode([text], None)
@@ -160,11 +164,13 @@ class Metrics:
                     **options,
                 )
         except (ValueError, TypeError) as error:
-            raise Visible(_names_of_the_file(error)) from None
-        return result, [_names_of_the_file(w.message) for w in caught if self._is_of_metric(w)]
+            raise Visible(_names_of_the_file(str(error))) from None
+        assert result is not None  # `compute` returns None only to further processes of a launch
+        notes = [str(warning.message) for warning in caught if self._is_of_metric(warning)]
+        return result, [_names_of_the_file(note) for note in notes]
 
     def _is_of_metric(self, warning: warnings.WarningMessage) -> bool:
-        """Whether the metric gave it, and not another thread."""
+        """Whether it comes from the metric; other threads warn too."""
         package = Path(inspect.getfile(type(self._logits))).parent
         return warning.category is UserWarning and Path(warning.filename).parent in (package, HERE)
 
@@ -174,9 +180,9 @@ def _path_or_name(model_id: str) -> str:
     return str(ROOT / model_id) if (ROOT / model_id).is_dir() else model_id
 
 
-def _names_of_the_file(message: Exception) -> str:
-    """The message with the names of the file's arrays, not of the metric's arguments."""
-    return str(message).replace("predictions", "logits").replace("references", "labels")
+def _names_of_the_file(message: str) -> str:
+    """The message with the names of the file's arrays in place of the metric's arguments."""
+    return message.replace("predictions", "logits").replace("references", "labels")
 
 
 def _id(text: str, name: str) -> int | None:

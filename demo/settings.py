@@ -83,7 +83,7 @@ def read_settings(path: Path) -> Settings:
 
 def _parsed(value: Any, kind: Any, key: str) -> Any:
     """The value of a key, checked against the declared type of its field."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         known = {field.name: field.type for field in dataclasses.fields(kind)}
         if not isinstance(value, dict):
             raise ValueError(f"{key or 'the file'} must hold the keys {', '.join(known)}.")

@@ -129,15 +129,18 @@ def difference(a: LabelledScore, b: LabelledScore) -> Difference:
     for both models. Different texts count as independent.
     """
     value = a.bits_per_byte - b.bits_per_byte
-    parts = [a.parts, b.parts]
-    if None in parts:
+    parts_a, parts_b = a.parts, b.parts
+    if parts_a is None or parts_b is None:
         return Difference(value, math.nan, math.nan)
     if a.score.text == b.score.text:
-        bytes_ = np.maximum(parts[0].num_bytes, parts[1].num_bytes)
-        pairs = totals.NllTotals.from_sequences(parts[0].nll - parts[1].nll, bytes_, 0)
+        num_bytes = np.maximum(parts_a.num_bytes, parts_b.num_bytes)
+        pairs = totals.NllTotals.from_sequences(parts_a.nll - parts_b.nll, num_bytes, 0)
         margin = pairs.margin / math.log(2)
     else:
-        both = [totals.NllTotals.from_sequences(part.nll, part.num_bytes, 0) for part in parts]
+        both = [
+            totals.NllTotals.from_sequences(parts.nll, parts.num_bytes, 0)
+            for parts in (parts_a, parts_b)
+        ]
         error = math.hypot(*(one.standard_error for one in both))
         # The smaller number of degrees of freedom, because it gives the wider interval.
         degrees = min(one.effective_sequences for one in both) - 1

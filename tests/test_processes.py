@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import signal
 import time
 
@@ -201,19 +200,6 @@ def test_texts_are_each_rank_s_own_unless_asked(answers):
         texts = worker.TEXTS[rank : rank + 2]
         expected = load().compute(predictions=texts, model_id=TINY)
         assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
-
-
-def test_each_rank_scores_about_as_much():
-    shares = worker.sibling("text_schedule").shares
-    rng = random.Random(0)
-    lengths = [rng.randrange(5000) for _ in range(100)]
-    for num_ranks in (1, 3, 8):
-        shared = shares(lengths, num_ranks)
-        assert sorted(i for share in shared for i in share) == list(range(100))
-        loads = [sum(lengths[i] for i in share) for share in shared]
-        assert max(loads) < 1.1 * sum(loads) / num_ranks
-    assert sum(map(len, shares(lengths[:2], 3))) == 2
-    assert sorted(map(len, shares([1000] + [10] * 90, 2))) == [1, 90]
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """Texts and a model, against plain float64 loops that score one window at a time."""
 
-import concurrent.futures
 import json
-import logging
 import math
 import pickle
 
@@ -14,7 +12,6 @@ import torch
 import transformers
 from conftest import ROOT, load, sibling
 from text_oracles import (
-    CONTEXT,
     NAMES,
     TEXTS,
     TINY,
@@ -204,15 +201,6 @@ def test_contexts_are_as_many_as_texts(ppl, contexts):
         ppl.compute(predictions=TEXTS, contexts=contexts, model_id=TINY)
 
 
-def test_a_function_is_told_of_the_progress(ppl):
-    told = []
-    scorer = ppl.text_scorer(model_id=TINY)
-    scored = list(scorer.score(TEXTS, progress=lambda *counts: told.append(counts)))
-    total = sum(text.sums.num_tokens for text in scored)
-    assert told[-1] == (total, total)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
-
-
 # --- kinds of input -----------------------------------------------------------------------------
 
 
@@ -222,16 +210,6 @@ def test_texts_come_as_anything_that_is_iterated(ppl):
     for texts in (tuple(TEXTS), column, (text for text in TEXTS), np.array(TEXTS)):
         result = ppl.compute(predictions=texts, model_id=TINY)
         assert result["perplexities"] == pytest.approx(expected["perplexities"])
-
-
-def test_a_generator_is_read_in_portions(ppl, monkeypatch):
-    monkeypatch.setattr(sibling("text_schedule"), "TEXTS_AT_ONCE", 3)
-    scorer = ppl.text_scorer(model_id=TINY)
-    read = []
-    scored = scorer.score(read.append(i) or text for i, text in enumerate(TEXTS))
-    next(scored)
-    assert read == [0, 1, 2]
-    assert len(list(scored)) == len(TEXTS) - 1
 
 
 def test_each_text_is_known_as_soon_as_it_and_those_before_it_are(ppl, models):
@@ -251,15 +229,6 @@ def test_each_text_is_known_as_soon_as_it_and_those_before_it_are(ppl, models):
     assert [text for text, _ in known] == texts
     # The longest is known when the second has been launched; "word word" is the last of all.
     assert [count for _, count in known] == [2, 5, 5, 5, 5]
-
-
-def test_the_first_portions_are_small(ppl):
-    """So that a slow model has something to show, and to resume from, early."""
-    schedule = sibling("text_schedule")
-    sizes = [
-        len(portion) for portion in schedule.portions((("x" * 1024, None)) for _ in range(600))
-    ]
-    assert sizes == [4, 8, 16, 32, 64, 128, 256, 92]
 
 
 def test_texts_added_before_compute_names_the_model(ppl):
@@ -418,38 +387,6 @@ def test_a_model_that_gives_nan_is_named(ppl, models):
 # --- models -------------------------------------------------------------------------------------
 
 
-def test_a_model_is_loaded_once_and_not_pickled(ppl, monkeypatch):
-    calls = []
-    original = AutoModelForCausalLM.from_pretrained
-
-    def counted(*args, **kwargs):
-        calls.append(args)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
-    first = ppl.compute(predictions=TEXTS, model_id=TINY)
-    second = ppl.compute(predictions=TEXTS, model_id=TINY, stride=100)
-    ppl.score(TEXTS, model_id=TINY)
-    assert len(calls) == 1
-    assert first["num_tokens"] == second["num_tokens"]
-    assert len(pickle.dumps(ppl)) < 100_000
-    ppl.compute(predictions=TEXTS, model_id=TINY, model_kwargs={"dtype": torch.bfloat16})
-    assert len(calls) == 2
-
-
-def test_model_kwargs_and_device_pass_through(ppl):
-    result = ppl.compute(
-        predictions=TEXTS,
-        model_id=TINY,
-        device="cpu",
-        model_kwargs={"dtype": torch.bfloat16, "attn_implementation": "eager"},
-    )
-    assert "|model_dtype:bfloat16|" in result["signature"]
-    exact = ppl.compute(predictions=TEXTS, model_id=TINY, device=torch.device("cpu"))
-    assert result["perplexity"] == pytest.approx(exact["perplexity"], rel=0.05)
-    assert result["perplexity"] != exact["perplexity"]
-
-
 def test_dtype_of_the_reduction_is_that_of_the_options():
     ppl = load(dtype="float64")
     assert "|dtype:float64|" in ppl.compute(predictions=TEXTS, model_id=TINY)["signature"]
@@ -473,69 +410,6 @@ def test_dropout_is_off_and_training_goes_on(ppl, models):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-class Halved(transformers.LlamaForCausalLM):
-    """It changes its logits, and its configuration does not say so."""
-
-    def forward(self, *args, **kwargs):
-        output = super().forward(*args, **kwargs)
-        output.logits = output.logits * 0.5
-        return output
-
-
-def with_changed_logits(name, vocab_size):
-    if name == "halved":
-        return Halved(config_of("llama", vocab_size))
-    if name in ("llama", "gemma"):
-        config = config_of(name, vocab_size)
-        # With the usual small initial weights soft-capping is below any rounding error.
-        config.initializer_range = 0.02
-        config.final_logit_softcapping = 30.0
-        return AutoModelForCausalLM.from_config(config)
-    shape = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 2}
-    shape |= {"vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 64}
-    shape |= {"max_position_embeddings": CONTEXT}
-    if name == "cohere":
-        config = transformers.CohereConfig(**shape, logit_scale=0.0625, initializer_range=0.5)
-    else:
-        config = transformers.GraniteConfig(**shape, logits_scaling=8.0, initializer_range=0.5)
-    return AutoModelForCausalLM.from_config(config)
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma", "cohere", "granite", "halved"])
-def test_models_that_change_their_logits(ppl, name, caplog):
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    model = with_changed_logits(name, len(tokenizer)).eval()
-    with caplog.at_level(logging.WARNING):
-        result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
-        score = ppl.score(TEXTS, model=model, tokenizer=tokenizer, top_k=3)
-    assert_equals(result, expected_result(model, tokenizer, TEXTS))
-    for text in score:  # the likeliest are on the scale of the others
-        for nll, rank, expected in zip(text.nll, text.ranks, text.expected, strict=True):
-            if 0 < rank <= 3:
-                assert nll == pytest.approx(expected[rank - 1][1], abs=1e-4)
-    # What the configuration states needs no logits of whole batches.
-    assert ("are not those of its output layer" in caplog.text) == (name == "halved")
-
-
-@pytest.mark.parametrize(
-    "stated",
-    [
-        {"logit_scale": "inv_sqrt_d_model"},  # MPT's, which transformers does not read
-        {"logit_scale": [1.0]},
-        {"final_logit_softcapping": 0.0},
-        {"logit_scale": -1.0},
-    ],
-    ids=str,
-)
-def test_what_a_configuration_states_may_be_anything(ppl, stated):
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    model = AutoModelForCausalLM.from_config(config_of("llama", len(tokenizer))).eval()
-    for name, value in stated.items():
-        setattr(model.config, name, value)
-    result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
-    assert_equals(result, expected_result(model, tokenizer, TEXTS))
-
-
 def test_another_default_device(ppl):
     expected = ppl.compute(predictions=TEXTS, model_id=TINY)
     try:
@@ -543,98 +417,6 @@ def test_another_default_device(ppl):
         assert ppl.compute(predictions=TEXTS, model_id=TINY) == expected
     finally:
         torch.set_default_device(None)
-
-
-def test_logits_of_a_bfloat16_model_are_not_rounded(ppl, models):
-    config = config_of("llama", len(models["llama"][1]))
-    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(40)
-    tokenizer = models["llama"][1]
-    (score,) = ppl.score([TEXTS[5]], model=model, tokenizer=tokenizer, add_start_token=False)
-    ids = ids_of(tokenizer, TEXTS[5], start=False)
-    with torch.no_grad():
-        hidden = model.model(input_ids=torch.tensor([ids[:-1]])).last_hidden_state[0]
-        logits = hidden.double() @ model.lm_head.weight.double().t()
-        rounded = model.lm_head(hidden)
-    targets = torch.tensor(ids[1:])
-    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    assert score.nll[1:] == pytest.approx(expected.tolist(), abs=1e-4)
-    worse = torch.nn.functional.cross_entropy(rounded.double(), targets, reduction="none")
-    assert (worse - expected).abs().max() > 1e-3
-
-
-def test_logits_never_exist_for_a_whole_batch(ppl, models, monkeypatch):
-    """The output layer sees a handful of rows at a time, and only those that are scored."""
-    monkeypatch.setattr(sibling("nll_linear"), "LOGITS_ON_CPU", 3072 * 5)
-    model, tokenizer = models["llama"]
-    rows = []
-    original = torch.mm
-
-    def counted(a, b, **kwargs):
-        rows.append(len(a))
-        return original(a, b, **kwargs)
-
-    monkeypatch.setattr(torch, "mm", counted)
-    result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
-    assert max(rows) == 5
-    assert sum(rows) == result["num_tokens"]
-
-
-def test_batches_are_packed_under_a_budget_of_tokens(ppl, models):
-    model, tokenizer = models["llama"]
-    texts = ["word " * (i % 10 + 1) for i in range(4000)]  # none longer than the context
-    scorer = ppl.text_scorer(model=model, tokenizer=tokenizer)
-    shapes = []
-    handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
-        with_kwargs=True,
-    )
-    try:
-        list(scorer.score(texts))
-    finally:
-        handle.remove()
-    budget = scorer.model.tokens_per_batch
-    assert all(rows * length <= budget for rows, length in shapes)
-    assert sum(rows for rows, _ in shapes) >= len(texts)
-    # Sorted by length and full: hardly more padded tokens, and batches, than there have to be; the
-    # last batch of each portion is not full.
-    padded = sum(rows * length for rows, length in shapes)
-    assert padded < 1.1 * sum(len(ids_of(tokenizer, text)) for text in texts)
-    num_portions = len(list(sibling("text_schedule").portions((text, None) for text in texts)))
-    assert num_portions == 5
-    assert len(shapes) <= padded / budget + num_portions
-
-
-def test_an_output_layer_that_is_not_plain(ppl, models):
-    """Such as one of PEFT or of a quantised model: it is called, not multiplied with."""
-
-    class Wrapped(torch.nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, hidden):
-            return self.inner(hidden) * 1.5
-
-    model, tokenizer = models["llama"]
-    plain = model.get_output_embeddings()
-    model.set_output_embeddings(Wrapped(plain))
-    try:
-        result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
-        assert_equals(result, expected_result(model, tokenizer, TEXTS))
-    finally:
-        model.set_output_embeddings(plain)
-
-
-def test_an_output_layer_with_hooks(ppl, models):
-    model, tokenizer = models["llama"]
-    handle = model.lm_head.register_forward_hook(lambda module, args, output: output * 0.5)
-    try:
-        result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
-        assert_equals(result, expected_result(model, tokenizer, TEXTS))
-    finally:
-        handle.remove()
 
 
 def test_a_model_that_changed_is_probed_again(ppl):
@@ -655,18 +437,6 @@ def test_a_model_that_changed_is_probed_again(ppl):
         assert_equals(result, expected_result(model, tokenizer, TEXTS))
 
 
-def test_one_model_in_several_threads(models):
-    model, tokenizer = models["llama"]
-    expected = expected_result(model, tokenizer, TEXTS)
-
-    def compute(_):
-        return load().compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for result in pool.map(compute, range(24)):
-            assert_equals(result, expected)
-
-
 def test_a_tokenizer_without_offsets(ppl):
     """Bytes of what was scored, without the places of tokens."""
     tokenizer = transformers.ByT5Tokenizer()
@@ -679,13 +449,6 @@ def test_a_tokenizer_without_offsets(ppl):
     assert cut["num_bytes"] == cut["num_tokens"] == 8
     (score,) = ppl.score([text], **kwargs)
     assert score.offsets is None
-
-
-def test_an_unknown_model_is_named(ppl, tmp_path):
-    with pytest.raises(ValueError, match="model_id='nobody/nothing' could not be loaded"):
-        ppl.compute(predictions=TEXTS, model_id="nobody/nothing")
-    with pytest.raises(ValueError, match="could not be loaded as a causal language model"):
-        ppl.compute(predictions=TEXTS, model_id=str(tmp_path))
 
 
 def bert(tokenizer):
@@ -729,20 +492,3 @@ def test_a_tokenizer_that_is_not_the_models(ppl, models):
     model = AutoModelForCausalLM.from_config(config_of("llama", 100)).eval()
     with pytest.raises(ValueError, match="has 100 embeddings: this tokenizer is not the model's"):
         ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
-
-
-def test_progress_follows_the_switches_of_both_libraries(ppl, capsys):
-    def shown():
-        ppl.compute(predictions=TEXTS, model_id=TINY)
-        return capsys.readouterr().err
-
-    ppl.compute(predictions=TEXTS, model_id=TINY)
-    capsys.readouterr()
-    bar = shown()
-    assert "tok/s" in bar
-    assert "perplexity=" in bar
-    datasets.disable_progress_bars()
-    try:
-        assert shown() == ""
-    finally:
-        datasets.enable_progress_bars()
