@@ -171,31 +171,39 @@ def _block_rows(logits: torch.Tensor, num_scored: int) -> int:
 def _reduce_logits(
     scores: torch.Tensor, targets: torch.Tensor, out: TokenStats, buffer: torch.Tensor
 ) -> None:
-    """Write what is to be known of a block of rows; `buffer` may be the scores themselves."""
-    with_all = out.rank is not None
-    if with_all:
-        target_scores = scores.gather(1, targets[:, None])
-        torch.sum(scores > target_scores, -1, dtype=torch.int32, out=out.rank)
-        out.rank.add_(1)
-        peaks = scores.amax(-1)
+    """Write the statistics of a block of rows; `buffer` may be the scores themselves."""
+    if out.lse is None or out.entropy is None or out.rank is None:
+        _write_nll(scores, targets, out.nll, buffer)
+        return
+    # What needs the scores comes before the buffer is written.
+    target_scores = scores.gather(1, targets[:, None])
+    torch.sum(scores > target_scores, -1, dtype=torch.int32, out=out.rank).add_(1)
+    peaks = scores.amax(-1)
+    log_probs, shifts = _write_nll(scores, targets, out.nll, buffer)
+    if shifts is not None:
+        log_probs.view(*shifts.shape, -1).sub_(shifts[:, :, None])
+    # Of a row of nothing but -inf, log_softmax is NaN.
+    torch.sub(peaks, log_probs.amax(-1).where(peaks > -torch.inf, 0), out=out.lse)
+    probabilities = log_probs.exp()
+    # Their sum is 1 but for the error of all log_probs, which the entropy would have ten times.
+    totals = probabilities.sum(-1)
+    # 0 log 0 = 0, and not 0 * -inf.
+    log_probs.clamp_(min=torch.finfo(log_probs.dtype).min)
+    moments = probabilities.mul_(log_probs).sum(-1)
+    torch.sub(totals.log(), moments.div_(totals), out=out.entropy).clamp_(min=0)
+
+
+def _write_nll(
+    scores: torch.Tensor, targets: torch.Tensor, nll: torch.Tensor, buffer: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Write the nll of a block of rows; returns what `_log_softmax` does."""
     log_probs, shifts = _log_softmax(scores, buffer)
-    torch.gather(log_probs, 1, targets[:, None], out=out.nll[:, None])
-    torch.sub(0, out.nll, out=out.nll)  # not neg(), which gives -0.0
+    torch.gather(log_probs, 1, targets[:, None], out=nll[:, None])
+    torch.sub(0, nll, out=nll)  # not neg(), which gives -0.0
     if shifts is not None:
         width = scores.shape[-1] // shifts.shape[-1]
-        out.nll.add_(shifts.gather(1, targets[:, None] // width).squeeze(1))
-        if with_all:
-            log_probs.view(*shifts.shape, width).sub_(shifts[:, :, None])
-    if with_all:
-        # Of a row of nothing but -inf, log_softmax is NaN.
-        torch.sub(peaks, log_probs.amax(-1).where(peaks > -torch.inf, 0), out=out.lse)
-        probabilities = log_probs.exp()
-        # Their sum is 1 but for the error of all log_probs, which the entropy would have ten times.
-        totals = probabilities.sum(-1)
-        # 0 log 0 = 0, and not 0 * -inf.
-        log_probs.clamp_(min=torch.finfo(log_probs.dtype).min)
-        moments = probabilities.mul_(log_probs).sum(-1)
-        torch.sub(totals.log(), moments.div_(totals), out=out.entropy).clamp_(min=0)
+        nll.add_(shifts.gather(1, targets[:, None] // width).squeeze(1))
+    return log_probs, shifts
 
 
 def _log_softmax(
