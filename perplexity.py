@@ -33,7 +33,7 @@ from .tensors import as_tensor
 from .text_corpus import corpus_result
 from .text_encoding import TextEncoder
 from .text_head import OutputLayer
-from .text_input import are_texts, check_collection
+from .text_input import are_texts, check_collection, checked_pairs
 from .text_lengths import context_length
 from .text_loading import KeptModel, ModelSource
 from .text_model import LanguageModel
@@ -41,7 +41,7 @@ from .text_probe import probe
 from .text_progress import Progress
 from .text_schedule import portions
 from .text_score import TextScore
-from .text_scoring import TextScorer, checked_pairs
+from .text_scoring import TextScorer
 from .text_windows import Window
 from .totals import NllTotals, Run
 from .trainer_batches import EvalBatch
