@@ -5,12 +5,12 @@ evaluate's loader copies only the siblings that this file itself imports, so all
 and no comment may stand behind such an import.
 """
 
+# evaluate's methods take any keyword; a misspelt one must not vanish here.
+# pyright: reportIncompatibleMethodOverride=false
+
 import inspect
-import itertools
-import threading
-import warnings
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable
+from typing import Any
 
 import datasets
 import evaluate
@@ -28,14 +28,15 @@ from .nll_torch import BLOCK_ON_CPU
 from .nll_transform import LogitTransform
 from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
+from .pending import Batch, Pending
 from .presets import PRESETS
 from .process_files import add_over_files
 from .processes import ALONE, Processes
 from .tensors import as_tensor
-from .text_corpus import corpus_result
+from .text_corpus import Result, corpus_result
 from .text_encoding import TextEncoder
 from .text_head import OutputLayer
-from .text_input import are_texts, check_collection
+from .text_input import check_collection, checked_pairs
 from .text_lengths import context_length
 from .text_loading import KeptModel, ModelSource
 from .text_model import LanguageModel
@@ -43,13 +44,14 @@ from .text_probe import probe
 from .text_progress import Progress
 from .text_schedule import portions
 from .text_score import TextScore
-from .text_scoring import TextScorer, checked_pairs
+from .text_scoring import TextScorer
 from .text_windows import Window
-from .totals import NllTotals, Run
+from .totals import NllTotals
 from .trainer_batches import EvalBatch
 from .trainer_documents import document_lengths
 from .trainer_hooks import TrainerHooks
 from .trainer_outputs import LogitsFinder
+from .user_warnings import warn_user
 
 _DESCRIPTION = """\
 Perplexity: exp of the mean negative log-likelihood that a language model gives to the tokens of a \
@@ -186,20 +188,11 @@ class Perplexity(evaluate.Metric):
         self._options = Options().replace(**{k: v for k, v in kwargs.items() if k not in own})
         super().__init__(*args, **{k: v for k, v in kwargs.items() if k in own})
         self._kept = KeptModel()
-        self._lock = threading.RLock()  # held while the accumulated sums or texts change
-        self.reset()
+        self._pending = Pending(self._options)
 
     def __getstate__(self) -> dict:
-        with self._lock:
-            state = dict(self.__dict__)
         # A model is loaded anew where it is needed, rather than sent along.
-        state["_kept"] = KeptModel()
-        del state["_lock"]
-        return state
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.RLock()
+        return {**self.__dict__, "_kept": KeptModel()}
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -219,15 +212,11 @@ class Perplexity(evaluate.Metric):
 
     def reset(self) -> None:
         """Drop everything that was added."""
-        with self._lock:
-            self._texts: list[str] = []  # added, and scored when compute names the model
-            self._run = Run()
-            self._synced = False  # whether `_run` is that of all processes
-            self._warned_of_nan = False
+        self._pending.clear()
 
     def __len__(self) -> int:
         """Number of sequences and texts accumulated since the last `compute` or `reset`."""
-        return self._run.num_sequences + len(self._texts)
+        return len(self._pending)
 
     def add_batch(self, *, predictions=None, references=None, sample_weight=None) -> None:
         """Add a batch of sequences, or of texts, which wait for the model of `compute`.
@@ -235,23 +224,13 @@ class Perplexity(evaluate.Metric):
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
-        if references is None and are_texts(predictions):
-            if sample_weight is not None:
-                raise ValueError("Texts go without sample_weight.")
-            texts = [text for text, _ in checked_pairs(predictions, None)]
-            with self._lock:
-                self._check_kind(texts=True)
-                self._texts += texts
-            return
-        self._accumulate(self._reduce(predictions, references, sample_weight, self._options))
-
-    def _check_kind(self, texts: bool) -> None:
-        pending = self._run.num_batches if texts else len(self._texts)
-        if pending > 0:
-            raise ValueError(
-                f"{'Batches of logits' if texts else 'Texts'} are pending, and "
-                f"{'texts' if texts else 'logits'} do not mix with them; call compute or reset."
-            )
+        batch = Batch(predictions, references, sample_weight)
+        if not batch.holds_texts:
+            self._pending.add_batch(batch)
+        elif sample_weight is None:
+            self._pending.add_texts([text for text, _ in checked_pairs(batch.predictions, None)])
+        else:
+            raise ValueError("Texts go without sample_weight.")
 
     def add(self, *, prediction=None, reference=None, sample_weight=None) -> None:
         """Add one sequence, logits (T, V) and ids (T,), with one weight or T weights; or one text.
@@ -271,9 +250,8 @@ class Perplexity(evaluate.Metric):
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
-        batch = self._reduce(predictions, references, sample_weight, self._options)
-        self._accumulate(batch)
-        return batch.totals.perplexity
+        batch = Batch(predictions, references, sample_weight)
+        return self._pending.add_batch(batch).totals.perplexity
 
     def merge(self, other: "Perplexity") -> None:
         """Add everything that was added to `other`, which keeps it.
@@ -284,22 +262,7 @@ class Perplexity(evaluate.Metric):
         """
         if not isinstance(other, Perplexity):
             raise TypeError(f"merge takes another Perplexity, got {type(other).__name__}.")
-        if other._options != self._options:
-            raise ValueError(
-                "merge takes a metric with the same options; these are "
-                f"{self._options.signature}, those of the other {other._options.signature}."
-            )
-        # One lock after the other: held at once, they would be held in two orders.
-        with other._lock:
-            other._check_not_synced()
-            run, texts = other._run, list(other._texts)
-        with self._lock:
-            self._check_not_synced()
-            if texts:
-                self._check_kind(texts=True)
-                self._texts += texts
-            if run.num_batches:
-                self._accumulate(run)
+        self._pending.merge(other._pending)
 
     def sync(self) -> None:
         """Add up the sums of all processes of torchrun or accelerate, on each of them.
@@ -313,29 +276,12 @@ class Perplexity(evaluate.Metric):
                 connected.
             ConnectionError: another process failed or is gone; nothing changes here.
         """
-        with self._lock:
-            self._run = self._add_over_processes(self._unsynced_run, self._options)
-            self._synced = True
+        self._check_one_protocol(sync=True)
+        self._pending.sync()
 
-    def _unsynced_run(self) -> Run:
-        self._check_kind(texts=False)
-        self._check_not_synced()
-        return self._run
-
-    def _check_not_synced(self) -> None:
-        if self._synced:
-            raise ValueError(
-                "sync was called, and these are the sums of all processes: added to others, they "
-                "would count more than once. Call compute or reset first."
-            )
-
-    def _add_over_processes(self, local: Callable[[], Run], options: Options) -> Run:
-        """The runs of all processes, added up; `local` gives that of this one."""
-        if self.num_process > 1:
+    def _check_one_protocol(self, sync: bool) -> None:
+        if sync and self.num_process > 1:
             raise ValueError("sync goes by torch.distributed, and num_process by files; use one.")
-        processes = Processes.launched()
-        numbers = processes.attempt(local).then(Run.numbers)
-        return Run.of(processes.sum(numbers, len(Run().numbers()), options.signature))
 
     def trainer_hooks(self, *, shift: bool = True, **options) -> dict[str, Callable]:
         """`preprocess_logits_for_metrics` and `compute_metrics` for a transformers Trainer.
@@ -370,7 +316,7 @@ class Perplexity(evaluate.Metric):
         batch_size: int | None = None,
         sync: bool = False,
         **options,
-    ) -> dict[str, float | int | str | list[float]] | None:
+    ) -> Result | None:
         """Perplexity of everything added before and of the batch given here; then start afresh.
 
         With `model_id`, or `model` and `tokenizer`, the predictions are texts. The model is kept
@@ -391,29 +337,57 @@ class Perplexity(evaluate.Metric):
         if options.get("model_id") is not None or options.get("model") is not None:
             if references is not None or sample_weight is not None:
                 raise ValueError("Texts and a model go without references and sample_weight.")
-            scorer = self.text_scorer(sync=sync, **options)
-            with self._lock:
-                texts = self._pending_texts(predictions, contexts)
-                result, remarks = corpus_result(
-                    scorer,
-                    texts,
-                    contexts,
-                    batch_size=batch_size,
-                    progress=_progress_is_shown(),
-                    processes=Processes.launched() if sync else ALONE,
-                )
-                for remark in remarks:
-                    warnings.warn(remark, stacklevel=2)
-                self.reset()
-            return result
+            return self._compute_texts(predictions, contexts, batch_size, sync, options)
         options = self._options_of_logits(options, contexts=contexts, batch_size=batch_size)
-        # Locked once the batch is reduced, until the reset: no other thread adds in between.
-        with ExitStack() as locked:
-            result = self._compute_logits(
-                predictions, references, sample_weight, options, sync, locked
+        return self._compute_logits(Batch(predictions, references, sample_weight), options, sync)
+
+    def _compute_texts(
+        self, texts, contexts, batch_size: int | None, sync: bool, options: dict
+    ) -> Result:
+        scorer = self.text_scorer(sync=sync, **options)
+        check_collection(texts, "predictions")
+        check_collection(contexts, "contexts")
+        if self.num_process > 1:
+            raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
+        with self._pending.all_texts(texts) as all_texts:
+            result, remarks = corpus_result(
+                scorer,
+                all_texts,
+                contexts,
+                batch_size=batch_size,
+                progress=_progress_is_shown(),
+                processes=Processes.launched() if sync else ALONE,
             )
-            self.reset()
-        return result
+            for remark in remarks:
+                warn_user(remark)
+            return result
+
+    def _compute_logits(self, batch: Batch, options: Options, sync: bool) -> Result | None:
+        self._check_one_protocol(sync)
+        with self._pending.all_batches(batch, options, sync) as local_run:
+            run = add_over_files(local_run, self)
+            if run is None:
+                return None
+            if run.num_batches == 0:
+                raise ValueError(
+                    "Nothing to compute: pass predictions and references, or call add_batch first."
+                )
+            if run.totals.num_tokens == 0:
+                warn_user(
+                    "No token was scored, so the perplexity is NaN: every reference is ignored or "
+                    "has weight 0."
+                )
+            return {**run.totals.result(), "signature": options.signature}
+
+    def _options_of_logits(self, options: dict, **of_texts) -> Options:
+        """The options of this metric with those of a call for logits."""
+        check_names(options, Options, ModelSource)
+        source, options = ModelSource.split(options)
+        source.pop("trust_remote_code", None)  # may stand in every call
+        for name, value in (source | of_texts).items():
+            if value is not None:
+                raise ValueError(f"{name}= goes with texts and model_id= or model=.")
+        return self._options.replace(**options)
 
     def score(
         self, texts, *, contexts=None, batch_size: int | None = None, top_k: int = 0, **options
@@ -451,112 +425,10 @@ class Perplexity(evaluate.Metric):
         """
         check_names(options, TextOptions, ModelSource)
         source, options = ModelSource.split(options)
-        own = {"dtype": self._options.dtype, "backend": self._options.backend}
+        own: dict[str, Any] = {"dtype": self._options.dtype, "backend": self._options.backend}
         options = TextOptions(**own | options)
         processes = Processes.launched() if sync else ALONE
         return TextScorer(self._kept.get(ModelSource(**source), processes), options)
-
-    def _pending_texts(self, texts, contexts) -> Iterable[str]:
-        """The texts accumulated, then those given now."""
-        check_collection(texts, "predictions")
-        check_collection(contexts, "contexts")
-        self._check_kind(texts=True)
-        if self.num_process > 1:
-            raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
-        return itertools.chain(self._texts, () if texts is None else texts)
-
-    def _options_of_logits(self, options: dict, **of_texts) -> Options:
-        """The options of this metric with those of a call for logits."""
-        check_names(options, Options, ModelSource)
-        source, options = ModelSource.split(options)
-        source.pop("trust_remote_code", None)  # may stand in every call
-        for name, value in (source | of_texts).items():
-            if value is not None:
-                raise ValueError(f"{name}= goes with texts and model_id= or model=.")
-        return self._options.replace(**options)
-
-    def _compute_logits(
-        self,
-        predictions,
-        references,
-        sample_weight,
-        options: Options,
-        sync: bool,
-        locked: ExitStack,
-    ) -> dict[str, float | int | str] | None:
-        def check() -> None:
-            if self._texts or (references is None and are_texts(predictions)):
-                raise ValueError(
-                    "Texts need a model: pass model_id=, or model= and tokenizer=. Logits go with "
-                    "references=."
-                )
-            if self._run.num_batches and options != self._options:
-                raise ValueError(
-                    f"compute was given other options ({options.signature}) than the batches added "
-                    f"before it ({self._options.signature}). Give the options to evaluate.load, or "
-                    "call reset() first."
-                )
-            if sync or predictions is not None:
-                self._check_not_synced()
-
-        def local() -> Run:
-            check()
-            batch = Run()
-            if predictions is not None or references is not None:
-                batch = self._reduce(predictions, references, sample_weight, options)
-            locked.enter_context(self._lock)
-            check()  # again: another thread may have added something in the meantime
-            return self._run + batch
-
-        run = self._add_over_processes(local, options) if sync else local()
-        if self.num_process > 1:
-            run = add_over_files(
-                run,
-                cache_dir=self._data_dir_root,
-                num_process=self.num_process,
-                process_id=self.process_id,
-                experiment_id=self.experiment_id,
-                timeout=self.timeout,
-            )
-            if run is None:
-                return None
-        if run.num_batches == 0:
-            raise ValueError(
-                "Nothing to compute: pass predictions and references, or call add_batch first."
-            )
-        return self._compute(totals=run.totals, options=options)
-
-    def _compute(self, *, totals: NllTotals, options: Options) -> dict[str, float | int | str]:
-        if totals.num_tokens == 0:
-            warnings.warn(
-                "No token was scored, so the perplexity is NaN: every reference is ignored or has "
-                "weight 0.",
-                stacklevel=4,
-            )
-        return {**totals.result(), "signature": options.signature}
-
-    def _reduce(self, predictions, references, sample_weight, options: Options) -> Run:
-        """The run of one batch."""
-        self._check_kind(texts=False)
-        self._check_not_synced()
-        sums = reduce_batch(predictions, references, sample_weight, options)
-        if sums.nan_place is not None and not self._warned_of_nan:
-            self._warned_of_nan = True
-            sequence, position = sums.nan_place
-            warnings.warn(
-                f"predictions[{sequence}, {position}] holds NaN or +inf, or no probability at all: "
-                "its nll is NaN, and so is the perplexity.",
-                stacklevel=3,
-            )
-        totals = NllTotals.from_sequences(sums.nll_sums, sums.weight_sums, sums.num_tokens)
-        return Run(totals, num_batches=1, num_sequences=len(sums.nll_sums))
-
-    def _accumulate(self, run: Run) -> None:
-        with self._lock:
-            # Again: another thread may have changed it while the batch was reduced.
-            self._check_kind(texts=False)
-            self._check_not_synced()
-            self._run += run
 
 
 def _progress_is_shown() -> bool:

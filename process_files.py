@@ -28,27 +28,21 @@ class _Exchange(evaluate.Metric):
         return {name: sum(values) for name, values in columns.items()}
 
 
-def add_over_files(
-    run: Run,
-    *,
-    cache_dir: str,
-    num_process: int,
-    process_id: int,
-    experiment_id: str | None,
-    timeout: int | float,
-) -> Run | None:
+def add_over_files(run: Run, metric: evaluate.Metric) -> Run | None:
     """The runs of all processes, added up, on process 0; None on the others.
 
     Args:
         run: that of this process.
-        cache_dir, ...: as `evaluate.load` takes them.
+        metric: its `num_process`, 1 for a process alone, and where and how they meet.
     """
+    if metric.num_process == 1:
+        return run
     exchange = _Exchange(
-        cache_dir=cache_dir,
-        num_process=num_process,
-        process_id=process_id,
-        experiment_id=experiment_id,
-        timeout=timeout,
+        cache_dir=metric._data_dir_root,
+        num_process=metric.num_process,
+        process_id=metric.process_id,
+        experiment_id=metric.experiment_id,
+        timeout=metric.timeout,
     )
     row = {name: [number] for name, number in zip(COLUMNS, run.numbers(), strict=True)}
     sums = exchange.compute(**row)

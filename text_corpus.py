@@ -27,10 +27,10 @@ def corpus_result(
     )
     sums = [sums for _, sums in scored]
     result = scorer.result(sums, signature, with_contexts=contexts is not None)
-    return result, list(_warnings(sums, scorer.window, with_contexts=contexts is not None))
+    return result, list(_warnings(sums, scorer, with_contexts=contexts is not None))
 
 
-def _warnings(sums: Sequence[TextSums], window: int, with_contexts: bool) -> Iterator[str]:
+def _warnings(sums: Sequence[TextSums], scorer: TextScorer, with_contexts: bool) -> Iterator[str]:
     empty = [i for i, text in enumerate(sums) if text.num_tokens == 0]
     if empty:
         yield (
@@ -43,6 +43,7 @@ def _warnings(sums: Sequence[TextSums], window: int, with_contexts: bool) -> Ite
     truncated = [i for i, text in enumerate(sums) if text.context_truncated]
     if with_contexts and truncated:
         yield (
-            f"{len(truncated)} of {len(sums)} contexts are longer than the window of {window} "
-            f"tokens, the first of them contexts[{truncated[0]}]; they were cut from the left."
+            f"{len(truncated)} of {len(sums)} contexts are longer than the window of "
+            f"{scorer.window} tokens, the first of them contexts[{truncated[0]}]; they were cut "
+            "from the left."
         )

@@ -1,6 +1,7 @@
-"""Whether what a user passes are texts."""
+"""What a user passes as texts: whether they are texts, and each of them checked as it is read."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 
 
 def are_texts(predictions) -> bool:
@@ -22,3 +23,40 @@ def check_collection(texts, name: str) -> None:
         raise TypeError(f"{name} must be a list of texts, got a table. Pass one of its columns.")
     if texts is not None and not isinstance(texts, Iterable):
         raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}.")
+
+
+def checked_pairs(
+    texts: Iterable[str], contexts: Iterable[str] | None
+) -> Iterator[tuple[str, str | None]]:
+    """Each text with its context, checked when it is read.
+
+    Raises:
+        TypeError: a text or context that is no string.
+        ValueError: no texts, more or fewer contexts than texts, or invalid Unicode.
+    """
+    missing = object()
+    if contexts is None:
+        pairs = ((text, None) for text in texts)
+    else:
+        pairs = itertools.zip_longest(texts, contexts, fillvalue=missing)
+    number = -1
+    for number, (text, context) in enumerate(pairs):
+        if text is missing or context is missing:
+            raise ValueError(
+                "contexts must hold one prompt for each text; there are more "
+                f"{'contexts' if text is missing else 'texts'}, beyond {number}."
+            )
+        text = _checked(text, f"predictions[{number}]")
+        yield text, None if contexts is None else _checked(context, f"contexts[{number}]")
+    if number < 0:
+        raise ValueError("predictions holds no texts.")
+
+
+def _checked(text, name: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string, got {type(text).__name__}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is no valid Unicode text: {error}.") from None
+    return text

@@ -17,6 +17,7 @@ from .nll_outputs import TokenStats
 from .options import TextOptions, positive_int, signature
 from .processes import ALONE, Processes
 from .text_encoding import EncodedText, TextEncoder
+from .text_input import checked_pairs
 from .text_model import LanguageModel, Span
 from .text_progress import Progress
 from .text_schedule import Portion, batches, portions, shares
@@ -249,35 +250,6 @@ class TextScorer:
         return Span(ids, window.first - window.start)
 
 
-def checked_pairs(
-    texts: Iterable[str], contexts: Iterable[str] | None
-) -> Iterator[tuple[str, str | None]]:
-    """Each text with its context, checked when it is read.
-
-    Raises:
-        TypeError: a text or context that is no string.
-        ValueError: no texts, more or fewer contexts than texts, or invalid Unicode.
-    """
-    missing = object()
-    if contexts is None:
-        pairs = ((text, None) for text in texts)
-    else:
-        pairs = itertools.zip_longest(texts, contexts, fillvalue=missing)
-    number = -1
-    for number, (text, context) in enumerate(pairs):
-        if text is missing or context is missing:
-            raise ValueError(
-                "contexts must hold one prompt for each text; there are more "
-                f"{'contexts' if text is missing else 'texts'}, beyond {number}."
-            )
-        _check_text(text, f"predictions[{number}]")
-        if contexts is not None:
-            _check_text(context, f"contexts[{number}]")
-        yield text, context
-    if number < 0:
-        raise ValueError("predictions holds no texts.")
-
-
 def _agreed_portions(
     portions: Iterator[Portion], settings: str, processes: Processes
 ) -> Iterator[Portion]:
@@ -298,12 +270,3 @@ def _agreed_portions(
         if agreed is None:  # the end
             return
         yield agreed[1]
-
-
-def _check_text(text, name: str) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"{name} must be a string, got {type(text).__name__}.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is no valid Unicode text: {error}.") from None

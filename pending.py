@@ -1,0 +1,229 @@
+"""What a metric has accumulated since its last result: the sums of batches, or texts.
+
+Threads may add at once. A batch is reduced before the lock is taken, so no thread waits for
+another's reduction. Whether the batch fits is checked before, which saves the reduction, and again
+under the lock, because another thread may have added something in between.
+"""
+
+import itertools
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+from .batches import reduce_batch
+from .options import Options
+from .processes import ALONE, Attempt, Processes
+from .text_input import are_texts
+from .totals import NllTotals, Run
+from .user_warnings import warn_user
+
+
+class Batch(NamedTuple):
+    """A batch as the user passes it; the fields are the arguments of `reduce_batch`."""
+
+    predictions: Any
+    references: Any
+    sample_weight: Any
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user passed one."""
+        return self.predictions is not None or self.references is not None
+
+    @property
+    def holds_texts(self) -> bool:
+        """Whether the predictions are texts, which have no references."""
+        return self.references is None and are_texts(self.predictions)
+
+
+class Pending:
+    """The texts, or the sums of the batches, that wait for `compute`; never both.
+
+    A call that raises changes nothing.
+    """
+
+    def __init__(self, options: Options):
+        self._options = options  # those of every batch added
+        self._lock = threading.RLock()  # held while anything below changes
+        self.clear()
+
+    def __getstate__(self) -> dict:
+        with self._lock:
+            return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._texts: list[str] = []
+            self._run = Run()
+            self._is_synced = False  # whether `_run` is that of all processes
+            self._warned_of_nan = False
+
+    def __len__(self) -> int:
+        """Number of sequences and texts."""
+        return self._run.num_sequences + len(self._texts)
+
+    def add_texts(self, texts: list[str]) -> None:
+        """Add texts.
+
+        Raises:
+            ValueError: batches are pending.
+        """
+        with self._lock:
+            self._check_takes_texts()
+            self._texts += texts
+
+    def add_batch(self, batch: Batch) -> Run:
+        """Add a batch, and return its own run.
+
+        Raises:
+            TypeError, ValueError: texts are pending, `sync` was called, or as `reduce_batch`.
+        """
+        self._check_takes_batches()
+        run = self._reduce(batch, self._options)
+        self._add_run(run)
+        return run
+
+    def merge(self, other: "Pending") -> None:
+        """Add what `other` holds, and leave it there.
+
+        Raises:
+            ValueError: its options differ, `sync` was called on one of the two, or one holds texts
+                and one batches.
+        """
+        if other._options != self._options:
+            raise ValueError(
+                "merge takes a metric with the same options; these are "
+                f"{self._options.signature}, those of the other {other._options.signature}."
+            )
+        # One lock after the other: held at once, they would be held in two orders.
+        with other._lock:
+            other._check_not_synced()
+            run, texts = other._run, list(other._texts)
+        with self._lock:
+            self._check_not_synced()
+            if texts:
+                self.add_texts(texts)
+            if run.num_batches > 0:
+                self._add_run(run)
+
+    def sync(self) -> None:
+        """Replace the sums by those of all processes.
+
+        Raises:
+            ValueError: texts are pending, `sync` was called before, or the processes are not
+                connected.
+            ConnectionError: another process failed or is gone.
+        """
+        with self._lock:
+            processes = Processes.launched()
+            mine = processes.attempt(self._run_to_sync)
+            self._run = _sum_over(processes, mine, self._options)
+            self._is_synced = True
+
+    @contextmanager
+    def all_texts(self, more: Iterable[str] | None) -> Iterator[Iterable[str]]:
+        """The texts, and then `more`. A block that ends without an error uses them up.
+
+        Raises:
+            ValueError: batches are pending.
+        """
+        with self._lock:
+            self._check_takes_texts()
+            yield itertools.chain(self._texts, () if more is None else more)
+            self.clear()
+
+    @contextmanager
+    def all_batches(self, batch: Batch, options: Options, sync: bool) -> Iterator[Run]:
+        """The run of all batches, and of this one. A block that ends without an error uses it up.
+
+        Args:
+            batch: reduced here; its fields are None where there is none.
+            options: those of the batch; they have to be those of the batches added.
+            sync: whether the run is that of all processes.
+
+        Raises:
+            TypeError, ValueError, ConnectionError: as `add_batch` and `sync`, or the options
+                differ.
+        """
+        processes = Processes.launched() if sync else ALONE
+        with ExitStack() as held:
+            mine = processes.attempt(self._run_with, batch, options, sync, held)
+            yield _sum_over(processes, mine, options)
+            self.clear()
+
+    def _run_with(self, batch: Batch, options: Options, sync: bool, held: ExitStack) -> Run:
+        """The sum of the run and a batch; `held` then holds the lock, so that nothing is added."""
+        self._check_computes(batch, options, sync)
+        run = self._reduce(batch, options) if batch.is_given else Run()
+        held.enter_context(self._lock)
+        self._check_computes(batch, options, sync)
+        return self._run + run
+
+    def _run_to_sync(self) -> Run:
+        self._check_takes_batches()
+        return self._run
+
+    def _add_run(self, run: Run) -> None:
+        with self._lock:
+            self._check_takes_batches()
+            self._run += run
+
+    def _reduce(self, batch: Batch, options: Options) -> Run:
+        """The run of one batch."""
+        sums = reduce_batch(*batch, options)
+        if sums.nan_place is not None and not self._warned_of_nan:
+            self._warned_of_nan = True
+            sequence, position = sums.nan_place
+            warn_user(
+                f"predictions[{sequence}, {position}] holds NaN or +inf, or no probability at all: "
+                "its nll is NaN, and so is the perplexity."
+            )
+        totals = NllTotals.from_sequences(sums.nll_sums, sums.weight_sums, sums.num_tokens)
+        return Run(totals, num_batches=1, num_sequences=len(sums.nll_sums))
+
+    def _check_takes_texts(self) -> None:
+        if self._run.num_batches > 0:
+            raise ValueError(
+                "Batches of logits are pending, and texts do not mix with them; call compute or "
+                "reset."
+            )
+
+    def _check_takes_batches(self) -> None:
+        if self._texts:
+            raise ValueError(
+                "Texts are pending, and logits do not mix with them; call compute or reset."
+            )
+        self._check_not_synced()
+
+    def _check_not_synced(self) -> None:
+        if self._is_synced:
+            raise ValueError(
+                "sync was called, and these are the sums of all processes: added to others, they "
+                "would count more than once. Call compute or reset first."
+            )
+
+    def _check_computes(self, batch: Batch, options: Options, sync: bool) -> None:
+        if self._texts or batch.holds_texts:
+            raise ValueError(
+                "Texts need a model: pass model_id=, or model= and tokenizer=. Logits go with "
+                "references=."
+            )
+        if self._run.num_batches > 0 and options != self._options:
+            raise ValueError(
+                f"compute was given other options ({options.signature}) than the batches added "
+                f"before it ({self._options.signature}). Give the options to evaluate.load, or "
+                "call reset() first."
+            )
+        if sync or batch.is_given:
+            self._check_not_synced()
+
+
+def _sum_over(processes: Processes, mine: Attempt[Run], options: Options) -> Run:
+    """The runs of all processes, added up."""
+    count = len(Run().numbers())
+    return Run.of(processes.sum(mine.then(Run.numbers), count, options.signature))
