@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 import torcheval.metrics.functional
 import torchmetrics.functional.text
-from report import ROOT, environment, interleaved, table, write_section
+from report import ROOT, busy_machine, environment, interleaved, table, write_section
 
+BUSY_ROUNDS = 11
 ELEMENTS = 50_000_000  # logits of one timing: 200 MB in float32, far beyond any cache
 REPEATS = 15
 MEMORY_ROWS = 5_000  # x 50257 x 4 bytes = 1.005 GB
@@ -116,6 +117,28 @@ def bench_speed(dtype: torch.dtype, vocab_size: int, num_rows: int) -> str:
     return f"### {name}, {num_rows} x {vocab_size}\n\n{table(header, rows)}"
 
 
+def bench_busy(dtype: torch.dtype) -> str:
+    """Beside processes that keep one core busy each, as data loaders and other jobs do."""
+    logits, targets = random_logits(1000, 50257, dtype)
+    calls = {
+        name: functools.partial(method, logits, targets)
+        for name, method in METHODS.items()
+        if name not in ("torchmetrics", "torcheval")
+    }
+    columns = []
+    for num_processes in (0, 1, 2):
+        with busy_machine(num_processes):
+            seconds = interleaved(calls, BUSY_ROUNDS)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        columns.append(
+            {name: f"{m * 1e3:.0f} ({m / medians[THIS]:.2f})" for name, m in medians.items()}
+        )
+    rows = [[name, *(column[name] for column in columns)] for name in calls]
+    header = ["median ms (time / this module's)", "alone", "beside 1", "beside 2"]
+    name = str(dtype).removeprefix("torch.")
+    return f"### Beside busy processes, {name}, 1000 x 50257\n\n{table(header, rows)}"
+
+
 def bench_arrow() -> str:
     logits, targets = random_logits(1000, 50257, torch.float32)
     large = {"predictions": logits[None], "references": targets[None]}
@@ -185,11 +208,15 @@ def main() -> None:
         print(json.dumps(peak_extra_mb(args.memory_of, getattr(torch, args.dtype))))
         return
     parts = [environment(["torch", "evaluate", "datasets", "torchmetrics", "torcheval"])]
-    parts.append("Medians of 15 interleaved rounds. The machine is shared: compare ratios.")
+    parts.append(
+        "Medians of 15 interleaved rounds, 11 beside busy processes. The machine is shared:"
+    )
+    parts[-1] += " compare ratios."
     for dtype in (torch.float32, torch.bfloat16):
         parts.append(bench_speed(dtype, 50257, 1000))
         for vocab_size in (32000, 151936):
             parts.append(bench_speed(dtype, vocab_size, ELEMENTS // vocab_size))
+    parts += [bench_busy(dtype) for dtype in (torch.float32, torch.bfloat16)]
     parts += [bench_arrow(), bench_memory()]
     write_section("Logits to perplexity on a CPU (bench_nll.py)", "\n\n".join(parts))
 

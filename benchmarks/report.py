@@ -1,12 +1,14 @@
 """What the benchmarks share: times in turn, where and with what they ran, tables, RESULTS.md."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import platform
 import re
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +61,19 @@ def interleaved(
             if round_number > 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+@contextlib.contextmanager
+def busy_machine(num_processes: int) -> Iterator[None]:
+    """Processes that compute all the time, each on one core: a data loader, another job."""
+    command = [sys.executable, "-c", "while True: sum(range(10_000))"]
+    processes = [subprocess.Popen(command) for _ in range(num_processes)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def write_section(title: str, body: str) -> None:
