@@ -1,5 +1,6 @@
 """Texts -> token ids: the start token, the prompt, truncation, and the place of each token."""
 
+import functools
 import itertools
 import logging
 import re
@@ -43,11 +44,13 @@ class EncodedText:
     def text_of(self, first: int, stop: int) -> str:
         """The part of the text that ids[first:stop] stand for; needs places."""
         last = self._takes_the_rest(stop)
+        assert self.places is not None
         ends = self.places.ends
         return self.text[ends[first - 1] : None if last else ends[stop - 1]]
 
     def num_bytes(self, first: int, stop: int) -> int:
         """UTF-8 bytes of the text that ids[first:stop] stand for; needs places."""
+        assert self.places is not None
         byte_ends = self.places.byte_ends
         last = self._takes_the_rest(stop)
         end = len(self.text.encode()) if last else int(byte_ends[stop - 1])
@@ -58,42 +61,67 @@ class EncodedText:
         return stop == len(self.ids) and not self.truncated
 
 
-@dataclass(frozen=True)
 class Places:
-    """Where each id ends in a text, (ids,) int64, never decreasing."""
+    """Where each id ends in a text, (ids,) int64 each, never decreasing.
 
-    ends: np.ndarray  # in characters
-    byte_ends: np.ndarray  # in UTF-8 bytes; a character of several tokens is divided among them
+    They are found when they are first asked for: nobody asks for those of a text that is scored as
+    a whole.
+    """
 
-    @classmethod
-    def of(
-        cls, text: str, offsets: list[tuple[int, int]], ids: list[int], name: Callable[[int], str]
-    ) -> "Places":
-        """From a tokenizer's offsets, characters [start, end) of each id, and the names of ids."""
-        starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-        # A special token behind the text is at (0, 0).
-        reached = np.maximum.accumulate(ends)
-        bytes_before = _bytes_before(text)
-        byte_ends = bytes_before[reached]
-        # The next token continues the character in which this one ends.
-        split = (starts[1:] < reached[:-1]) & (reached[:-1] <= ends[1:])
-        for i in np.flatnonzero(split):
-            token = name(ids[i])
-            begin = byte_ends[i - 1] if i > 0 else 0
-            if i == 0 and token.startswith(BYTE_OF_SPACE) and not text.startswith(" "):
-                begin = -1  # a space that the tokenizer put in front (add_prefix_space)
-            byte_ends[i] = min(begin + _bytes_of_part(token), byte_ends[i])
-        return cls(reached, byte_ends)
+    def __init__(self, find: Callable[[], tuple[np.ndarray, np.ndarray]]):
+        self._find = find
+
+    @functools.cached_property
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._find()
+
+    @property
+    def ends(self) -> np.ndarray:
+        """In characters."""
+        return self._ends[0]
+
+    @property
+    def byte_ends(self) -> np.ndarray:
+        """In UTF-8 bytes; a character of several tokens is divided among them."""
+        return self._ends[1]
 
     def behind(self, context: str, num_prefix: int) -> "Places":
         """The places in the text behind a context, with `num_prefix` ids in front of all."""
-        before = np.zeros(num_prefix, dtype=np.int64)
-        ends = np.maximum(self.ends - len(context), 0)
-        byte_ends = np.maximum(self.byte_ends - len(context.encode()), 0)
-        return Places(np.concatenate([before, ends]), np.concatenate([before, byte_ends]))
+
+        def find() -> tuple[np.ndarray, np.ndarray]:
+            before = np.zeros(num_prefix, dtype=np.int64)
+            ends = np.maximum(self.ends - len(context), 0)
+            byte_ends = np.maximum(self.byte_ends - len(context.encode()), 0)
+            return np.concatenate([before, ends]), np.concatenate([before, byte_ends])
+
+        return Places(find)
 
     def __getitem__(self, ids: slice) -> "Places":
-        return Places(self.ends[ids], self.byte_ends[ids])
+        return Places(lambda: (self.ends[ids], self.byte_ends[ids]))
+
+
+def _ends_of_tokens(
+    text: str,
+    offsets: np.ndarray,
+    ids: Sequence[int],
+    name: Callable[[int], str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where tokens end, in characters and in bytes, from a tokenizer's offsets (ids, 2), characters
+    [start, end) of each id, and the names of ids."""
+    starts, ends = offsets.reshape(-1, 2).T
+    # A special token behind the text is at (0, 0).
+    reached = np.maximum.accumulate(ends)
+    bytes_before = _bytes_before(text)
+    byte_ends = bytes_before[reached]
+    # The next token continues the character in which this one ends.
+    split = (starts[1:] < reached[:-1]) & (reached[:-1] <= ends[1:])
+    for i in np.flatnonzero(split).tolist():
+        token = name(ids[i])
+        begin = byte_ends[i - 1] if i > 0 else 0
+        if i == 0 and token.startswith(BYTE_OF_SPACE) and not text.startswith(" "):
+            begin = -1  # a space that the tokenizer put in front (add_prefix_space)
+        byte_ends[i] = min(begin + _bytes_of_part(token), byte_ends[i])
+    return reached, byte_ends
 
 
 class TextEncoder:
@@ -149,9 +177,9 @@ class TextEncoder:
             spelt = self.tokenizer.decode([self.start_id])
             started = [i for i, text in enumerate(texts) if spelt and text.startswith(spelt)]
             if started:
-                plain = self._tokenize([texts[i] for i in started])
-                for i, *pair in zip(started, *plain, strict=True):
-                    ids[i], places[i] = pair
+                plain_ids, plain_places = self._tokenize([texts[i] for i in started])
+                for at, i in enumerate(started):
+                    ids[i], places[i] = plain_ids[at], plain_places[at]
         for text, text_ids, place in zip(texts, ids, places, strict=True):
             yield EncodedText(text, text_ids, 0, place)
 
@@ -168,6 +196,7 @@ class TextEncoder:
                 yield EncodedText(text, text_ids, [*same, False].index(False), None)
             return
         for text, context, text_ids, place in zip(texts, contexts, ids, places, strict=True):
+            assert place is not None  # the tokenizer is fast
             # Not for an empty context: a tokenizer's dummy prefix may end at 0.
             num_context = int((place.ends <= len(context)).sum()) if context else 0
             yield EncodedText(text, text_ids, num_context, place.behind(context, 0))
@@ -186,12 +215,8 @@ class TextEncoder:
         has_it = text.ids[:1] == [start] and not self.rules.start_token_twice
         if start is None or has_it:
             return text
-        return replace(
-            text,
-            ids=[start, *text.ids],
-            num_prefix=1 + text.num_prefix,
-            places=text.places and text.places.behind("", 1),
-        )
+        places = text.places and text.places.behind("", 1)
+        return EncodedText(text.text, [start, *text.ids], 1 + text.num_prefix, places)
 
     def _cut(self, text: EncodedText) -> EncodedText:
         limit = self.options.max_length
@@ -227,10 +252,12 @@ class TextEncoder:
             )
         if not self._is_fast:
             return encoded["input_ids"], [None] * len(texts)
-        columns = (texts, encoded["offset_mapping"], encoded["input_ids"])
-        places = [
-            Places.of(text, offsets, ids, self.tokenizer.convert_ids_to_tokens)
-            for text, offsets, ids in zip(*columns, strict=True)
+        # Arrays: 16 bytes for each token, where a list of tuples has an object for each number.
+        offsets = (np.array(pairs, dtype=np.int64) for pairs in encoded["offset_mapping"])
+        name = self.tokenizer.convert_ids_to_tokens
+        places: list[Places | None] = [
+            Places(functools.partial(_ends_of_tokens, *columns, name))
+            for columns in zip(texts, offsets, encoded["input_ids"], strict=True)
         ]
         return encoded["input_ids"], places
 
@@ -247,7 +274,7 @@ def _tokenizer_left_alone(tokenizer) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-        if splits is not None:
+        if backend is not None and splits is not None:
             backend.encode_special_tokens = splits
 
 

@@ -30,13 +30,18 @@ class Progress:
         self._bar.total = self._total
 
     def add(self, nll: np.ndarray, weight: float) -> None:
-        """Count these tokens, which are scored now."""
-        self._nll_sum += float(nll.sum()) * weight
-        self._weight_sum += len(nll) * weight
-        with np.errstate(all="ignore"):
-            perplexity = np.exp(np.divide(self._nll_sum, self._weight_sum))
-        self._bar.set_postfix(perplexity=f"{perplexity:.4g}", refresh=False)
-        self._bar.update(len(nll))
+        """Count these tokens, which are scored now; `show` follows."""
         self._done += len(nll)
+        if not self._bar.disable:
+            self._nll_sum += float(nll.sum(dtype=np.float64)) * weight
+            self._weight_sum += len(nll) * weight
+
+    def show(self) -> None:
+        """Show what was added; once for a batch, because it takes longer than to add a text."""
+        if not self._bar.disable:
+            with np.errstate(all="ignore"):
+                perplexity = np.exp(np.divide(self._nll_sum, self._weight_sum))
+            self._bar.set_postfix(perplexity=f"{perplexity:.4g}", refresh=False)
+            self._bar.update(self._done - self._bar.n)
         if self._tell is not None:
             self._tell(self._done, self._total)

@@ -48,52 +48,40 @@ class Draft:
     """The score of a text, filled window by window.
 
     Args:
-        encoded: the text. The arrays have one entry for each of its ids.
+        encoded: the text.
         windows: they score no id twice.
         num_bytes, num_words: of the scored text, from `count_scored`.
     """
 
     def __init__(self, encoded: EncodedText, windows: list[Window], num_bytes: int, num_words: int):
-        size = len(encoded.ids)
         self.encoded, self.windows = encoded, windows
         self.num_bytes, self.num_words = num_bytes, num_words
-        self.nll = np.full(size, np.nan)  # nats
-        self.weights = np.zeros(size)
-        self.is_scored = np.zeros(size, dtype=bool)
-        self.entropy = np.full(size, np.nan)  # nats
-        self.ranks = np.zeros(size, dtype=np.int64)
-        self.expected: dict[int, tuple[list[int], list[float]]] = {}  # place -> ids, their nll
-        self.num_open_windows = len(windows)
+        self._found: list[tuple[Window, TokenStats]] = []
 
     @property
     def is_complete(self) -> bool:
         """Whether all windows are filled in."""
-        return self.num_open_windows == 0
+        return len(self._found) == len(self.windows)
 
     def fill(self, window: Window, found: TokenStats) -> None:
-        """Fill in the result of a window."""
-        here = slice(window.first, window.stop)
-        self.nll[here] = found.nll.numpy()
-        self.weights[here] = window.weight
-        self.is_scored[here] = True
-        if found.rank is not None:
-            self.entropy[here] = found.entropy.numpy()
-            self.ranks[here] = found.rank.numpy()
-        if found.expected_ids is not None:
-            likeliest = zip(found.expected_ids.tolist(), found.expected_nll.tolist(), strict=True)
-            self.expected.update(zip(range(window.first, window.stop), likeliest, strict=True))
-        self.num_open_windows -= 1
+        """Take the result of a window; those of a text come in any order."""
+        self._found.append((window, found))
 
     def sums(self) -> TextSums:
         """The text's part in the result of a corpus."""
-        has_weight = self.weights > 0  # a preset may give a scored token no weight
-        unweighted = self.nll[self.is_scored]
+        size = len(self.encoded.ids)
+        nll, weights, is_scored = np.zeros(size), np.zeros(size), np.zeros(size, dtype=bool)
+        for window, found in self._found:
+            here = slice(window.first, window.stop)
+            nll[here], weights[here], is_scored[here] = found.nll.numpy(), window.weight, True
+        unweighted = nll[is_scored]
+        has_weight = weights > 0  # a preset may give a scored token no weight
         return TextSums(
-            nll_sum=float(self.nll[has_weight] @ self.weights[has_weight]),
-            weight_sum=float(self.weights.sum()),
+            nll_sum=float(nll[has_weight] @ weights[has_weight]),
+            weight_sum=float(weights.sum()),
             unweighted_nll_sum=float(unweighted.sum()),
             token_nll_sq_sum=float(unweighted @ unweighted),
-            num_tokens=int(has_weight.sum()),
+            num_tokens=int(np.count_nonzero(has_weight)),
             num_bytes=self.num_bytes,
             num_words=self.num_words,
             truncated=self.encoded.truncated,
@@ -103,20 +91,28 @@ class Draft:
     def score(self, decode: Callable[[int], str], with_expected: bool) -> TextScore:
         """The score as callers get it; `decode` gives the string of an id."""
         text, begin = self.encoded, self.encoded.num_prefix
-        expected = None
-        if with_expected:
-            expected = [
-                [(decode(i), nll) for i, nll in zip(*self.expected.get(at, ((), ())), strict=True)]
-                for at in range(begin, len(text.ids))
-            ]
+        size = len(text.ids)
+        nll, entropy = np.full(size, np.nan), np.full(size, np.nan)
+        ranks = np.zeros(size, dtype=np.int64)
+        expected: list[list[tuple[str, float]]] = [[] for _ in range(size)]
+        for window, found in self._found:
+            here = slice(window.first, window.stop)
+            nll[here] = found.nll.numpy()
+            if found.entropy is not None and found.rank is not None:
+                entropy[here], ranks[here] = found.entropy.numpy(), found.rank.numpy()
+            if found.expected_ids is not None and found.expected_nll is not None:
+                rows = zip(found.expected_ids.tolist(), found.expected_nll.tolist(), strict=True)
+                expected[here] = [
+                    [(decode(i), value) for i, value in zip(*row, strict=True)] for row in rows
+                ]
         return TextScore(
             text=text.text,
             tokens=[decode(i) for i in text.ids[begin:]],
             offsets=text.offsets(),
-            nll=self.nll[begin:].tolist(),
-            entropy=self.entropy[begin:].tolist(),
-            ranks=self.ranks[begin:].tolist(),
-            expected=expected,
+            nll=nll[begin:].tolist(),
+            entropy=entropy[begin:].tolist(),
+            ranks=ranks[begin:].tolist(),
+            expected=expected[begin:] if with_expected else None,
             sums=self.sums(),
         )
 
@@ -130,16 +126,15 @@ def count_scored(
     ranges = _scored_ranges(windows)
     all_is_scored = ranges == [(text.num_prefix, len(text.ids))] and not text.truncated
     if rules.counts_whole_text or all_is_scored:
-        parts = [text.text]
-    elif text.places is not None:
+        return len(text.text.encode()), rules.count_words(text.text)
+    if text.places is not None:
         parts = [text.text_of(first, stop) for first, stop in ranges]
+        # Not of the parts: a character may have both scored and unscored tokens.
+        num_bytes = sum(text.num_bytes(first, stop) for first, stop in ranges)
     else:
         parts = [tokenizer.decode(text.ids[first:stop]) for first, stop in ranges]
-    num_words = sum(rules.count_words(part) for part in parts)
-    if text.places is None or rules.counts_whole_text:
-        return sum(len(part.encode()) for part in parts), num_words
-    # Not of the parts: a character may have both scored and unscored tokens.
-    return sum(text.num_bytes(first, stop) for first, stop in ranges), num_words
+        num_bytes = sum(len(part.encode()) for part in parts)
+    return num_bytes, sum(rules.count_words(part) for part in parts)
 
 
 def _scored_ranges(windows: list[Window]) -> list[tuple[int, int]]:

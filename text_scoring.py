@@ -7,7 +7,6 @@ text's `Draft`.
 
 import functools
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from .identity import quantization_name, tokenizer_id, weights_id
 from .nll_outputs import TokenStats
 from .options import TextOptions, positive_int, signature
-from .processes import ALONE, Processes
+from .processes import ALONE, Attempt, Processes
 from .text_encoding import EncodedText, TextEncoder
 from .text_input import checked_pairs
 from .text_model import LanguageModel, Span
@@ -40,9 +39,8 @@ class TextScorer:
         self.model, self.options = model, options
         self.encoder = TextEncoder(model.tokenizer, options)
         self.rules = options.rules
-        self.window = options.window
-        if options.window is None:
-            self.window = min(model.context_length, self.rules.longest_window or math.inf)
+        longest = min(model.context_length, self.rules.longest_window or model.context_length)
+        self.window = longest if options.window is None else options.window
         if self.window > model.context_length:
             raise ValueError(
                 f"window is {self.window} tokens, but the model {model.name} reads at most "
@@ -122,7 +120,7 @@ class TextScorer:
                 ids that the model does not have.
         """
         top_k = positive_int(top_k, "top_k", least=0)
-        decode = functools.cache(lambda token_id: self.model.tokenizer.decode([token_id]))
+        decode = functools.cache(lambda token_id: str(self.model.tokenizer.decode([token_id])))
         with Progress(progress) as bar:
             for portion in portions(self._pairs(texts, contexts)):
                 for draft in self._complete_drafts(portion, batch_size, top_k, bar):
@@ -176,7 +174,7 @@ class TextScorer:
         if contexts is not None and not self.rules.takes_contexts:
             raise ValueError(f'preset="{self.options.preset}" has no contexts.')
         pairs = checked_pairs(texts, contexts)
-        if not self.joins_texts:
+        if self.rules.joint is None:
             return pairs
         joined = self.rules.joint.join(text for text, _ in pairs)
         joined = joined.removesuffix("\n") if self.rules.drops_line_end else joined
@@ -201,7 +199,8 @@ class TextScorer:
         for results in self._results(jobs, batch_size, top_k):
             for (draft, window), found in results:
                 draft.fill(window, found)
-                bar.add(draft.nll[window.first : window.stop], window.weight)
+                bar.add(found.nll.numpy(), window.weight)
+            bar.show()
             while waiting and waiting[0].is_complete:
                 yield waiting.popleft()
         yield from waiting  # without any window
@@ -261,7 +260,7 @@ def _agreed_portions(
     """
     with_settings = ((settings, portion) for portion in portions)
     while True:
-        mine = processes.attempt(next, with_settings, None)
+        mine: Attempt[tuple[str, Portion] | None] = processes.attempt(next, with_settings, None)
         agreed = processes.require_equal(
             mine,
             "sync=True: the ranks were given different texts, or different settings. Pass all "

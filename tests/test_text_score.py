@@ -98,14 +98,14 @@ def draft_of(text: str, windows, **more):
     package = sibling("text_encoding")
     ends = np.arange(len(text) + 1)
     encoded = package.EncodedText(
-        text, list(range(len(text) + 1)), 1, package.Places(ends, ends), **more
+        text, list(range(len(text) + 1)), 1, package.Places(lambda: (ends, ends)), **more
     )
     return sibling("text_score").Draft(encoded, windows, 0, 0)
 
 
 def test_windows_are_filled_in_any_order():
     """Ids 1 to 3 of 4; the second window has half a weight, and its nll are 3 and 5 nats."""
-    window, span = sibling("text_windows").Window, sibling("text_model").ScoredSpan
+    window, span = sibling("text_windows").Window, sibling("nll_outputs").TokenStats
     windows = [window(0, 2, 1), window(1, 4, 2, weight=0.5)]
     draft = draft_of("abcd", windows)
     for number, nll in ((1, [3.0, 5.0]), (0, [1.0])):
