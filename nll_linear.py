@@ -6,6 +6,7 @@ is faster can only be told on a GPU.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -134,9 +135,11 @@ def launch_rows(
         ValueError: as `nll.launch`.
     """
     check_backend(backend)
-    on_cpu = rows.device.type == "cpu" and backend != "triton"
-    if isinstance(to_logits, Product) and on_cpu and not with_all:
-        return _launch_tiles(rows, positions, targets, to_logits, transform, dtype)
+    tiled = None
+    if isinstance(to_logits, Product) and rows.device.type == "cpu" and backend != "triton":
+        tiled = _launch_tiles(rows, positions, targets, to_logits, transform, dtype)
+        if not with_all:
+            return tiled
     options = {"transform": transform, "dtype": dtype, "backend": backend}
     options |= {"with_all": with_all, "top_k": top_k}
     at_once = rows_at_once(vocab_size, rows.device)
@@ -147,6 +150,8 @@ def launch_rows(
         for block, *these in zip(*columns, strict=True)
     ]
     stats = TokenStats.cat([part.stats for part in parts])
+    if tiled is not None:  # no bit of the nll depends on what else is asked for
+        stats = replace(stats, nll=tiled.stats.nll)
     faults = torch.cat([part.faults for part in parts])
     return Reduction(stats, faults, targets, scored, vocab_size)
 

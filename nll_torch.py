@@ -15,9 +15,9 @@ from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, ROW_SUM_TOLERANCE, UNNORM
 from .nll_threads import share
 from .nll_transform import IDENTITY, LogitTransform
 
-# Elements of a block, at most. On a CPU: 4 MB of float32 in each thread. Elsewhere a launch costs
+# Elements of a block, at most. On a CPU: 2 MB of float32 in each thread. Elsewhere a launch costs
 # more than a cache gives: 64 MB.
-BLOCK_ON_CPU = 2**20
+BLOCK_ON_CPU = 2**19
 BLOCK_ELSEWHERE = 2**24
 # On a CPU, blocks for each thread at least, so that a slow one can take fewer.
 BLOCKS_PER_THREAD = 4

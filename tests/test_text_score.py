@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 def test_score_gives_every_token_its_place(ppl):
     scores = ppl.score(TEXTS, model_id=TINY, top_k=5)
     result = ppl.compute(predictions=TEXTS, model_id=TINY)
+    assert [score.perplexity for score in scores] == result["perplexities"]
     for text, score, perplexity in zip(TEXTS, scores, result["perplexities"], strict=True):
         assert score.text == text
         assert len(score.tokens) == len(score.offsets) == len(score.nll) == len(score.expected)
