@@ -172,9 +172,9 @@ def _launch_tiles(
     if ((targets < 0) | (targets >= vocab_size)).any():
         faults.fill_(OUT_OF_RANGE)
     else:
-        for here in torch.arange(len(positions)).split(TILED_AT_ONCE):
-            hidden = rows[positions[here]]
-            nll[here] = product_nll(hidden, product, targets[here], transform, dtype)
+        columns = (values.split(TILED_AT_ONCE) for values in (nll, positions, targets))
+        for out, block, block_targets in zip(*columns, strict=True):
+            out.copy_(product_nll(rows[block], product, block_targets, transform, dtype))
     return Reduction(
         TokenStats(nll), faults, targets, torch.ones_like(targets, dtype=torch.bool), vocab_size
     )

@@ -127,7 +127,7 @@ import atexit, multiprocessing, os, signal, sys, threading, time
 import torch
 from conftest import random_rows, sibling
 
-nll, nll_threads = sibling("nll"), sibling("nll_threads")
+nll = sibling("nll")
 logits, targets = random_rows(60, 50257)
 
 
@@ -149,13 +149,6 @@ def in_process(method):
     assert process.exitcode == 0
 
 
-def interrupted(parts):
-    for part in parts:
-        if part == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-
-
 def at_exit():
     assert torch.equal(reduce(), expected)
     print("reduced at exit")
@@ -164,31 +157,50 @@ def at_exit():
 if __name__ == "__main__":
     torch.set_num_threads(2)
     expected = reduce()
-    if sys.argv[1] == "interrupt":
-        nll_threads.share(interrupted, 100_000)
     atexit.register(at_exit)
     in_process("fork")
     in_process("spawn")
 """
 
 
-def run_program(tmp_path, case: str) -> subprocess.CompletedProcess:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    command = [sys.executable, program, case]
+# Without the rest of the metric, whose imports take many seconds on a busy machine.
+INTERRUPTED = """
+import os, signal, sys, time
+import torch
+import nll_threads
+
+def work(parts):
+    for part in parts:
+        if part == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+torch.set_num_threads(2)
+nll_threads.share(work, 100_000)
+"""
+
+
+def run_program(tmp_path, program: str) -> subprocess.CompletedProcess:
+    path = tmp_path / "program.py"  # a process that is spawned reads it again
+    path.write_text(program)
     environment = os.environ | {"PYTHONPATH": PYTHONPATH}
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, path],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
 
 
 def test_processes_that_fork_spawn_and_end(tmp_path):
-    finished = run_program(tmp_path, "fork, spawn, end")
+    finished = run_program(tmp_path, PROGRAM)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.strip() == "reduced at exit"
 
 
 def test_an_interrupt_ends_the_process_soon(tmp_path):
-    finished = run_program(tmp_path, "interrupt")
+    finished = run_program(tmp_path, INTERRUPTED)  # all parts would take 500 s
     assert finished.returncode in (130, -signal.SIGINT)
     assert "KeyboardInterrupt" in finished.stderr
