@@ -44,8 +44,7 @@ def share(work: Callable[[Iterator[int]], None], count: int) -> None:
         for future in futures:
             future.result()
     finally:
-        for _ in parts:  # after an error or Ctrl-C, nothing is left to take
-            pass
+        _exhaust(parts)  # after Ctrl-C, too
         wait(futures)
 
 
@@ -68,8 +67,16 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _run(work: Callable[[Iterator[int]], None], parts: Iterator[int]) -> None:
-    with torch.inference_mode():  # a thread does not inherit the mode of its caller
-        work(parts)
+    try:
+        with torch.inference_mode():  # a thread does not inherit the mode of its caller
+            work(parts)
+    finally:
+        _exhaust(parts)  # after an error there is nothing left for the other threads
+
+
+def _exhaust(parts: Iterator[int]) -> None:
+    for _ in parts:
+        pass
 
 
 def _take_one_core() -> None:
