@@ -1,7 +1,7 @@
 """Work on a CPU, shared out over threads of one core each: a slow thread takes less of it.
 
 torch's own parallel regions give every thread an equal part and wait for the last one. Beside
-another busy process that one is late, block after block; benchmarks/RESULTS.md has the figures.
+another busy process that one is late, block after block; benchmarks/bench_nll.py measures it.
 """
 
 import os
