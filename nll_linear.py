@@ -6,7 +6,7 @@ is faster can only be told on a GPU.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +27,23 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ROWS_OF_TILE = 128
 # Rows whose hidden states are gathered at once where the product is made in tiles.
 TILED_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class OutputRows:
+    """What a model has computed of some positions, up to its output layer."""
+
+    rows: torch.Tensor  # (N, ...), from which logits are made
+    positions: torch.Tensor  # (n,) int64 of those to reduce, on the device of the rows
+    targets: torch.Tensor  # (n,) integers, there too
+    to_logits: Callable[[torch.Tensor], torch.Tensor]  # rows (k, ...) -> logits (k, vocab_size)
+    transform: LogitTransform  # what makes scores of the logits
+    vocab_size: int
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the logits are a product that is made tile by tile."""
+        return isinstance(self.to_logits, Product) and self.rows.device.type == "cpu"
 
 
 def linear_token_nll(
@@ -93,16 +110,15 @@ def linear_token_nll(
     with torch.no_grad():
         scored = is_scored(targets, ignore_index)
         positions = scored.flatten().nonzero().squeeze(1)
-        found = launch_rows(
+        outputs = OutputRows(
             hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None],
             positions.to(hidden.device),
             targets.flatten()[positions],
             Product(weight, bias),
+            transform,
             len(weight),
-            transform=transform,
-            dtype=dtype,
-            backend=backend,
         )
+        found = launch_rows(outputs, dtype=dtype, backend=backend)
         nll = torch.zeros(targets.numel(), dtype=found.stats.nll.dtype, device=hidden.device)
         nll[positions.to(hidden.device)] = found.stats.nll
         stats = TokenStats(nll.view(targets.shape))
@@ -110,13 +126,8 @@ def linear_token_nll(
 
 
 def launch_rows(
-    rows: torch.Tensor,
-    positions: torch.Tensor,
-    targets: torch.Tensor,
-    to_logits: Callable[[torch.Tensor], torch.Tensor],
-    vocab_size: int,
+    outputs: OutputRows,
     *,
-    transform: LogitTransform,
     dtype: str | torch.dtype,
     backend: str,
     with_all: bool = False,
@@ -125,56 +136,48 @@ def launch_rows(
     """Start to reduce logits that exist for some rows at a time.
 
     Args:
-        rows: (N, ...), from which logits are made.
-        positions: (n,) of those to reduce, on the device of the rows.
-        targets: (n,) integers.
-        to_logits: logits (k, vocab_size) of rows (k, ...).
-        transform, dtype, backend, with_all, top_k: as for `nll.launch`.
+        outputs: the rows.
+        dtype, backend, with_all, top_k: as for `nll.launch`.
 
     Raises:
         ValueError: as `nll.launch`.
     """
     check_backend(backend)
     tiled = None
-    if isinstance(to_logits, Product) and rows.device.type == "cpu" and backend != "triton":
-        tiled = _launch_tiles(rows, positions, targets, to_logits, transform, dtype)
+    if outputs.is_tiled and backend != "triton":
+        tiled = _launch_tiles(outputs, dtype)
         if not with_all:
             return tiled
-    options = {"transform": transform, "dtype": dtype, "backend": backend}
+    options = {"transform": outputs.transform, "dtype": dtype, "backend": backend}
     options |= {"with_all": with_all, "top_k": top_k}
-    at_once = rows_at_once(vocab_size, rows.device)
-    scored = torch.ones_like(targets, dtype=torch.bool)
-    columns = (values.split(at_once) for values in (positions, targets, scored))
+    at_once = rows_at_once(outputs.vocab_size, outputs.rows.device)
+    scored = torch.ones_like(outputs.targets, dtype=torch.bool)
+    columns = (values.split(at_once) for values in (outputs.positions, outputs.targets, scored))
     parts = [
-        launch(to_logits(rows[block]), *these, **options)
+        launch(outputs.to_logits(outputs.rows[block]), *these, **options)
         for block, *these in zip(*columns, strict=True)
     ]
     stats = TokenStats.cat([part.stats for part in parts])
     if tiled is not None:  # no bit of the nll depends on what else is asked for
         stats = replace(stats, nll=tiled.stats.nll)
     faults = torch.cat([part.faults for part in parts])
-    return Reduction(stats, faults, targets, scored, vocab_size)
+    return Reduction(stats, faults, outputs.targets, scored, outputs.vocab_size)
 
 
-def _launch_tiles(
-    rows: torch.Tensor,
-    positions: torch.Tensor,
-    targets: torch.Tensor,
-    product: Product,
-    transform: LogitTransform,
-    dtype: str | torch.dtype,
-) -> Reduction:
-    vocab_size = len(product.weight)
+def _launch_tiles(outputs: OutputRows, dtype: str | torch.dtype) -> Reduction:
+    product, vocab_size = outputs.to_logits, outputs.vocab_size
+    assert isinstance(product, Product)  # as is_tiled says
     dtype = torch.promote_types(product.dtype, reduction_dtype(dtype))
-    targets = targets.to(torch.int64)
-    nll = torch.empty(len(positions), dtype=dtype, device=rows.device)
-    faults = torch.zeros(1, dtype=torch.int32, device=rows.device)
+    targets = outputs.targets.to(torch.int64)
+    nll = torch.empty(len(targets), dtype=dtype, device=outputs.rows.device)
+    faults = torch.zeros(1, dtype=torch.int32, device=outputs.rows.device)
     if ((targets < 0) | (targets >= vocab_size)).any():
         faults.fill_(OUT_OF_RANGE)
     else:
-        columns = (values.split(TILED_AT_ONCE) for values in (nll, positions, targets))
+        columns = (values.split(TILED_AT_ONCE) for values in (nll, outputs.positions, targets))
         for out, block, block_targets in zip(*columns, strict=True):
-            out.copy_(product_nll(rows[block], product, block_targets, transform, dtype))
+            rows = outputs.rows[block]
+            out.copy_(product_nll(rows, product, block_targets, outputs.transform, dtype))
     return Reduction(
         TokenStats(nll), faults, targets, torch.ones_like(targets, dtype=torch.bool), vocab_size
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -38,7 +39,7 @@ class TokenStats:
         return cls(*(torch.empty(size, dtype=dtype, device=device) for dtype in dtypes))
 
     @classmethod
-    def cat(cls, parts: Sequence["TokenStats"]) -> "TokenStats":
+    def cat(cls, parts: Sequence[Self]) -> Self:
         """The parts, one after the other. There is at least one; all have the same statistics."""
         columns = zip(*(part.tensors for part in parts), strict=True)
         return parts[0].with_tensors([torch.cat(column) for column in columns])
@@ -48,20 +49,20 @@ class TokenStats:
         """The statistics that were asked for."""
         return [value for value in vars(self).values() if value is not None]
 
-    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> "TokenStats":
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> Self:
         """The same statistics, with these values in the order of `tensors`."""
         names = [name for name, value in vars(self).items() if value is not None]
-        return TokenStats(**dict(zip(names, tensors, strict=True)))
+        return type(self)(**dict(zip(names, tensors, strict=True)))
 
-    def view(self, shape: torch.Size) -> "TokenStats":
+    def view(self, shape: torch.Size) -> Self:
         """The same for tokens of another shape."""
         return self.with_tensors([v.view(*shape, *v.shape[1:]) for v in self.tensors])
 
-    def split(self, sizes: Sequence[int]) -> list["TokenStats"]:
+    def split(self, sizes: Sequence[int]) -> list[Self]:
         """Views of consecutive tokens, one for each size."""
         columns = zip(*(value.split(sizes) for value in self.tensors), strict=True)
         return [self.with_tensors(values) for values in columns]
 
-    def __getitem__(self, tokens: slice) -> "TokenStats":
+    def __getitem__(self, tokens: slice) -> Self:
         """Views of some of the tokens."""
         return self.with_tensors([value[tokens] for value in self.tensors])

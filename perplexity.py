@@ -21,6 +21,7 @@ from .identity import weights_id
 from .nll import token_nll, token_stats
 from .nll_linear import linear_token_nll
 from .nll_outputs import TokenStats
+from .nll_pairs import PairStats
 from .nll_product import Product
 from .nll_threads import share
 from .nll_tiles import product_nll
@@ -28,25 +29,30 @@ from .nll_torch import BLOCK_ON_CPU
 from .nll_transform import LogitTransform
 from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
+from .pair_totals import PairSums
 from .pending import Batch, Pending
 from .presets import PRESETS
 from .process_files import add_over_files
 from .processes import ALONE, Processes
 from .tensors import as_tensor
-from .text_corpus import Result, corpus_result
+from .text_base import SavedBase
+from .text_comparison import ByteComparer, TextComparer, TextComparison
+from .text_corpus import corpus_result
 from .text_encoding import TextEncoder
 from .text_head import OutputLayer
 from .text_input import check_collection, checked_pairs
 from .text_lengths import context_length
-from .text_loading import KeptModel, ModelSource
+from .text_loading import BaseSource, KeptModel, ModelSource, split_names
 from .text_model import LanguageModel
+from .text_pair import ModelPair, same_tokens
 from .text_probe import probe
 from .text_progress import Progress
+from .text_saving import TextSaver
 from .text_schedule import portions
 from .text_score import TextScore
 from .text_scoring import TextScorer
 from .text_windows import Window
-from .totals import NllTotals
+from .totals import NllTotals, Result
 from .trainer_batches import EvalBatch
 from .trainer_documents import document_lengths
 from .trainer_hooks import TrainerHooks
@@ -187,12 +193,12 @@ class Perplexity(evaluate.Metric):
         own = inspect.signature(evaluate.Metric.__init__).parameters
         self._options = Options().replace(**{k: v for k, v in kwargs.items() if k not in own})
         super().__init__(*args, **{k: v for k, v in kwargs.items() if k in own})
-        self._kept = KeptModel()
+        self._kept, self._kept_base = KeptModel(), KeptModel()
         self._pending = Pending(self._options)
 
     def __getstate__(self) -> dict:
         # A model is loaded anew where it is needed, rather than sent along.
-        return {**self.__dict__, "_kept": KeptModel()}
+        return {**self.__dict__, "_kept": KeptModel(), "_kept_base": KeptModel()}
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -382,7 +388,7 @@ class Perplexity(evaluate.Metric):
     def _options_of_logits(self, options: dict, **of_texts) -> Options:
         """The options of this metric with those of a call for logits."""
         check_names(options, Options, ModelSource)
-        source, options = ModelSource.split(options)
+        source, options = split_names(options, ModelSource)
         source.pop("trust_remote_code", None)  # may stand in every call
         for name, value in (source | of_texts).items():
             if value is not None:
@@ -424,11 +430,107 @@ class Perplexity(evaluate.Metric):
             ConnectionError: with `sync`, another process refused its model.
         """
         check_names(options, TextOptions, ModelSource)
-        source, options = ModelSource.split(options)
-        own: dict[str, Any] = {"dtype": self._options.dtype, "backend": self._options.backend}
-        options = TextOptions(**own | options)
+        source, options = split_names(options, ModelSource)
         processes = Processes.launched() if sync else ALONE
-        return TextScorer(self._kept.get(ModelSource(**source), processes), options)
+        model = self._kept.get(ModelSource(**source), processes)
+        return TextScorer(model, self._text_options(options))
+
+    def _text_options(self, options: dict) -> TextOptions:
+        own: dict[str, Any] = {"dtype": self._options.dtype, "backend": self._options.backend}
+        return TextOptions(**own | options)
+
+    def compare(
+        self, texts, *, contexts=None, batch_size: int | None = None, sync: bool = False, **options
+    ) -> Result:
+        """How far a model is from a base on the same texts, with paired 95% intervals.
+
+            ppl.compare(texts, base_id="gpt2", model_id="./gpt2-int4")
+
+        Args:
+            texts, contexts, batch_size, sync, options: as for `compute`; they name the model. The
+                base is base_id, a name or a directory, or base, a model or the path that
+                `save_base` wrote; with base_tokenizer, base_device and base_kwargs as those of the
+                model.
+
+        Returns:
+            perplexity, mean_nll and bits_per_byte of both, the base's as base_...;
+            bits_per_byte_difference; num_tokens, num_sequences, num_bytes, signature. Where both
+            read the same tokens also mean_nll_difference, perplexity_ratio (its exp), mean_kl,
+            mean_reverse_kl, quantiles of the KL divergence, same_top, the share of tokens at which
+            both expect the same one most, and the distribution of delta_p, the model's probability
+            of the token that came less the base's. ..._ci_low and ..._ci_high are intervals.
+
+        Raises:
+            TypeError, ValueError: as `compute`; no base, tokenizers that do not fit together, a
+                saved base of other texts or settings.
+        """
+        check_collection(texts, "texts")
+        check_collection(contexts, "contexts")
+        result, remarks = corpus_result(
+            self.text_comparer(sync=sync, **options),
+            texts,
+            contexts,
+            batch_size=batch_size,
+            progress=_progress_is_shown(),
+            processes=Processes.launched() if sync else ALONE,
+        )
+        for remark in remarks:
+            warn_user(remark)
+        return result
+
+    def compare_tokens(
+        self, texts, *, contexts=None, batch_size: int | None = None, **options
+    ) -> list[TextComparison]:
+        """Each text token by token under two models: both nll, the KL divergence, and the token
+        that each expected most. Arguments and errors as for `compare`."""
+        check_collection(texts, "texts")
+        comparer = self.text_comparer(**options)
+        if isinstance(comparer, ByteComparer):
+            raise ValueError("The two models have different tokens, so none can be compared.")
+        shown = _progress_is_shown()
+        return list(comparer.comparisons(texts, contexts, batch_size=batch_size, progress=shown))
+
+    def text_comparer(self, *, sync: bool = False, **options) -> TextComparer | ByteComparer:
+        """What `compare` uses, for programs that handle texts one by one.
+
+        Args, Raises: as for `compare`.
+        """
+        check_names(options, TextOptions, ModelSource, BaseSource)
+        names, base_names, options = split_names(options, ModelSource, BaseSource)
+        source, base_source = ModelSource(**names), BaseSource(**base_names)
+        text_options = self._text_options(options)
+        processes = Processes.launched() if sync else ALONE
+        model = self._kept.get(source, processes)
+        if base_source.saved is not None:
+            base = SavedBase(base_source.saved, model.device)
+            return TextComparer(ModelPair(model, base), text_options)
+        base = self._kept_base.get(base_source.model_source(source, model.tokenizer), processes)
+        if same_tokens(model.tokenizer, base.tokenizer):
+            return TextComparer(ModelPair(model, base), text_options)
+        return ByteComparer(TextScorer(model, text_options), TextScorer(base, text_options))
+
+    def save_base(
+        self, texts, path, *, contexts=None, batch_size: int | None = None, **options
+    ) -> None:
+        """Write a base for `compare(texts, base=path)`, where two models do not fit at once.
+
+        Kept are, for each token, the hidden state that enters the output layer, in the model's
+        dtype, and that layer once; logits where no output layer was found. An interrupted call is
+        continued by the same call.
+
+        Args:
+            path: a directory, which is made.
+            texts, contexts, batch_size, options: as for `compute`; the options name the model.
+
+        Raises:
+            TypeError, ValueError: as `compute`; or something else is at `path`, a base of other
+                texts or settings, or a torn one.
+        """
+        check_collection(texts, "texts")
+        check_names(options, TextOptions, ModelSource)
+        names, options = split_names(options, ModelSource)
+        saver = TextSaver(self._kept.get(ModelSource(**names), ALONE), self._text_options(options))
+        saver.save(path, texts, contexts, batch_size=batch_size, progress=_progress_is_shown())
 
 
 def _progress_is_shown() -> bool:

@@ -4,14 +4,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from .processes import Processes
+from .text_comparison import ByteComparer
 from .text_scoring import TextScorer
-from .totals import TextSums
-
-Result = dict[str, float | int | str | list[float]]
+from .totals import Result, TextSums
 
 
 def corpus_result(
-    scorer: TextScorer,
+    scorer: TextScorer | ByteComparer,
     texts: Iterable[str],
     contexts: Iterable[str] | None,
     *,
@@ -30,7 +29,9 @@ def corpus_result(
     return result, list(_warnings(sums, scorer, with_contexts=contexts is not None))
 
 
-def _warnings(sums: Sequence[TextSums], scorer: TextScorer, with_contexts: bool) -> Iterator[str]:
+def _warnings(
+    sums: Sequence[TextSums], scorer: TextScorer | ByteComparer, with_contexts: bool
+) -> Iterator[str]:
     empty = [i for i, text in enumerate(sums) if text.num_tokens == 0]
     if empty:
         yield (

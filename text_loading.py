@@ -55,12 +55,6 @@ class ModelSource:
                 "device= and model_kwargs= go with model_id=; model= is used as it is."
             )
 
-    @classmethod
-    def split(cls, arguments: dict) -> tuple[dict, dict]:
-        """The arguments that name a model, and the others."""
-        own = {name: arguments[name] for name in arguments if name in _NAMES}
-        return own, {name: arguments[name] for name in arguments if name not in _NAMES}
-
     def key(self) -> tuple:
         """Equal for sources that give the same model; it changes when its files do."""
         if self.model_id is None:
@@ -130,7 +124,61 @@ class ModelSource:
         return model
 
 
-_NAMES = [f.name for f in fields(ModelSource)]
+@dataclass(frozen=True)
+class BaseSource:
+    """The arguments that name the base of a comparison: `base_id`, which is loaded, or `base`.
+
+    base_id: as `model_id`.
+    base: an object of transformers, or the path of a base that `save_base` wrote.
+    base_tokenizer: that of the base; by default its own, or for an object that of the model.
+    base_device, base_kwargs: as `device` and `model_kwargs`; the device is by default the same.
+
+    Raises:
+        TypeError, ValueError: arguments that do not name one base.
+    """
+
+    base_id: str | os.PathLike | None = None
+    base: PreTrainedModel | str | os.PathLike | None = None
+    base_tokenizer: PreTrainedTokenizerBase | None = None
+    base_device: str | torch.device | None = None
+    base_kwargs: dict | None = None
+
+    def __post_init__(self) -> None:
+        if (self.base_id is None) == (self.base is None):
+            raise ValueError(
+                "A comparison needs a base: pass base_id= (a name or a directory), or base= (a "
+                "model, or the path that save_base wrote)."
+            )
+        if self.base is not None and (self.base_device is not None or self.base_kwargs):
+            raise ValueError(
+                "base_device= and base_kwargs= go with base_id=; base= is used as it is."
+            )
+
+    @property
+    def saved(self) -> str | os.PathLike | None:
+        """The path of a saved base."""
+        return self.base if isinstance(self.base, (str, os.PathLike)) else None
+
+    def model_source(self, model: ModelSource, tokenizer: PreTrainedTokenizerBase) -> ModelSource:
+        """Where the base comes from, beside this model with its tokenizer."""
+        device = model.device if self.base_device is None else self.base_device
+        assert not isinstance(self.base, (str, os.PathLike))  # that is `saved`
+        return ModelSource(
+            model_id=self.base_id,
+            model=self.base,
+            tokenizer=self.base_tokenizer or (None if self.base is None else tokenizer),
+            device=None if self.base_id is None else device,
+            model_kwargs=self.base_kwargs,
+            trust_remote_code=model.trust_remote_code,
+        )
+
+
+def split_names(arguments: dict, *kinds: type) -> tuple[dict, ...]:
+    """The arguments that are fields of each dataclass, and the others."""
+    names = [[f.name for f in fields(kind)] for kind in kinds]
+    found = tuple({name: arguments[name] for name in own if name in arguments} for own in names)
+    known = set().union(*names)
+    return *found, {name: value for name, value in arguments.items() if name not in known}
 
 
 def _files_of(model_id: str | os.PathLike, subfolder: str | None) -> tuple:

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .nll_linear import launch_rows
+from .identity import quantization_name, tokenizer_id, weights_id
+from .nll_linear import OutputRows, launch_rows
 from .nll_outputs import TokenStats
 from .nll_transform import IDENTITY
 from .tensors import to_device
@@ -46,6 +47,12 @@ class Span:
 
     ids: Sequence[int]
     first: int
+    place: tuple[int, int] = (0, 0)  # the number of the text, and that of ids[first] in it
+
+    @property
+    def num_scored(self) -> int:
+        """How many ids are scored."""
+        return len(self.ids) - self.first
 
 
 class LanguageModel:
@@ -70,7 +77,7 @@ class LanguageModel:
         self._length_limits, self._remembers_lengths = rotary_lengths(model.config)
         # Forward passes put a hook on the model, which passes of another thread would run into.
         self._lock = _LOCKS.setdefault(model, threading.RLock())
-        with self._lock, self.evaluating(), torch.inference_mode():
+        with self.running():
             self.vocab_size, self.takes_batches = probe(
                 model, self._logits, self.name, self.num_embeddings, self.context_length
             )
@@ -102,6 +109,16 @@ class LanguageModel:
         weights = itertools.chain(self.embeddings.parameters(), self.model.parameters())
         weight = next(weights, None)
         return torch.device("cpu") if weight is None else weight.device
+
+    def settings(self) -> dict[str, str | int | None]:
+        """What a signature says of the model, in its present state."""
+        return {
+            "model": self.name,
+            "weights": weights_id(self.model),
+            "model_dtype": self.dtype,
+            "quantization": quantization_name(self.model.config),
+            "tokenizer": tokenizer_id(self.tokenizer),
+        }
 
     @property
     def is_current(self) -> bool:
@@ -160,7 +177,12 @@ class LanguageModel:
         """
         return bisect.bisect_left(self._length_limits, num_inputs)
 
-    @torch.inference_mode()
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Where the model, and what `read` returns, may be used: by this thread alone."""
+        with self._lock, self.evaluating(), torch.inference_mode():
+            yield
+
     def launch(
         self,
         spans: Sequence[Span],
@@ -174,39 +196,39 @@ class LanguageModel:
         for: of each span the statistics of ids[first:], on the CPU. With a number for `top_k`, they
         are all that there are, with the `top_k` likeliest ids; else nll only.
         """
-        with self._lock, self.evaluating():
-            return self._launch(spans, dtype, backend, top_k)
+        with self.running():
+            reduction = launch_rows(
+                self.read(spans),
+                dtype=dtype,
+                backend=backend,
+                with_all=top_k is not None,
+                top_k=top_k or 0,
+            )
 
-    def _launch(
-        self, spans: Sequence[Span], dtype: str, backend: str, top_k: int | None
-    ) -> Callable[[], list[TokenStats]]:
+        def results() -> list[TokenStats]:
+            (stats,) = reduction.on_host()
+            return stats.split([span.num_scored for span in spans])
+
+        return results
+
+    def read(self, spans: Sequence[Span]) -> OutputRows:
+        """What the decoder makes of a batch of spans, for each ids[first:]; where `running`."""
         inputs, positions, targets = _padded(spans)
         if self._remembers_lengths:
             self._logits(inputs[:1, :1])
         head = self.head
         inputs = to_device(inputs, self.device)
         hidden, logits = run(self.model, inputs, None if head is None else head.layer)
-        source = logits if head is None else hidden
-        assert source is not None  # the output layer was seen to run in the probe
-        reduction = launch_rows(
-            source.flatten(0, 1),
-            to_device(positions, source.device),
-            to_device(targets, source.device),
-            (lambda logits: logits) if head is None else head.to_logits(source.dtype),
+        rows = logits if head is None else hidden
+        assert rows is not None  # the output layer was seen to run in the probe
+        return OutputRows(
+            rows.flatten(0, 1),
+            to_device(positions, rows.device),
+            to_device(targets, rows.device),
+            (lambda logits: logits) if head is None else head.to_logits(rows.dtype),
+            IDENTITY if head is None else head.transform,
             self.vocab_size,
-            transform=IDENTITY if head is None else head.transform,
-            dtype=dtype,
-            backend=backend,
-            with_all=top_k is not None,
-            top_k=top_k or 0,
         )
-        counts = [len(span.ids) - span.first for span in spans]
-
-        def results() -> list[TokenStats]:
-            (stats,) = reduction.on_host()
-            return stats.split(counts)
-
-        return results
 
     def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (B, T, V) of ids (B, T), on the CPU in float32."""

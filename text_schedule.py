@@ -50,7 +50,7 @@ def batches(
     lengths: Sequence[int],
     most_tokens: int,
     batch_size: int | None,
-    key: Callable[[int], int],
+    key: Callable[[int], object],
 ) -> Iterator[slice]:
     """Batches of consecutive windows, at least one in each.
 

@@ -48,13 +48,21 @@ class Draft:
     """The score of a text, filled window by window.
 
     Args:
+        number: that of the text among all texts.
         encoded: the text.
         windows: they score no id twice.
         num_bytes, num_words: of the scored text, from `count_scored`.
     """
 
-    def __init__(self, encoded: EncodedText, windows: list[Window], num_bytes: int, num_words: int):
-        self.encoded, self.windows = encoded, windows
+    def __init__(
+        self,
+        number: int,
+        encoded: EncodedText,
+        windows: list[Window],
+        num_bytes: int,
+        num_words: int,
+    ):
+        self.number, self.encoded, self.windows = number, encoded, windows
         self.num_bytes, self.num_words = num_bytes, num_words
         self._found: list[tuple[Window, TokenStats]] = []
 
@@ -67,17 +75,25 @@ class Draft:
         """Take the result of a window; those of a text come in any order."""
         self._found.append((window, found))
 
+    def _scored(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(what `TokenStats` has under this name, weight) of each scored id, in order, float64."""
+        if not self._found:
+            return np.zeros(0), np.zeros(0)
+        found = sorted(self._found, key=lambda part: part[0].first)
+        values = [getattr(stats, name).numpy() for _, stats in found]
+        weights = [np.full(len(stats.nll), window.weight) for window, stats in found]
+        return np.concatenate(values).astype(np.float64), np.concatenate(weights)
+
     def sums(self) -> TextSums:
         """The text's part in the result of a corpus."""
-        size = len(self.encoded.ids)
-        nll, weights, is_scored = np.zeros(size), np.zeros(size), np.zeros(size, dtype=bool)
-        for window, found in self._found:
-            here = slice(window.first, window.stop)
-            nll[here], weights[here], is_scored[here] = found.nll.numpy(), window.weight, True
-        unweighted = nll[is_scored]
+        return self._sums("nll")
+
+    def _sums(self, name: str) -> TextSums:
+        """The sums of the nll that `TokenStats` has under this name."""
+        unweighted, weights = self._scored(name)
         has_weight = weights > 0  # a preset may give a scored token no weight
         return TextSums(
-            nll_sum=float(nll[has_weight] @ weights[has_weight]),
+            nll_sum=float(unweighted[has_weight] @ weights[has_weight]),
             weight_sum=float(weights.sum()),
             unweighted_nll_sum=float(unweighted.sum()),
             token_nll_sq_sum=float(unweighted @ unweighted),

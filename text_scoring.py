@@ -11,18 +11,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from .identity import quantization_name, tokenizer_id, weights_id
 from .nll_outputs import TokenStats
 from .options import TextOptions, positive_int, signature
 from .processes import ALONE, Attempt, Processes
 from .text_encoding import EncodedText, TextEncoder
 from .text_input import checked_pairs
 from .text_model import LanguageModel, Span
+from .text_pair import ModelPair
 from .text_progress import Progress
 from .text_schedule import Portion, batches, portions, shares
 from .text_score import Draft, TextScore, count_scored
 from .text_windows import Window, check_window
-from .totals import TextSums, text_result, token_standard_error
+from .totals import Result, TextSums, perplexity_error, text_result
 
 
 class Job(NamedTuple):
@@ -35,7 +35,9 @@ class Job(NamedTuple):
 class TextScorer:
     """Scores texts with one model under one set of options."""
 
-    def __init__(self, model: LanguageModel, options: TextOptions):
+    new_draft, sums_type = Draft, TextSums
+
+    def __init__(self, model: LanguageModel | ModelPair, options: TextOptions):
         self.model, self.options = model, options
         self.encoder = TextEncoder(model.tokenizer, options)
         self.rules = options.rules
@@ -64,27 +66,25 @@ class TextScorer:
 
     def signature(self, with_contexts: bool) -> str:
         """Every setting that changes the number, in one line."""
-        options = self.options
-        settings = {
-            "model": self.model.name,
-            "weights": weights_id(self.model.model),
-            "model_dtype": self.model.dtype,
-            "quantization": quantization_name(self.model.model.config),
-            "tokenizer": tokenizer_id(self.model.tokenizer),
-            "preset": options.preset,
+        return signature(self.settings(with_contexts))
+
+    def settings(self, with_contexts: bool) -> dict[str, str | int | bool | None]:
+        """Every setting that changes the number."""
+        precision = {"dtype": self.options.dtype, "backend": self.options.backend}
+        return self.model.settings() | self.reading_settings(with_contexts) | precision
+
+    def reading_settings(self, with_contexts: bool) -> dict[str, str | int | bool | None]:
+        """The settings that decide which tokens are scored, and what the model sees of them."""
+        return {
+            "preset": self.options.preset,
             "start": self.encoder.start_name,
-            "max_length": options.max_length,
+            "max_length": self.options.max_length,
             "window": self.window,
             "stride": None if "stride" in self.rules.without else self.stride,
-            "contexts": options.join_contexts if with_contexts else False,
-            "dtype": options.dtype,
-            "backend": options.backend,
+            "contexts": self.options.join_contexts if with_contexts else False,
         }
-        return signature(settings)
 
-    def result(
-        self, sums: Sequence[TextSums], signature: str, with_contexts: bool
-    ) -> dict[str, float | int | str | list[float]]:
+    def result(self, sums: Sequence[TextSums], signature: str, with_contexts: bool) -> Result:
         """The result of `compute`, from the sums of all texts."""
         result = text_result(sums)
         if self.options.max_length is None:
@@ -92,7 +92,7 @@ class TextScorer:
         if not with_contexts:
             del result["num_truncated_contexts"]
         if self.rules.tokens_are_independent:
-            result["perplexity_standard_error"] = token_standard_error(sums)
+            result["perplexity_standard_error"] = perplexity_error(sums)
         return {**result, "signature": signature}
 
     def score(
@@ -121,10 +121,36 @@ class TextScorer:
         """
         top_k = positive_int(top_k, "top_k", least=0)
         decode = functools.cache(lambda token_id: str(self.model.tokenizer.decode([token_id])))
+        for draft in self.drafts(
+            texts, contexts, batch_size=batch_size, top_k=top_k, progress=progress
+        ):
+            yield draft.score(decode, with_expected=top_k > 0)
+
+    def drafts(
+        self,
+        texts: Iterable[str],
+        contexts: Iterable[str] | None = None,
+        *,
+        batch_size: int | None = None,
+        top_k: int | None = None,
+        progress: bool | Callable[[int, int], None] = False,
+        num_before: int = 0,
+    ) -> Iterator[Draft]:
+        """The complete draft of each text, in the order of the texts.
+
+        Args:
+            texts, contexts, batch_size, top_k, progress: as for `score`. With top_k None only the
+                nll of each token is filled in.
+            num_before: the number of the first text.
+
+        Raises:
+            TypeError, ValueError: as `score`.
+        """
         with Progress(progress) as bar:
             for portion in portions(self._pairs(texts, contexts)):
-                for draft in self._complete_drafts(portion, batch_size, top_k, bar):
-                    yield draft.score(decode, with_expected=top_k > 0)
+                numbers = range(num_before, num_before + len(portion))
+                num_before += len(portion)
+                yield from self._complete_drafts(portion, numbers, batch_size, top_k, bar)
 
     def sums(
         self,
@@ -133,12 +159,14 @@ class TextScorer:
         *,
         batch_size: int | None = None,
         progress: bool = False,
+        num_before: int = 0,
         processes: Processes = ALONE,
     ) -> Iterator[tuple[str, TextSums]]:
         """Each text with its sums, in the order of the texts.
 
         Args:
             texts, contexts, batch_size, progress: as for `score`.
+            num_before: the number of the first text.
             processes: all of them call this with the same texts. Each scores a share, and gets
                 the sums of all texts.
 
@@ -146,28 +174,33 @@ class TextScorer:
             TypeError, ValueError: as `score`; or the ranks have different texts or settings.
             ConnectionError: another rank failed, or is gone.
         """
+        if processes.size == 1:
+            for draft in self.drafts(
+                texts, contexts, batch_size=batch_size, progress=progress, num_before=num_before
+            ):
+                yield draft.encoded.text, draft.sums()
+            return
         found = portions(self._pairs(texts, contexts), processes.size)
+        settings = self.signature(with_contexts=False)
         with Progress(progress and processes.rank == 0) as bar:
-            if processes.size == 1:
-                for portion in found:
-                    for draft in self._complete_drafts(portion, batch_size, None, bar):
-                        yield draft.encoded.text, draft.sums()
-                return
-            settings = self.signature(with_contexts=False)
             for portion in _agreed_portions(found, settings, processes):
                 lengths = [len(text) + len(context or "") for text, context in portion]
                 shared = shares(lengths, processes.size)
-                own = [portion[i] for i in shared[processes.rank]]
-                mine = processes.attempt(self._sums_of_share, own, batch_size, bar)
-                answers = itertools.chain(*processes.gather(mine))
+                mine = shared[processes.rank]
+                own, numbers = [portion[i] for i in mine], [num_before + i for i in mine]
+                num_before += len(portion)
+                scored = processes.attempt(self._sums_of_share, own, numbers, batch_size, bar)
+                answers = itertools.chain(*processes.gather(scored))
                 sums = dict(zip(itertools.chain(*shared), answers, strict=True))
                 for i, (text, _) in enumerate(portion):
                     yield text, sums[i]
 
     def _sums_of_share(
-        self, portion: Portion, batch_size: int | None, bar: Progress
+        self, portion: Portion, numbers: Sequence[int], batch_size: int | None, bar: Progress
     ) -> list[TextSums]:
-        return [draft.sums() for draft in self._complete_drafts(portion, batch_size, None, bar)]
+        return [
+            draft.sums() for draft in self._complete_drafts(portion, numbers, batch_size, None, bar)
+        ]
 
     def _pairs(self, texts, contexts) -> Iterator[tuple[str, str | None]]:
         """Each text with its context, checked; one joined text where the preset joins them."""
@@ -183,17 +216,15 @@ class TextScorer:
     def _complete_drafts(
         self,
         portion: Portion,
+        numbers: Sequence[int],
         batch_size: int | None,
         top_k: int | None,
         bar: Progress,
     ) -> Iterator[Draft]:
-        """The texts of a portion, each as soon as it and all before it are scored.
-
-        With top_k None only the nll of each token is filled in.
-        """
+        """The texts of a portion, each as soon as it and all before it are scored."""
         if batch_size is not None:
             batch_size = positive_int(batch_size, "batch_size")
-        waiting = deque(self._drafts(portion))
+        waiting = deque(self._drafts(portion, numbers))
         jobs = [Job(draft, window) for draft in waiting for window in draft.windows]
         bar.expect(sum(window.stop - window.first for _, window in jobs))
         for results in self._results(jobs, batch_size, top_k):
@@ -205,17 +236,20 @@ class TextScorer:
                 yield waiting.popleft()
         yield from waiting  # without any window
 
-    def _drafts(self, portion: Portion) -> Iterator[Draft]:
+    def _drafts(self, portion: Portion, numbers: Sequence[int]) -> Iterator[Draft]:
         """Each text of a portion, encoded and cut into windows."""
-        if not portion:  # a rank may have no share
-            return
-        texts, contexts = zip(*portion, strict=True)
-        for text in self.encoder.encode(texts, None if contexts[0] is None else contexts):
+        for number, text in zip(numbers, self._encoded(portion), strict=True):
             self.model.check_ids(text.ids)
             windows = list(self._windows(text))
-            yield Draft(
-                text, windows, *count_scored(text, windows, self.rules, self.model.tokenizer)
-            )
+            counts = count_scored(text, windows, self.rules, self.model.tokenizer)
+            yield self.new_draft(number, text, windows, *counts)
+
+    def _encoded(self, portion: Portion) -> Iterable[EncodedText]:
+        """Each text of a portion with its ids."""
+        if not portion:  # a rank may have no share
+            return []
+        texts, contexts = zip(*portion, strict=True)
+        return self.encoder.encode(texts, None if contexts[0] is None else contexts)
 
     def _results(
         self, jobs: list[Job], batch_size: int | None, top_k: int | None
@@ -225,12 +259,12 @@ class TextScorer:
         jobs = sorted(jobs, key=lambda job: -job.window.num_inputs)
         lengths = [window.num_inputs for _, window in jobs]
         most_windows = batch_size if self.model.takes_batches else 1
-        running: deque[tuple[list[Job], Callable[[], list[TokenStats]]]] = deque()
+        running: deque[tuple[list[Job], Callable[[], Sequence[TokenStats]]]] = deque()
         for these in batches(
             lengths, self.model.tokens_per_batch, most_windows, self.model.batch_key
         ):
-            spans = [self._span(draft.encoded, window) for draft, window in jobs[these]]
-            results = self.model.launch(spans, self.options.dtype, self.options.backend, top_k)
+            spans = [self._span(draft, window) for draft, window in jobs[these]]
+            results = self._launch(spans, top_k)
             running.append((jobs[these], results))
             if len(running) == 2:  # an accelerator gets the next batch before this one is read
                 batch, results = running.popleft()
@@ -238,15 +272,20 @@ class TextScorer:
         for batch, results in running:
             yield zip(batch, results(), strict=True)
 
+    def _launch(
+        self, spans: Sequence[Span], top_k: int | None
+    ) -> Callable[[], Sequence[TokenStats]]:
+        return self.model.launch(spans, self.options.dtype, self.options.backend, top_k)
+
     def _windows(self, text: EncodedText) -> Iterator[Window]:
         first = max(1, text.num_prefix)
         return self.rules.windows(len(text.ids), self.window, self.stride, first)
 
-    def _span(self, text: EncodedText, window: Window) -> Span:
-        ids = text.ids[window.start : window.stop]
+    def _span(self, draft: Draft, window: Window) -> Span:
+        ids = draft.encoded.ids[window.start : window.stop]
         if self.rules.starts_each_window and self.encoder.start_id is not None:
             ids = [self.encoder.start_id, *ids[1:]]
-        return Span(ids, window.first - window.start)
+        return Span(ids, window.first - window.start, (draft.number, window.first))
 
 
 def _agreed_portions(

@@ -11,6 +11,9 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+# What users get.
+Result = dict[str, float | int | str | list[float]]
+
 # Beyond this many degrees of freedom Student's t has the first six digits of the normal quantile.
 MOST_DEGREES = 1e6
 # Squares of weights below 1e-150 lose their digits, and with them the interval.
@@ -70,7 +73,7 @@ class NllTotals:
     @property
     def perplexity(self) -> float:
         """exp(mean_nll); NaN when nothing was scored, inf beyond the range of a float."""
-        return _exp(self.mean_nll)
+        return exp_or_inf(self.mean_nll)
 
     @property
     def bits_per_token(self) -> float:
@@ -119,7 +122,7 @@ class NllTotals:
     def perplexity_interval(self) -> tuple[float, float]:
         """95% confidence interval of the perplexity, exp(mean_nll -+ margin)."""
         margin = self.margin
-        return _exp(self.mean_nll - margin), _exp(self.mean_nll + margin)
+        return exp_or_inf(self.mean_nll - margin), exp_or_inf(self.mean_nll + margin)
 
     def result(self) -> dict[str, float | int]:
         """The result that users get, as plain numbers."""
@@ -180,10 +183,10 @@ class TextSums:
     @property
     def perplexity(self) -> float:
         """exp(nll_sum / weight_sum); NaN when nothing was scored."""
-        return _exp(self.nll_sum / self.weight_sum) if self.weight_sum > 0 else math.nan
+        return exp_or_inf(self.nll_sum / self.weight_sum) if self.weight_sum > 0 else math.nan
 
 
-def text_result(texts: Iterable[TextSums]) -> dict[str, float | int | list[float]]:
+def text_result(texts: Iterable[TextSums]) -> Result:
     """The result of a corpus of texts, from the sums of each.
 
     bits_per_byte = nll_sum / ln 2 / bytes, byte_perplexity = exp(nll_sum / bytes) and
@@ -208,8 +211,8 @@ def text_result(texts: Iterable[TextSums]) -> dict[str, float | int | list[float
         "perplexities": perplexities,
         "mean_perplexity": sum(scored) / len(scored) if scored else math.nan,
         "bits_per_byte": nll_per_byte / math.log(2),
-        "byte_perplexity": _exp(nll_per_byte),
-        "word_perplexity": _exp(nll_per_word),
+        "byte_perplexity": exp_or_inf(nll_per_byte),
+        "word_perplexity": exp_or_inf(nll_per_word),
         "num_bytes": num_bytes,
         "num_words": num_words,
         "num_truncated": sum(text.truncated for text in texts),
@@ -217,11 +220,11 @@ def text_result(texts: Iterable[TextSums]) -> dict[str, float | int | list[float
     }
 
 
-def token_standard_error(texts: Iterable[TextSums]) -> float:
-    """Standard error of the perplexity as llama.cpp prints it, which takes tokens as independent.
+def standard_error_of_tokens(texts: Iterable[TextSums]) -> float:
+    """Standard error of mean_nll as llama.cpp has it, which takes tokens as independent, nats.
 
-    perplexity sqrt((E[nll^2] - E[nll]^2) / (n - 1)) over n tokens; NaN for fewer than two. It is
-    too small, because the tokens of a text are not independent.
+    sqrt((E[nll^2] - E[nll]^2) / (n - 1)) over n tokens; NaN for fewer than two. It is too small,
+    because the tokens of a text are not independent.
     (tools/perplexity/perplexity.cpp in ggml-org/llama.cpp.)
     """
     texts = list(texts)
@@ -230,7 +233,17 @@ def token_standard_error(texts: Iterable[TextSums]) -> float:
         return math.nan
     mean = sum(text.unweighted_nll_sum for text in texts) / count
     variance = sum(text.token_nll_sq_sum for text in texts) / count - mean**2
-    return _exp(mean) * math.sqrt(max(variance, 0.0) / (count - 1))
+    return math.sqrt(max(variance, 0.0) / (count - 1))
+
+
+def perplexity_error(texts: Iterable[TextSums]) -> float:
+    """The standard error that llama.cpp prints behind the perplexity: perplexity times that of the
+    mean nll."""
+    texts = list(texts)
+    totals = NllTotals.from_sequences(
+        [text.unweighted_nll_sum for text in texts], [text.num_tokens for text in texts], 0
+    )
+    return totals.perplexity * standard_error_of_tokens(texts)
 
 
 def student_t_95(degrees: float) -> float:
@@ -258,7 +271,8 @@ def student_t_95(degrees: float) -> float:
     return low
 
 
-def _exp(exponent: float) -> float:
+def exp_or_inf(exponent: float) -> float:
+    """exp, and inf beyond the range of a float."""
     try:
         return math.exp(exponent)
     except OverflowError:

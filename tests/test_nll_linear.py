@@ -82,9 +82,9 @@ def test_ignored_rows_are_not_multiplied(pattern, backend, monkeypatch):
     # On a CPU threads multiply tiles, so the rows are counted where both ways take them.
     launch_rows = linear_nll.launch_rows
 
-    def counted(rows, positions, *others, **options):
-        multiplied.append(len(positions))
-        return launch_rows(rows, positions, *others, **options)
+    def counted(outputs, **options):
+        multiplied.append(len(outputs.positions))
+        return launch_rows(outputs, **options)
 
     monkeypatch.setattr(linear_nll, "launch_rows", counted)
     found = linear_token_nll(

@@ -1,0 +1,155 @@
+"""--per-text: one JSON line for each text, written as soon as it is scored; --resume reads it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from totals import TextSums
+
+
+class PerTextFile:
+    """JSON lines: the settings, then the sums of each text as soon as it is scored.
+
+    Args:
+        path: the file. It is overwritten; with `resume` it is continued, if it exists.
+        signature: the settings of this run.
+        sums_type: what is written of each text, `TextSums` or a class derived from it.
+
+    Raises:
+        ValueError: `resume` on a file of other settings, or one that --per-text did not write.
+    """
+
+    def __init__(self, path: Path, signature: str, sums_type: "type[TextSums]", resume: bool):
+        self.path, self._sums_type = path, sums_type
+        self.finished: list[TextSums] = []
+        self._fingerprints: list[str] = []
+        length = 0
+        if resume and path.exists():
+            data = path.read_bytes()
+            # A killed run may leave half a line: it has no line end, and does not count.
+            length = data.rfind(b"\n") + 1
+            if length > 0:
+                self._read(data[:length].splitlines(), signature)
+            elif not self._line({"signature": signature}).startswith(data):
+                raise ValueError(f"{path} was not written by --per-text.")
+        self._file = open(path, "r+b" if length > 0 else "wb")  # noqa: SIM115
+        if length > 0:
+            self._file.truncate(length)
+            self._file.seek(length)
+        else:  # a device, such as /dev/full, cannot be truncated
+            self._write_line({"signature": signature})
+
+    def __enter__(self) -> "PerTextFile":
+        return self
+
+    def __exit__(self, *error) -> None:
+        with self._named_errors():
+            self._file.close()
+
+    def _read(self, lines: list[bytes], signature: str) -> None:
+        with self._named_line(1):
+            written = _from_json(json.loads(lines[0])["signature"], str)
+        for number, line in enumerate(lines[1:], start=2):
+            with self._named_line(number):
+                row = json.loads(line)
+                self.finished.append(_from_json(row, self._sums_type))
+                self._fingerprints.append(_from_json(row["fingerprint"], str))
+        if written != signature:
+            raise ValueError(
+                f"{self.path} is of a run with other settings, {written}; now they are {signature}."
+            )
+
+    @contextlib.contextmanager
+    def _named_line(self, number: int) -> Iterator[None]:
+        """Name the line in an error of its contents."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{self.path}: line {number} was not written by --per-text."
+            ) from error
+
+    def without_finished(self, texts: Iterator[str]) -> Iterator[str]:
+        """The texts after the finished ones.
+
+        Raises:
+            ValueError: the finished texts are not those of the interrupted run.
+        """
+        for number, known in enumerate(self._fingerprints):
+            text = next(texts, None)
+            if text is None or fingerprint(text) != known:
+                raise ValueError(
+                    f"{self.path} is of other texts: number {number} is not the one scored then."
+                )
+        return texts
+
+    def write(self, number: int, text: str, sums: "TextSums") -> None:
+        """Add the sums of a text."""
+        row = {"text": number, "fingerprint": fingerprint(text), "perplexity": sums.perplexity}
+        self._write_line(finite(row) | _as_json(dataclasses.asdict(sums)))
+
+    @staticmethod
+    def _line(row: dict) -> bytes:
+        return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+    def _write_line(self, row: dict) -> None:
+        with self._named_errors():
+            self._file.write(self._line(row))
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Name the file in an error of a write, such as that of a full disk."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+
+
+def _as_json(value: Any) -> Any:
+    """Sums as JSON, which has no NaN and no infinity: strings. `_from_json` reads them exactly."""
+    if isinstance(value, dict):
+        return {name: _as_json(entry) for name, entry in value.items()}
+    if isinstance(value, np.ndarray):  # 9 digits tell all float32 apart
+        return [_as_json(float(f"{entry:.9g}")) for entry in value.tolist()]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any, kind: type) -> Any:
+    """A value of this kind: a number, a string, an array, or a dataclass of such.
+
+    Raises:
+        TypeError, ValueError, KeyError: it is of another kind.
+    """
+    if dataclasses.is_dataclass(kind):
+        kinds = get_type_hints(kind)
+        return kind(**{name: _from_json(value[name], each) for name, each in kinds.items()})
+    if kind is np.ndarray and isinstance(value, list):
+        return np.array([_from_json(entry, float) for entry in value], dtype=np.float32)
+    if kind is float and isinstance(value, str):
+        value = float(value)
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def finite(values: dict) -> dict:
+    """The values with None for NaN and infinity, which JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+
+
+def fingerprint(text: str) -> str:
+    """A hash of a text. --resume compares it to see whether the texts are the same."""
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]

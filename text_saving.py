@@ -1,0 +1,118 @@
+"""Texts and a model -> a base on disk, to compare it with a model that does not fit beside it."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .nll_linear import launch_rows
+from .nll_outputs import TokenStats
+from .nll_product import Product
+from .options import TextOptions
+from .text_base import BaseWriter
+from .text_model import LanguageModel, Span
+from .text_progress import Progress
+from .text_schedule import portions
+from .text_score import Draft
+from .text_scoring import TextScorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedStats(TokenStats):
+    """The nll of some tokens, and what is kept of them."""
+
+    rows: torch.Tensor  # (n, hidden_size) that enter the output layer, or logits (n, V)
+
+
+class SavedDraft(Draft):
+    """What is kept of a text, filled window by window with `SavedStats`."""
+
+    def saved(self) -> tuple[Sequence[int], np.ndarray, torch.Tensor]:
+        """What `BaseWriter.add` takes."""
+        found = sorted(self._found, key=lambda part: part[0].first)
+        scored = [np.arange(window.first, window.stop) for window, _ in found]
+        rows = [stats.rows for _, stats in found if isinstance(stats, SavedStats)]
+        if not rows:  # no token to score
+            return self.encoded.ids, np.zeros(0, dtype=np.int64), torch.zeros(0)
+        return self.encoded.ids, np.concatenate(scored), torch.cat(rows)
+
+
+class TextSaver(TextScorer):
+    """Saves what a model makes of texts, under one set of options."""
+
+    new_draft = SavedDraft
+
+    def __init__(self, model: LanguageModel, options: TextOptions):
+        super().__init__(model, options)
+        self._language_model = model
+
+    def save(
+        self,
+        path: str | os.PathLike,
+        texts: Iterable[str],
+        contexts: Iterable[str] | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> int:
+        """Write the base of these texts; the texts that are there already are not scored again.
+
+        Returns:
+            The number of texts in it.
+
+        Raises:
+            TypeError, ValueError: as `score`; or there is something else at `path`, a base of other
+                settings or texts, or a torn one.
+        """
+        writer = self._writer(path, with_contexts=contexts is not None)
+        known, number = writer.known, 0
+        with Progress(progress) as bar:
+            for portion in portions(self._pairs(texts, contexts)):
+                num_known = max(0, min(len(portion), writer.num_texts - number))
+                if known is not None:
+                    for i, text in enumerate(self._encoded(portion[:num_known])):
+                        known.check_text(number + i, text.ids)
+                numbers = range(number + num_known, number + len(portion))
+                for draft in self._complete_drafts(
+                    portion[num_known:], numbers, batch_size, None, bar
+                ):
+                    assert isinstance(draft, SavedDraft)  # because of new_draft
+                    writer.add(*draft.saved())
+                number += len(portion)
+                writer.flush()
+        if number < writer.num_texts:
+            raise ValueError(f"The base at {path} is of {writer.num_texts} texts, not {number}.")
+        writer.finish()
+        return number
+
+    def _writer(self, path: str | os.PathLike, with_contexts: bool) -> BaseWriter:
+        model = self._language_model
+        with model.running():  # one token shows what kind of output layer there is
+            outputs = model.read([Span((0, 0), 1)])
+        return BaseWriter(
+            path,
+            model=self.model.settings(),
+            reading=self.reading_settings(with_contexts),
+            layer=outputs.to_logits if isinstance(outputs.to_logits, Product) else None,
+            transform=outputs.transform,
+            vocab_size=outputs.vocab_size,
+        )
+
+    def _launch(
+        self, spans: Sequence[Span], top_k: int | None
+    ) -> Callable[[], Sequence[SavedStats]]:
+        with self._language_model.running():
+            outputs = self._language_model.read(spans)
+            reduction = launch_rows(outputs, dtype=self.options.dtype, backend=self.options.backend)
+            rows = outputs.rows[outputs.positions]
+            if not isinstance(outputs.to_logits, Product):
+                rows = outputs.to_logits(rows)
+
+        def results() -> list[SavedStats]:
+            stats, host_rows = reduction.on_host(rows)
+            saved = SavedStats(nll=stats.nll, rows=host_rows)
+            return saved.split([span.num_scored for span in spans])
+
+        return results
