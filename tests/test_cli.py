@@ -13,9 +13,11 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-from conftest import ROOT, load
+from conftest import ROOT, load, sibling
 
 import cli
+import per_text_file
+from per_text_file import PerTextFile
 
 TINY = str(ROOT / "tiny_model")
 COMMAND = [sys.executable, str(ROOT / "cli.py"), "--model", TINY]
@@ -183,7 +185,13 @@ def test_resume_refuses_another_run(tmp_path):
     assert out.read_text() == "something else\n"
 
 
-GOOD = {"text": 0, "fingerprint": cli.fingerprint("one"), "perplexity": 7.4, "nll_sum": 4.0}
+SUMS = sibling("totals").TextSums
+GOOD = {
+    "text": 0,
+    "fingerprint": per_text_file.fingerprint("one"),
+    "perplexity": 7.4,
+    "nll_sum": 4.0,
+}
 GOOD |= {"weight_sum": 2.0, "unweighted_nll_sum": 4.0, "num_tokens": 2, "num_bytes": 3}
 GOOD |= {"token_nll_sq_sum": 10.0, "context_truncated": False}
 GOOD |= {"num_words": 1, "truncated": False}
@@ -207,13 +215,13 @@ def test_resume_refuses_an_odd_line(tmp_path, case):
     path, odd = tmp_path / "scores.jsonl", ODD_LINES[case]
     lines = [json.dumps({"signature": "s"}).encode(), json.dumps(GOOD).encode()]
     path.write_bytes(b"\n".join([*lines, b""]))
-    with cli.PerTextFile(path, "s", resume=True) as log:
+    with PerTextFile(path, "s", SUMS, resume=True) as log:
         assert log.finished[0].perplexity == pytest.approx(math.exp(2))
     lines.append(odd if isinstance(odd, bytes) else json.dumps(GOOD | odd).encode())
     path.write_bytes(b"\n".join([*lines, b""]))
     before = path.read_bytes()
     with pytest.raises(ValueError, match="scores.jsonl: line 3 was not written by --per-text"):
-        cli.PerTextFile(path, "s", resume=True)
+        PerTextFile(path, "s", SUMS, resume=True)
     assert path.read_bytes() == before
 
 
@@ -272,7 +280,7 @@ def test_the_input_is_not_overwritten(tmp_path):
 def test_a_disk_that_becomes_full_is_named(tmp_path, monkeypatch):
     """Also when the file is closed, which tries once more to write what is left."""
     out = tmp_path / "scores.jsonl"
-    with cli.PerTextFile(out, "s", resume=False) as log:
+    with PerTextFile(out, "s", SUMS, resume=False) as log:
         pass
     with open("/dev/full", "wb") as full:
         monkeypatch.setattr(log, "_file", full)

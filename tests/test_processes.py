@@ -268,3 +268,34 @@ def test_a_dead_rank_ends_the_run_and_resume_continues_it(tmp_path):
     [(_, whole, _)] = run(1, "--json", data)
     assert_same(json.loads(printed), json.loads(whole), rel=1e-6)
     assert len(out.read_text().splitlines()) == len(texts) + 1
+
+
+@pytest.mark.parametrize("is_saved", [False, True], ids=["base in memory", "saved base"])
+def test_a_comparison_is_shared_out_and_resumed(tmp_path, is_saved):
+    """The model in bfloat16 against itself as stored; the file lost its second half."""
+    data, out, base = tmp_path / "data.jsonl", tmp_path / "out.jsonl", TINY
+    texts = [f"The number {i} is in the list. {'Return it. ' * (i % 7)}" for i in range(400)]
+    write_texts(data, texts)
+    if is_saved:
+        base = tmp_path / "base"
+        [(status, _, error)] = run(1, data, "--save-base", base)
+        assert status == 0, error
+    options = ["--json", "--dtype", "bfloat16", "--base", base, data]
+    (status, printed, error), _ = run(2, *options, "--per-text", out)
+    assert status == 0, error
+    lines = out.read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(texts) + 1
+    out.write_bytes(b"".join(lines[:200]) + lines[200][:50])
+    (status, resumed, error), _ = run(2, *options, "--per-text", out, "--resume")
+    assert status == 0, error
+    [(_, alone, _)] = run(1, *options)
+    found, again, whole = map(json.loads, (printed, resumed, alone))
+    assert whole["mean_kl"] > 1e-6
+    # bfloat16 rounds otherwise in batches of another shape.
+    for result in (found, again):
+        assert set(result) == set(whole)
+        for name in ("perplexity", "base_perplexity", "perplexity_ratio", "num_tokens"):
+            assert result[name] == pytest.approx(whole[name], rel=1e-3)
+        for name in ("mean_kl", "kl_p99", "rms_delta_p"):
+            assert result[name] == pytest.approx(whole[name], rel=0.1)
+        assert result["signature"] == whole["signature"]
