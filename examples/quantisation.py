@@ -2,8 +2,8 @@
 
     python examples/quantisation.py
 
-Each row of a weight is rounded to 2^(bits-1) - 1 steps up to its largest entry, in plain torch; what
-bitsandbytes, GPTQ or AWQ do is better at the same number of bits. docs/compare.md says what the
+Each row of a weight is rounded to 2^(bits-1) - 1 steps up to its largest entry, in plain torch;
+bitsandbytes, GPTQ and AWQ do better at the same number of bits. docs/compare.md says what the
 numbers mean for someone who has to decide.
 """
 
