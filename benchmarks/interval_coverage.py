@@ -6,18 +6,26 @@ A corpus is drawn again and again: D texts of equal or of log-normal length, eac
 of its own, which is the same for all its tokens. The interval of this module, with Student's t at
 the effective number of texts less one, stands beside the normal one, with 1.96 in place of t. Only
 corpora that count as two effective texts or more have an interval; their share is the last column.
+
+Then the paired interval of the difference of two models, on texts whose difficulty they share,
+beside that of two separate intervals.
 """
 
-import importlib.util
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from metric_package import sibling
 
 NUM_CORPORA = 4000
 TRUE_MEAN = 4.0  # nats per token
 SPREAD = 0.5  # standard deviation of the difficulty of a text, nats
 MEAN_LOG_LENGTH = math.log(100)
+TRUE_DIFFERENCE, SPREAD_OF_DIFFERENCE = 0.02, 0.05  # of two models' means in a text, nats
 
 # Number of texts, and the standard deviation of the logarithm of their lengths.
 CASES = [
@@ -26,13 +34,7 @@ CASES = [
 ]  # fmt: skip
 
 
-def load_totals():
-    """totals.py, which needs nothing of its siblings."""
-    path = Path(__file__).resolve().parent.parent / "totals.py"
-    spec = importlib.util.spec_from_file_location("totals", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PAIRED_CASES = [(5, 0.0), (40, 0.0), (40, 0.5), (40, 1.5)]
 
 
 def coverage(totals, num_texts: int, sigma: float, rng) -> tuple[float, float, float]:
@@ -53,9 +55,36 @@ def coverage(totals, num_texts: int, sigma: float, rng) -> tuple[float, float, f
     return ours / max(1, with_interval), normal / NUM_CORPORA, with_interval / NUM_CORPORA
 
 
+def paired_coverage(totals, pair_totals, num_texts: int, sigma: float, rng) -> list[float]:
+    """Shares of the corpora that have intervals: truth in the paired one, in that of two separate
+    ones; and how many times as wide the latter is."""
+    paired, separate, widths = 0, 0, []
+    for _ in range(NUM_CORPORA):
+        lengths = np.ceil(np.exp(rng.normal(MEAN_LOG_LENGTH, sigma, num_texts)))
+        base = rng.normal(TRUE_MEAN, SPREAD, num_texts)
+        model = base + rng.normal(TRUE_DIFFERENCE, SPREAD_OF_DIFFERENCE, num_texts)
+        sums, base_sums = (
+            list(zip((means * lengths).tolist(), lengths.tolist(), strict=True))
+            for means in (model, base)
+        )
+        difference, low, high = pair_totals.paired_difference(sums, base_sums)
+        if math.isnan(low):
+            continue
+        margin = math.hypot(
+            *(
+                totals.NllTotals.from_sequences(means * lengths, lengths, 0).margin
+                for means in (model, base)
+            )
+        )
+        paired += low < TRUE_DIFFERENCE < high
+        separate += abs(difference - TRUE_DIFFERENCE) < margin
+        widths.append(2 * margin / (high - low))
+    return [paired / len(widths), separate / len(widths), float(np.median(widths))]
+
+
 def main() -> None:
     """Print a table in Markdown."""
-    totals, rng = load_totals(), np.random.default_rng(0)
+    totals, rng = sibling("totals"), np.random.default_rng(0)
     print(f"{NUM_CORPORA} corpora each; nominal coverage 95%.\n")
     print("| texts | lengths | this module | with 1.96 | have an interval |")
     print("|---:|---|---:|---:|---:|")
@@ -65,6 +94,15 @@ def main() -> None:
         print(
             f"| {num_texts} | {lengths} | " + " | ".join(f"{100 * s:.1f}%" for s in shares) + " |"
         )
+    print(f"\nPaired, {NUM_CORPORA} corpora each.\n")
+    print("| texts | lengths | paired | two separate intervals | their width / the paired one's |")
+    print("|---:|---|---:|---:|---:|")
+    for num_texts, sigma in PAIRED_CASES:
+        lengths = "equal" if sigma == 0 else f"log-normal, σ = {sigma}"
+        own, separate, width = paired_coverage(
+            totals, sibling("pair_totals"), num_texts, sigma, rng
+        )
+        print(f"| {num_texts} | {lengths} | {own:.1%} | {separate:.1%} | {width:.1f} |")
 
 
 if __name__ == "__main__":

@@ -380,3 +380,59 @@ def test_help_and_wrong_usage_wait_for_no_large_import(arguments):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "text_files" in imported
     assert imported.isdisjoint({"evaluate", "numpy", "torch"})
+
+
+# --- comparisons ----------------------------------------------------------------------------------
+
+
+def test_a_comparison_for_people(tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 3))
+    done = run(data, "--base", TINY, "--dtype", "bfloat16")
+    assert done.returncode == 0, done.stderr
+    expected = load().compare(
+        TEXTS * 3, base_id=TINY, model_id=TINY, model_kwargs={"dtype": "bfloat16"}
+    )
+    title, *rows, signature = done.stdout.splitlines()
+    assert title == f"{TINY}, compared with {TINY}"
+    assert signature.strip() == expected["signature"]
+    shown = {row[2:18].strip(): row[18:].strip() for row in rows}
+    assert shown["perplexity"].startswith(f"{expected['perplexity']:.3f}   base ")
+    low, high = (expected[f"perplexity_ratio_ci_{end}"] for end in ("low", "high"))
+    ratio = f"{expected['perplexity_ratio']:.4f}   95% interval {low:.4f} to {high:.4f}"
+    assert shown["perplexity ratio"] == ratio
+    assert shown["KL divergence"].startswith(f"{expected['mean_kl']:.4g}   95% interval ")
+    assert shown["same top token"].startswith(f"{expected['same_top']:.2%}")
+    assert shown["texts"] == "9"
+
+
+def test_a_comparison_of_one_text_has_no_interval(tmp_path):
+    (tmp_path / "one.txt").write_text(TEXTS[0])
+    done = run(tmp_path / "one.txt", "--base", TINY)
+    assert "perplexity ratio      1.0000   no 95% interval" in done.stdout
+    found = json.loads(run(tmp_path / "one.txt", "--base", TINY, "--json").stdout)
+    assert found["perplexity_ratio_ci_low"] is None
+    assert found["mean_kl"] == 0
+
+
+def test_a_base_is_saved_and_compared_with(tmp_path):
+    data, base = tmp_path / "data.jsonl", tmp_path / "base"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    done = run(data, "--save-base", base)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert f"saved {base}; compare with it by --base {base}" in done.stderr
+    found, expected = (result(data, "--base", where) for where in (base, TINY))
+    assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    done = run(data, "--base", base, "--window", "100")
+    assert done.returncode == 1
+    assert "saved with window 512, and the texts are now read with window 100" in done.stderr
+
+
+def test_what_does_not_go_with_save_base(tmp_path):
+    for arguments in (["--base", TINY], ["--per-text", tmp_path / "out.jsonl"]):
+        done = run("--save-base", tmp_path / "base", *arguments, stdin="text")
+        assert done.returncode == 2
+        assert "--save-base goes without --base and --per-text" in done.stderr
+    done = run(tmp_path / "missing.txt", "--base", tmp_path / "nothing")
+    assert done.returncode == 1
+    assert "could not be loaded as a causal language model" in done.stderr

@@ -33,6 +33,24 @@ def test_eval_loss_is_not_perplexity():
         assert exp_eval_loss != pytest.approx(perplexity, rel=0.05)
 
 
+def test_quantisation():
+    """docs/compare.md shows what the program prints, to the last digit but one."""
+    program = ROOT / "examples" / "quantisation.py"
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=300, check=True
+    )
+
+    def rows(text):
+        lines = re.findall(r"^\| (\d bits) \| (.*) \|$", text, flags=re.MULTILINE)
+        return {name: [float(v) for v in re.findall(r"[\d.]+", rest)] for name, rest in lines}
+
+    printed = rows(done.stdout)
+    stated = rows((ROOT / "docs" / "compare.md").read_text(encoding="utf-8"))
+    assert list(printed) == list(stated) == ["8 bits", "6 bits", "4 bits"]
+    for name, values in printed.items():
+        assert values == pytest.approx(stated[name], rel=2e-3, abs=1.1e-4)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens where there is no GPU")
 def test_the_benchmark_of_the_gpu_says_that_it_needs_one():
     done = subprocess.run(
