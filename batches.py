@@ -30,7 +30,7 @@ class SequenceSums:
 
     nll_sums: np.ndarray  # (batch,)
     weight_sums: np.ndarray  # (batch,)
-    num_tokens: int  # scored tokens of the batch
+    num_tokens: np.ndarray  # (batch,) int64, scored tokens
     nan_place: tuple[int, int] | None  # the first (sequence, position) whose nll is NaN
 
 
@@ -58,7 +58,7 @@ class _Part:
         """The sum of the values (N,) of each sequence; 0 of an empty one."""
         lengths = np.array(self.lengths, dtype=np.int64)
         some = lengths > 0
-        sums = np.zeros(len(lengths))
+        sums = np.zeros(len(lengths), dtype=values.numpy().dtype)
         # subtle: for an empty part reduceat gives the value after it.
         sums[some] = np.add.reduceat(values.numpy(), (self.ends() - lengths)[some])
         return sums
@@ -81,13 +81,13 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
     predictions, references, sample_weight = (
         _listed(value) for value in (predictions, references, sample_weight)
     )
-    sums = [SequenceSums(np.zeros(0), np.zeros(0), 0, None)]
+    sums = [SequenceSums(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64), None)]
     parts = _parts(predictions, references, sample_weight, options)
     sums += [_reduce(part, options) for part in parts]
     return SequenceSums(
         nll_sums=np.concatenate([part.nll_sums for part in sums]),
         weight_sums=np.concatenate([part.weight_sums for part in sums]),
-        num_tokens=sum(part.num_tokens for part in sums),
+        num_tokens=np.concatenate([part.num_tokens for part in sums]),
         nan_place=next((part.nan_place for part in sums if part.nan_place is not None), None),
     )
 
@@ -283,7 +283,7 @@ def _reduce(part: _Part, options: Options) -> SequenceSums:
         # An unscored nll is 0 and never inf, so that the product with weight 0 is 0.
         nll_sums=part.sums(nll * weights),
         weight_sums=part.sums(weights),
-        num_tokens=int(scored.sum()),
+        num_tokens=part.sums(scored.to(torch.int64)),
         nan_place=part.place_of(int(nan_rows[0])) if len(nan_rows) > 0 else None,
     )
 

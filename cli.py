@@ -134,7 +134,8 @@ def run(args: argparse.Namespace) -> dict | None:
     empty = sum(text.num_tokens == 0 for text in sums)
     if empty > 0:
         print(f"warning: {empty} of {len(sums)} texts have no token to score", file=sys.stderr)
-    return scorer.result(sums, signature, with_contexts=False)
+    result_of = metric_package.sibling("text_corpus").result_of
+    return result_of(scorer, sums, None, signature, with_contexts=False)
 
 
 def save_base(

@@ -1,6 +1,6 @@
 """The settings that change the number: their checks, and the signature that names them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -84,6 +84,10 @@ class TextOptions:
     max_length: the most tokens of a text, start token and context included; None never cuts.
     window: how many tokens the model reads at once; None for the model's context length.
     stride: how many tokens each further window scores; None for half of the window.
+    start_each_window: whether the start token takes the place of the first id of each window that
+        begins inside a text; None for yes, or as the preset says.
+    positions: True to also report by position, in buckets of 0, 1, 2-3, 4-7... tokens of context;
+        or the edges of the buckets. It changes no number.
 
     Raises:
         TypeError, ValueError: a value of the wrong type or out of range, named.
@@ -95,6 +99,8 @@ class TextOptions:
     max_length: int | None = None
     window: int | None = None
     stride: int | None = None
+    start_each_window: bool | None = None
+    positions: bool | Sequence[int] = False
     dtype: str = "float32"
     backend: str = "auto"
 
@@ -115,6 +121,12 @@ class TextOptions:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, positive_int(value, name))
+        if not isinstance(self.start_each_window, bool | None):
+            raise TypeError(
+                f"start_each_window must be True, False or None, got {self.start_each_window!r}."
+            )
+        if not isinstance(self.positions, bool):
+            object.__setattr__(self, "positions", _edges(self.positions))
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         check_backend(self.backend)
         if not self.rules.puts_start_token and start is not True:
@@ -127,6 +139,29 @@ class TextOptions:
     def rules(self) -> Preset:
         """The conventions of the preset."""
         return PRESETS[self.preset]
+
+    @property
+    def starts_each_window(self) -> bool:
+        """Whether the start token takes the place of the first id of later windows."""
+        if self.start_each_window is None:
+            return self.rules.starts_each_window
+        return self.start_each_window
+
+
+def _edges(positions) -> tuple[int, ...]:
+    """The edges of buckets by position.
+
+    Raises:
+        TypeError, ValueError: not whole numbers, not ascending from 0.
+    """
+    if isinstance(positions, str) or not isinstance(positions, Iterable):
+        raise TypeError(f"positions must be True, False or edges of buckets, got {positions!r}.")
+    edges = tuple(positive_int(edge, f"positions[{i}]", 0) for i, edge in enumerate(positions))
+    if edges[:1] != (0,) or sorted(set(edges)) != list(edges):
+        raise ValueError(
+            f"positions must be edges that ascend from 0, such as (0, 1, 256), got {edges}."
+        )
+    return edges
 
 
 def dtype_name(dtype) -> str:

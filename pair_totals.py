@@ -85,12 +85,12 @@ def token_pair_result(texts: Sequence[TokenPairSums]) -> Result:
     """
     result = pair_result(texts)
     del result["base_num_tokens"]  # the same
-    nll = [(text.nll_sum, text.weight_sum) for text in texts]
-    base_nll = [(text.base.nll_sum, text.base.weight_sum) for text in texts]
-    mean, low, high = paired_difference(nll, base_nll)
-    result |= _with_interval("mean_nll_difference", mean, low, high)
-    ratio = [exp_or_inf(value) for value in (mean, low, high)]
-    result |= _with_interval("perplexity_ratio", *ratio)
+    result |= paired_nll(
+        *(
+            [(each.nll_sum, each.weight_sum) for each in side]
+            for side in (texts, [text.base for text in texts])
+        )
+    )
     kl, delta_p = (
         np.concatenate([getattr(text, name) for text in texts]) for name in ("kl", "delta_p")
     )
@@ -163,6 +163,22 @@ def ratio_errors(
         "perplexity_difference": perplexity - base_perplexity,
         "perplexity_difference_standard_error": math.sqrt(max(perplexity_variance, 0.0)),
     }
+
+
+def paired_nll(sums: Sequence[tuple[float, ...]], base_sums: Sequence[tuple[float, ...]]) -> Result:
+    """The perplexities of two models and their ratio, from (nll_sum, weight_sum, ...) of each text.
+
+    The weights of both are the same.
+    """
+    sums, base_sums = ([(row[0], row[1]) for row in side] for side in (sums, base_sums))
+    found: Result = {}
+    for side, rows in (("", sums), ("base_", base_sums)):
+        totals = NllTotals.from_sequences([s for s, _ in rows], [w for _, w in rows], 0)
+        found |= {f"{side}perplexity": totals.perplexity, f"{side}mean_nll": totals.mean_nll}
+    mean, low, high = paired_difference(sums, base_sums)
+    found |= _with_interval("mean_nll_difference", mean, low, high)
+    ratio = [exp_or_inf(value) for value in (mean, low, high)]
+    return found | _with_interval("perplexity_ratio", *ratio)
 
 
 def paired_difference(

@@ -7,24 +7,26 @@ under the lock, because another thread may have added something in between.
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from .batches import reduce_batch
+from .groups import add_groups, check_number, checked_groups
 from .options import Options
 from .processes import ALONE, Attempt, Processes
+from .runs import Run
 from .text_input import are_texts
-from .totals import NllTotals, Run
 from .user_warnings import warn_user
 
 
 class Batch(NamedTuple):
-    """A batch as the user passes it; the fields are the arguments of `reduce_batch`."""
+    """A batch as the user passes it."""
 
     predictions: Any
     references: Any
     sample_weight: Any
+    groups: Any = None
 
     @property
     def is_given(self) -> bool:
@@ -59,6 +61,7 @@ class Pending:
         """Drop everything."""
         with self._lock:
             self._texts: list[str] = []
+            self._groups: list[str] = []  # none, or one for each text
             self._run = Run()
             self._is_synced = False  # whether `_run` is that of all processes
             self._warned_of_nan = False
@@ -67,15 +70,21 @@ class Pending:
         """Number of sequences and texts."""
         return self._run.num_sequences + len(self._texts)
 
-    def add_texts(self, texts: list[str]) -> None:
-        """Add texts.
+    def add_texts(self, texts: list[str], groups: list[str] | None) -> None:
+        """Add texts, and their groups if they have any.
 
         Raises:
-            ValueError: batches are pending.
+            ValueError: batches are pending, groups of another number than texts, or only some texts
+                have groups.
         """
+        if groups is not None:
+            check_number(groups, len(texts))
         with self._lock:
             self._check_takes_texts()
+            if self._texts and texts:
+                _check_all_or_none(bool(self._groups), groups is not None)
             self._texts += texts
+            self._groups += groups or []
 
     def add_batch(self, batch: Batch) -> Run:
         """Add a batch, and return its own run.
@@ -103,11 +112,11 @@ class Pending:
         # One lock after the other: held at once, they would be held in two orders.
         with other._lock:
             other._check_not_synced()
-            run, texts = other._run, list(other._texts)
+            run, texts, groups = other._run, list(other._texts), list(other._groups)
         with self._lock:
             self._check_not_synced()
             if texts:
-                self.add_texts(texts)
+                self.add_texts(texts, groups or None)
             if run.num_batches > 0:
                 self._add_run(run)
 
@@ -126,15 +135,22 @@ class Pending:
             self._is_synced = True
 
     @contextmanager
-    def all_texts(self, more: Iterable[str] | None) -> Iterator[Iterable[str]]:
-        """The texts, and then `more`. A block that ends without an error uses them up.
+    def all_texts(
+        self, more: Iterable[str] | None, groups: list[str] | None
+    ) -> Iterator[tuple[Iterable[str], list[str] | None]]:
+        """The texts, and then `more`; their groups, or None. A block that ends without an error
+        uses them up.
 
         Raises:
-            ValueError: batches are pending.
+            ValueError: batches are pending, or only some texts have groups.
         """
         with self._lock:
             self._check_takes_texts()
-            yield itertools.chain(self._texts, () if more is None else more)
+            if self._texts and more is not None:
+                _check_all_or_none(bool(self._groups), groups is not None)
+            texts = itertools.chain(self._texts, () if more is None else more)
+            has_groups = bool(self._groups) or groups is not None
+            yield texts, [*self._groups, *(groups or [])] if has_groups else None
             self.clear()
 
     @contextmanager
@@ -162,6 +178,7 @@ class Pending:
         run = self._reduce(batch, options) if batch.is_given else Run()
         held.enter_context(self._lock)
         self._check_computes(batch, options, sync)
+        _check_all_or_none(self._run.is_grouped, run.is_grouped)
         return self._run + run
 
     def _run_to_sync(self) -> Run:
@@ -171,11 +188,15 @@ class Pending:
     def _add_run(self, run: Run) -> None:
         with self._lock:
             self._check_takes_batches()
+            _check_all_or_none(self._run.is_grouped, run.is_grouped)
             self._run += run
 
     def _reduce(self, batch: Batch, options: Options) -> Run:
         """The run of one batch."""
-        sums = reduce_batch(*batch, options)
+        groups = None if batch.groups is None else checked_groups(batch.groups)
+        sums = reduce_batch(batch.predictions, batch.references, batch.sample_weight, options)
+        if groups is not None:
+            check_number(groups, len(sums.nll_sums))
         if sums.nan_place is not None and not self._warned_of_nan:
             self._warned_of_nan = True
             sequence, position = sums.nan_place
@@ -183,8 +204,7 @@ class Pending:
                 f"predictions[{sequence}, {position}] holds NaN or +inf, or no probability at all: "
                 "its nll is NaN, and so is the perplexity."
             )
-        totals = NllTotals.from_sequences(sums.nll_sums, sums.weight_sums, sums.num_tokens)
-        return Run(totals, num_batches=1, num_sequences=len(sums.nll_sums))
+        return Run.from_sequences(sums.nll_sums, sums.weight_sums, sums.num_tokens, groups)
 
     def _check_takes_texts(self) -> None:
         if self._run.num_batches > 0:
@@ -225,5 +245,19 @@ class Pending:
 
 def _sum_over(processes: Processes, mine: Attempt[Run], options: Options) -> Run:
     """The runs of all processes, added up."""
-    count = len(Run().numbers())
-    return Run.of(processes.sum(mine.then(Run.numbers), count, options.signature))
+    if processes.size == 1:
+        return mine.value
+    rows: Attempt[Sequence[float]] = mine.then(lambda run: [*run.numbers(), len(run.groups)])
+    *sums, num_groups = processes.sum(rows, len(Run().numbers()) + 1, options.signature)
+    groups = {}
+    if num_groups > 0:  # only then, because it takes a collective of its own
+        for is_grouped, others in processes.gather(mine.then(lambda r: (r.is_grouped, r.groups))):
+            _check_all_or_none(is_grouped, True)
+            groups = add_groups(groups, others)
+    return Run.of(sums, groups)
+
+
+def _check_all_or_none(is_grouped: bool | None, other: bool | None) -> None:
+    """Raises ValueError if of two runs, or lists of texts, one has groups and one has none."""
+    if is_grouped is not None and other is not None and is_grouped != other:
+        raise ValueError("groups must go with every batch and text, or with none.")

@@ -119,8 +119,12 @@ def _as_json(value: Any) -> Any:
     """Sums as JSON, which has no NaN and no infinity: strings. `_from_json` reads them exactly."""
     if isinstance(value, dict):
         return {name: _as_json(entry) for name, entry in value.items()}
-    if isinstance(value, np.ndarray):  # 9 digits tell all float32 apart
-        return [_as_json(float(f"{entry:.9g}")) for entry in value.tolist()]
+    if isinstance(value, np.ndarray):
+        digits = 9 if value.dtype == np.float32 else 17  # so many tell all numbers apart
+        return [
+            _as_json(part) if value.ndim > 1 else _as_json(float(f"{part:.{digits}g}"))
+            for part in value
+        ]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -134,7 +138,9 @@ def _from_json(value: Any, kind: type) -> Any:
         kinds = get_type_hints(kind)
         return kind(**{name: _from_json(value[name], each) for name, each in kinds.items()})
     if kind is np.ndarray and isinstance(value, list):
-        return np.array([_from_json(entry, float) for entry in value], dtype=np.float32)
+        nested = any(isinstance(entry, list) for entry in value)
+        entries = [_from_json(entry, np.ndarray if nested else float) for entry in value]
+        return np.array(entries, dtype=np.float64)
     if kind is float and isinstance(value, str):
         value = float(value)
     if type(value) is not kind:

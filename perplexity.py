@@ -16,6 +16,7 @@ import datasets
 import evaluate
 
 from .batches import reduce_batch
+from .groups import checked_groups
 from .heatmap import heatmap
 from .identity import weights_id
 from .nll import token_nll, token_stats
@@ -31,9 +32,11 @@ from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
 from .pair_totals import PairSums
 from .pending import Batch, Pending
+from .positions import bucket_edges
 from .presets import PRESETS
 from .process_files import add_over_files
 from .processes import ALONE, Processes
+from .runs import Run
 from .tensors import as_tensor
 from .text_base import SavedBase
 from .text_comparison import ByteComparer, TextComparer, TextComparison
@@ -72,6 +75,8 @@ Args:
         device, arrays, nested lists, or B sequences of unequal length, each (T_i, V).
     references: token ids of shape (B, T), or B sequences of T_i ids.
     sample_weight: weights (B, T), or (B,) for one per sequence; fractions are allowed. Default 1.
+    groups: one name for each sequence or text, such as its domain; the result then has one result
+        for each group. Default: none.
 
 Options, here and at `evaluate.load`:
     from_logits (bool): predictions are scores before softmax, or log-probabilities (True, the
@@ -114,6 +119,8 @@ Returns:
         independent sample; NaN for fewer than two sequences, also where they are so unequal that
         they count as fewer than two equal ones.
     num_tokens, num_sequences: how many were scored.
+    groups: with groups, a dict from each name to a result of its own; macro_mean_nll, the
+        unweighted mean of the groups' mean_nll, and macro_perplexity, its exp.
     signature: every setting that changes the number.
     For texts also: perplexities, one for each text; mean_perplexity, their mean; bits_per_byte,
     byte_perplexity and word_perplexity; num_bytes (UTF-8) and num_words of the scored text;
@@ -224,21 +231,24 @@ class Perplexity(evaluate.Metric):
         """Number of sequences and texts accumulated since the last `compute` or `reset`."""
         return len(self._pending)
 
-    def add_batch(self, *, predictions=None, references=None, sample_weight=None) -> None:
+    def add_batch(
+        self, *, predictions=None, references=None, sample_weight=None, groups=None
+    ) -> None:
         """Add a batch of sequences, or of texts, which wait for the model of `compute`.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
-        batch = Batch(predictions, references, sample_weight)
+        batch = Batch(predictions, references, sample_weight, groups)
         if not batch.holds_texts:
             self._pending.add_batch(batch)
         elif sample_weight is None:
-            self._pending.add_texts([text for text, _ in checked_pairs(batch.predictions, None)])
+            texts = [text for text, _ in checked_pairs(batch.predictions, None)]
+            self._pending.add_texts(texts, None if groups is None else checked_groups(groups))
         else:
             raise ValueError("Texts go without sample_weight.")
 
-    def add(self, *, prediction=None, reference=None, sample_weight=None) -> None:
+    def add(self, *, prediction=None, reference=None, sample_weight=None, group=None) -> None:
         """Add one sequence, logits (T, V) and ids (T,), with one weight or T weights; or one text.
 
         Raises:
@@ -248,6 +258,7 @@ class Perplexity(evaluate.Metric):
             predictions=[prediction],
             references=None if reference is None else [reference],
             sample_weight=None if sample_weight is None else [sample_weight],
+            groups=None if group is None else [group],
         )
 
     def __call__(self, *, predictions=None, references=None, sample_weight=None) -> float:
@@ -319,6 +330,7 @@ class Perplexity(evaluate.Metric):
         references=None,
         sample_weight=None,
         contexts=None,
+        groups=None,
         batch_size: int | None = None,
         sync: bool = False,
         **options,
@@ -343,23 +355,26 @@ class Perplexity(evaluate.Metric):
         if options.get("model_id") is not None or options.get("model") is not None:
             if references is not None or sample_weight is not None:
                 raise ValueError("Texts and a model go without references and sample_weight.")
-            return self._compute_texts(predictions, contexts, batch_size, sync, options)
+            return self._compute_texts(predictions, contexts, groups, batch_size, sync, options)
         options = self._options_of_logits(options, contexts=contexts, batch_size=batch_size)
-        return self._compute_logits(Batch(predictions, references, sample_weight), options, sync)
+        batch = Batch(predictions, references, sample_weight, groups)
+        return self._compute_logits(batch, options, sync)
 
     def _compute_texts(
-        self, texts, contexts, batch_size: int | None, sync: bool, options: dict
+        self, texts, contexts, groups, batch_size: int | None, sync: bool, options: dict
     ) -> Result:
         scorer = self.text_scorer(sync=sync, **options)
         check_collection(texts, "predictions")
         check_collection(contexts, "contexts")
+        groups = None if groups is None else checked_groups(groups)
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
-        with self._pending.all_texts(texts) as all_texts:
+        with self._pending.all_texts(texts, groups) as (all_texts, all_groups):
             result, remarks = corpus_result(
                 scorer,
                 all_texts,
                 contexts,
+                all_groups,
                 batch_size=batch_size,
                 progress=_progress_is_shown(),
                 processes=Processes.launched() if sync else ALONE,
@@ -383,7 +398,7 @@ class Perplexity(evaluate.Metric):
                     "No token was scored, so the perplexity is NaN: every reference is ignored or "
                     "has weight 0."
                 )
-            return {**run.totals.result(), "signature": options.signature}
+            return {**run.result(), "signature": options.signature}
 
     def _options_of_logits(self, options: dict, **of_texts) -> Options:
         """The options of this metric with those of a call for logits."""
@@ -440,15 +455,22 @@ class Perplexity(evaluate.Metric):
         return TextOptions(**own | options)
 
     def compare(
-        self, texts, *, contexts=None, batch_size: int | None = None, sync: bool = False, **options
+        self,
+        texts,
+        *,
+        contexts=None,
+        groups=None,
+        batch_size: int | None = None,
+        sync: bool = False,
+        **options,
     ) -> Result:
         """How far a model is from a base on the same texts, with paired 95% intervals.
 
             ppl.compare(texts, base_id="gpt2", model_id="./gpt2-int4")
 
         Args:
-            texts, contexts, batch_size, sync, options: as for `compute`; they name the model. The
-                base is base_id, a name or a directory, or base, a model or the path that
+            texts, contexts, groups, batch_size, sync, options: as for `compute`; they name the
+                model. The base is base_id, a name or a directory, or base, a model or the path that
                 `save_base` wrote; with base_tokenizer, base_device and base_kwargs as those of the
                 model.
 
@@ -470,6 +492,7 @@ class Perplexity(evaluate.Metric):
             self.text_comparer(sync=sync, **options),
             texts,
             contexts,
+            None if groups is None else checked_groups(groups),
             batch_size=batch_size,
             progress=_progress_is_shown(),
             processes=Processes.launched() if sync else ALONE,

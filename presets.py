@@ -90,7 +90,7 @@ class Preset:
     windows: Windows = sliding_windows
     longest_window: int | None = None  # the default window's bound; None for the model's context
     stride_is_window: bool = False  # the default stride is the window, not half of it
-    starts_each_window: bool = False  # the start token takes the place of a window's first id
+    starts_each_window: bool = False  # the start token replaces the first id of a later window
     # Counts
     counts_whole_text: bool = False  # counts bytes and words of the unscored part, too
     count_words: Callable[[str], int] = words
@@ -101,13 +101,13 @@ class Preset:
 
 PRESETS = {
     # This module's own.
-    None: Preset(takes_contexts=True),
+    None: Preset(takes_contexts=True, starts_each_window=True),
     # The metric that evaluate.load("perplexity") downloads.
     "evaluate": Preset(
         takes_contexts=True,
         start_token_twice=True,
         windows=whole_texts,
-        without=("window", "stride"),
+        without=("window", "stride", "start_each_window"),
     ),
     # lm-evaluation-harness, loglikelihood_rolling.
     "lm-eval": Preset(
@@ -117,7 +117,7 @@ PRESETS = {
         stride_is_window=True,
         counts_whole_text=True,
         count_words=words_of_lm_eval,
-        without=("stride", "max_length"),
+        without=("stride", "max_length", "start_each_window"),
     ),
     # https://huggingface.co/docs/transformers/perplexity
     "hf-docs": Preset(
@@ -125,7 +125,7 @@ PRESETS = {
         puts_start_token=False,
         tokenizer_adds=True,
         windows=recipe,
-        without=("max_length",),
+        without=("max_length", "start_each_window"),
     ),
     # What papers on quantisation and pruning print, after opt.py and datautils.py of
     # IST-DASLab/gptq: the mean of the chunks' means, which is that of all scored tokens.
@@ -135,7 +135,7 @@ PRESETS = {
         tokenizer_adds=True,
         windows=whole_chunks,
         longest_window=2048,
-        without=("stride", "max_length"),
+        without=("stride", "max_length", "start_each_window"),
     ),
     # llama-perplexity; tools/perplexity/perplexity.cpp in ggml-org/llama.cpp.
     "llama.cpp": Preset(
@@ -147,6 +147,6 @@ PRESETS = {
         windows=second_halves,
         starts_each_window=True,
         tokens_are_independent=True,
-        without=("stride", "max_length"),
+        without=("stride", "max_length", "start_each_window"),
     ),
 }

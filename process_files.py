@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from .totals import Run
+from .runs import Run
 
 # Of the row of numbers that a process writes.
 COLUMNS = [f"column_{i}" for i in range(len(Run().numbers()))]
@@ -34,9 +34,14 @@ def add_over_files(run: Run, metric: evaluate.Metric) -> Run | None:
     Args:
         run: that of this process.
         metric: its `num_process`, 1 for a process alone, and where and how they meet.
+
+    Raises:
+        ValueError: the run has groups, which evaluate's files do not carry.
     """
     if metric.num_process == 1:
         return run
+    if run.groups:
+        raise ValueError("groups go with one process or with sync=True, not with num_process.")
     exchange = _Exchange(
         cache_dir=metric._data_dir_root,
         num_process=metric.num_process,

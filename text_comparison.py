@@ -20,6 +20,7 @@ from .pair_totals import (
     token_pair_errors,
     token_pair_result,
 )
+from .positions import position_pair_results
 from .text_base import SavedBase
 from .text_encoding import EncodedText, TextEncoder
 from .text_pair import ModelPair
@@ -120,13 +121,15 @@ class TextComparer(TextScorer):
             None if pair.base_tokenizer is None else TextEncoder(pair.base_tokenizer, options)
         )
 
-    def result(self, sums: Sequence[TextSums], signature: str, with_contexts: bool) -> Result:
-        """The result of `compare`, from the sums of all texts."""
+    def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result:
+        """The result of `compare` without its signature, from the sums of texts."""
         pairs = [text for text in sums if isinstance(text, TokenPairSums)]
         result = token_pair_result(pairs)
         if self.rules.tokens_are_independent:
             result |= token_pair_errors(pairs)
-        return {**result, "signature": signature}
+        if self.edges:
+            result["positions"] = position_pair_results(pairs, self.edges, self.window)
+        return result
 
     def comparisons(
         self,
@@ -189,7 +192,8 @@ class ByteComparer:
 
     def __init__(self, scorer: TextScorer, base: TextScorer):
         self.scorer, self.base = scorer, base
-        self.window, self.joins_texts = scorer.window, scorer.joins_texts
+        self.options, self.window = scorer.options, scorer.window
+        self.joins_texts = scorer.joins_texts
 
     def signature(self, with_contexts: bool) -> str:
         """Every setting that changes the numbers, in one line."""
@@ -206,7 +210,7 @@ class ByteComparer:
         ):
             yield text, PairSums(**vars(own), base=other)
 
-    def result(self, sums: Sequence[TextSums], signature: str, with_contexts: bool) -> Result:
-        """The result of `compare`, from the sums of all texts."""
+    def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result:
+        """The result of `compare` without its signature, from the sums of texts."""
         pairs = [text for text in sums if isinstance(text, PairSums)]
-        return {**pair_result(pairs), "signature": signature}
+        return pair_result(pairs)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from .groups import by_group, check_number, grouped
 from .processes import Processes
 from .text_comparison import ByteComparer
 from .text_scoring import TextScorer
@@ -13,20 +14,50 @@ def corpus_result(
     scorer: TextScorer | ByteComparer,
     texts: Iterable[str],
     contexts: Iterable[str] | None,
+    groups: Sequence[str] | None,
     *,
     batch_size: int | None,
     progress: bool,
     processes: Processes,
 ) -> tuple[Result, list[str]]:
-    """The result of all texts, and warnings; the arguments are those of `TextScorer.sums`."""
+    """The result of all texts, and warnings.
+
+    Args:
+        groups: the name of each text's group, or None. The others are those of `TextScorer.sums`.
+
+    Raises:
+        TypeError, ValueError, ConnectionError: as `TextScorer.sums`; or there are not as many
+            groups as texts, or the preset joins all texts.
+    """
+    if groups is not None and scorer.joins_texts:
+        raise ValueError(f'preset="{scorer.options.preset}" joins all texts, so it has no groups.')
     # First, so that it is that of the weights that score.
     signature = scorer.signature(with_contexts=contexts is not None)
     scored = scorer.sums(
         texts, contexts, batch_size=batch_size, progress=progress, processes=processes
     )
     sums = [sums for _, sums in scored]
-    result = scorer.result(sums, signature, with_contexts=contexts is not None)
+    result = result_of(scorer, sums, groups, signature, with_contexts=contexts is not None)
     return result, list(_warnings(sums, scorer, with_contexts=contexts is not None))
+
+
+def result_of(
+    scorer: TextScorer | ByteComparer,
+    sums: Sequence[TextSums],
+    groups: Sequence[str] | None,
+    signature: str,
+    with_contexts: bool,
+) -> Result:
+    """The result of `compute` or `compare`, from the sums of all texts, and that of each group.
+
+    Raises:
+        ValueError: there are not as many groups as texts.
+    """
+    result = scorer.result(sums, with_contexts)
+    if groups is not None:
+        check_number(groups, len(sums))
+        result |= grouped(by_group(sums, groups), lambda texts: scorer.result(texts, with_contexts))
+    return {**result, "signature": signature}
 
 
 def _warnings(

@@ -3,17 +3,18 @@
 text_scoring.py scores many texts in batches; totals.py adds up their sums.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .heatmap import heatmap
 from .nll_outputs import TokenStats
+from .positions import bucket_sums
 from .presets import Preset
 from .text_encoding import EncodedText
 from .text_windows import Window
-from .totals import TextSums
+from .totals import NO_POSITIONS, TextSums
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Draft:
         encoded: the text.
         windows: they score no id twice.
         num_bytes, num_words: of the scored text, from `count_scored`.
+        edges: of the buckets by position, if any.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Draft:
         windows: list[Window],
         num_bytes: int,
         num_words: int,
+        edges: Sequence[int] = (),
     ):
         self.number, self.encoded, self.windows = number, encoded, windows
         self.num_bytes, self.num_words = num_bytes, num_words
+        self._edges = edges
         self._found: list[tuple[Window, TokenStats]] = []
 
     @property
@@ -102,6 +106,16 @@ class Draft:
             num_words=self.num_words,
             truncated=self.encoded.truncated,
             context_truncated=bool(self.windows) and self.windows[0].start > 0,
+            positions=bucket_sums(self._contexts(), unweighted, weights, self._edges)
+            if self._edges
+            else NO_POSITIONS,
+        )
+
+    def _contexts(self) -> np.ndarray:
+        """How many ids the model could see before each scored id, in order."""
+        windows = sorted(self.windows, key=lambda window: window.first)
+        return np.concatenate(
+            [np.arange(w.first - w.start, w.stop - w.start) for w in windows] or [np.zeros(0, int)]
         )
 
     def score(self, decode: Callable[[int], str], with_expected: bool) -> TextScore:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from .nll_outputs import TokenStats
 from .options import TextOptions, positive_int, signature
+from .positions import bucket_edges, position_results
 from .processes import ALONE, Attempt, Processes
 from .text_encoding import EncodedText, TextEncoder
 from .text_input import checked_pairs
@@ -52,12 +53,18 @@ class TextScorer:
             options.stride or self.window // (1 if self.rules.stride_is_window else 2) or 1
         )
         check_window(self.window, self.stride)
+        self.edges = bucket_edges(options.positions, self.window)
         start_id = self.encoder.start_id
         if start_id is not None and start_id >= model.num_embeddings:
             raise ValueError(
                 f"The start token is id {start_id}, but the model {model.name} has "
                 f"{model.num_embeddings} embeddings. Pass another id to add_start_token, or False."
             )
+
+    @property
+    def starts_each_window(self) -> bool:
+        """Whether the start token takes the place of the first id of later windows."""
+        return self.options.starts_each_window and self.encoder.start_id is not None
 
     @property
     def joins_texts(self) -> bool:
@@ -78,14 +85,15 @@ class TextScorer:
         return {
             "preset": self.options.preset,
             "start": self.encoder.start_name,
+            "start_each_window": self.starts_each_window,
             "max_length": self.options.max_length,
             "window": self.window,
             "stride": None if "stride" in self.rules.without else self.stride,
             "contexts": self.options.join_contexts if with_contexts else False,
         }
 
-    def result(self, sums: Sequence[TextSums], signature: str, with_contexts: bool) -> Result:
-        """The result of `compute`, from the sums of all texts."""
+    def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result:
+        """The result of `compute` without its signature, from the sums of texts."""
         result = text_result(sums)
         if self.options.max_length is None:
             del result["num_truncated"]
@@ -93,7 +101,9 @@ class TextScorer:
             del result["num_truncated_contexts"]
         if self.rules.tokens_are_independent:
             result["perplexity_standard_error"] = perplexity_error(sums)
-        return {**result, "signature": signature}
+        if self.edges:
+            result["positions"] = position_results(sums, self.edges, self.window)
+        return result
 
     def score(
         self,
@@ -242,7 +252,7 @@ class TextScorer:
             self.model.check_ids(text.ids)
             windows = list(self._windows(text))
             counts = count_scored(text, windows, self.rules, self.model.tokenizer)
-            yield self.new_draft(number, text, windows, *counts)
+            yield self.new_draft(number, text, windows, *counts, self.edges)
 
     def _encoded(self, portion: Portion) -> Iterable[EncodedText]:
         """Each text of a portion with its ids."""
@@ -283,7 +293,7 @@ class TextScorer:
 
     def _span(self, draft: Draft, window: Window) -> Span:
         ids = draft.encoded.ids[window.start : window.stop]
-        if self.rules.starts_each_window and self.encoder.start_id is not None:
+        if self.starts_each_window:
             ids = [self.encoder.start_id, *ids[1:]]
         return Span(ids, window.first - window.start, (draft.number, window.first))
 

@@ -5,14 +5,15 @@ add up in any order. The exponential is taken once, at the end.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 # What users get.
-Result = dict[str, float | int | str | list[float]]
+Result = dict[str, Any]  # numbers and strings; lists of them, and with groups more results
 
 # Beyond this many degrees of freedom Student's t has the first six digits of the normal quantile.
 MOST_DEGREES = 1e6
@@ -37,9 +38,9 @@ class NllTotals:
 
     @classmethod
     def from_sequences(
-        cls, nll_sums: ArrayLike, weight_sums: ArrayLike, num_tokens: int
+        cls, nll_sums: ArrayLike, weight_sums: ArrayLike, num_tokens: ArrayLike
     ) -> "NllTotals":
-        """Totals of a batch, from S_d and W_d of its sequences, both of shape (batch,)."""
+        """Totals of a batch, from S_d, W_d and the tokens of its sequences, each (batch,)."""
         nll_sums = np.asarray(nll_sums, dtype=np.float64)
         weight_sums = np.asarray(weight_sums, dtype=np.float64)
         counted = weight_sums > 0
@@ -50,7 +51,7 @@ class NllTotals:
             nll_sum_sq=float(nll_sums @ nll_sums),
             weight_sum_sq=float(weight_sums @ weight_sums),
             nll_weight_sum=float(nll_sums @ weight_sums),
-            num_tokens=int(num_tokens),
+            num_tokens=int(np.sum(num_tokens)),
             num_sequences=int(counted.sum()),
         )
 
@@ -138,32 +139,7 @@ class NllTotals:
         }
 
 
-@dataclass(frozen=True)
-class Run:
-    """Accumulated totals, and how many batches and sequences they hold. Runs merge by addition."""
-
-    totals: NllTotals = NllTotals()
-    num_batches: int = 0  # tells an empty run from one in which nothing was scored
-    num_sequences: int = 0  # also those in which nothing was scored
-
-    def __add__(self, other: "Run") -> "Run":
-        if not isinstance(other, Run):
-            return NotImplemented
-        return Run(
-            self.totals + other.totals,
-            self.num_batches + other.num_batches,
-            self.num_sequences + other.num_sequences,
-        )
-
-    def numbers(self) -> list[float | int]:
-        """All fields in one row, as it crosses processes."""
-        return [*astuple(self.totals), self.num_batches, self.num_sequences]
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> "Run":
-        """The run of a row of `numbers`, or of a sum of rows, whose counts may be floats."""
-        *totals, num_batches, num_sequences = numbers
-        return cls(NllTotals.of(totals), int(num_batches), int(num_sequences))
+NO_POSITIONS = np.zeros((0, 3))
 
 
 @dataclass(frozen=True)
@@ -179,6 +155,9 @@ class TextSums:
     num_words: int  # of the scored text
     truncated: bool  # whether tokens were cut off
     context_truncated: bool  # whether the first scored token sees only a part of its context
+    # (buckets, 3): weighted nll in nats, weight and number of the tokens by position; (0, 3) if not
+    # asked for.
+    positions: np.ndarray
 
     @property
     def perplexity(self) -> float:
