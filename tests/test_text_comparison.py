@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from text_oracles import CONTEXT, TEXTS, TINY, config_of, grown, ids_of
+from text_oracles import CONTEXT, TEXTS, TINY, config_of, grown, ids_of, inputs_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 
@@ -31,7 +31,7 @@ def log_probs(model, ids, context=CONTEXT):
     while first < len(ids):
         start = max(0, stop - context - 1)
         with torch.no_grad():
-            logits = model(torch.tensor([ids[start : stop - 1]])).logits[0].double()
+            logits = model(torch.tensor([inputs_of(ids, start, stop - 1)])).logits[0].double()
         rows.append(logits[first - 1 - start :].log_softmax(-1))
         first, stop = stop, min(len(ids), stop + context // 2)
     return torch.cat(rows)

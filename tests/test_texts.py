@@ -79,7 +79,7 @@ def test_result_of_texts(ppl):
     assert result["perplexity_ci_low"] < result["perplexity"] < result["perplexity_ci_high"]
     assert "num_truncated" not in result
     assert result["signature"] == (
-        f"model:{TINY}|weights:77fe6750|model_dtype:float32|quantization:none|tokenizer:21674b14|preset:none|start:<|bos|>|max_length:none|window:512|"
+        f"model:{TINY}|weights:77fe6750|model_dtype:float32|quantization:none|tokenizer:21674b14|preset:none|start:<|bos|>|start_each_window:yes|max_length:none|window:512|"
         "stride:256|contexts:no|dtype:float32|backend:auto|"
         f"version:{sibling('options').VERSION}"
     )
@@ -122,7 +122,7 @@ def test_a_start_token_by_id(ppl, models):
     model, tokenizer = models["qwen"]
     result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer, add_start_token=1)
     ids = [[1, *ids_of(tokenizer, text)] for text in TEXTS]
-    nll = flat(sliding_nll(model, row) for row in ids)
+    nll = flat(sliding_nll(model, row, bos=1) for row in ids)
     assert result["mean_nll"] == pytest.approx(np.mean(nll), rel=2e-5)
     assert "|start:<|eos|>|" in result["signature"]
 

@@ -75,15 +75,22 @@ def make_models():
     return made
 
 
-def plain_nll(model, ids, first, stop, start=0, **options):
+def inputs_of(ids, start, stop, bos=0):
+    """What the model reads of ids[start:stop]. A window inside a text begins with the text's start
+    token, which is id 0 of the bundled tokenizer, if the text has one."""
+    return [bos, *ids[start + 1 : stop]] if ids[0] == bos else ids[start:stop]
+
+
+def plain_nll(model, ids, first, stop, start=0, bos=0, **options):
     """Oracle: nll of ids[first:stop] given ids[start:], float64, one window."""
     with torch.no_grad():
-        logits = model(torch.tensor([ids[start : stop - 1]]), **options).logits[0].double()
+        inputs = torch.tensor([inputs_of(ids, start, stop - 1, bos)])
+        logits = model(inputs, **options).logits[0].double()
     log_probs = logits.log_softmax(-1)
     return [-log_probs[i - 1 - start, ids[i]].item() for i in range(first, stop)]
 
 
-def sliding_nll(model, ids, first=1, context=CONTEXT, stride=CONTEXT // 2):
+def sliding_nll(model, ids, first=1, context=CONTEXT, stride=CONTEXT // 2, bos=0):
     """Oracle: each id with the context that the sliding window gives it, found one id at a time."""
     found = []
     stop = min(len(ids), max(context + 1, first + 1) if first <= context else first + stride)
@@ -91,7 +98,7 @@ def sliding_nll(model, ids, first=1, context=CONTEXT, stride=CONTEXT // 2):
         while i >= stop:
             stop = min(len(ids), stop + stride)
         start = max(0, stop - context - 1)
-        found += plain_nll(model, ids, i, i + 1, start)
+        found += plain_nll(model, ids, i, i + 1, start, bos)
     return found
 
 
