@@ -1,5 +1,6 @@
 """What all tests share: an offline environment, and the module loaded as users load it."""
 
+import importlib
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 # Before evaluate and transformers are imported, which read these once. The caches of the person
 # who runs the tests are neither read nor written.
@@ -31,6 +33,16 @@ from metric_package import SCRIPT, load, sibling
 ROOT = Path(__file__).resolve().parent.parent
 # Programs of tests/workers/ find what pytest finds: the modules of the root, and this one.
 PYTHONPATH = os.pathsep.join(sys.path)
+
+
+def kernels(name: str) -> ModuleType:
+    """A file of the metric's two lowest floors by its name, such as "nll", without evaluate.
+
+    For programs that need no more: evaluate's imports take seconds.
+    """
+    package = sys.modules.setdefault("kernels", ModuleType("kernels"))
+    package.__path__ = [str(ROOT)]
+    return importlib.import_module(f"kernels.{name}")
 
 
 @pytest.fixture

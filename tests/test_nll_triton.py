@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -533,18 +534,32 @@ def test_auto_does_not_take_running_out_of_memory_for_a_failure_of_triton(monkey
     assert not nll._triton_failed
 
 
-# 80: A100. 90: H100 and H200.
-@pytest.mark.parametrize("capability", [80, 90])
-def test_every_launch_compiles_without_spilling(capability, tmp_path):
+CAPABILITIES = [80, 90]  # A100; H100 and H200
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """{capability: the process that compiled for it}; both at once."""
     worker = Path(__file__).parent / "workers" / "compile_kernels.py"
-    done = subprocess.run(
-        [sys.executable, worker, str(capability), tmp_path],
-        env=os.environ
-        | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": PYTHONPATH},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+
+    def compile_for(capability):
+        directory = tmp_path_factory.mktemp(f"capability_{capability}")
+        environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(directory)}
+        return subprocess.run(
+            [sys.executable, worker, str(capability), directory],
+            env=os.environ | environment | {"PYTHONPATH": PYTHONPATH},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(CAPABILITIES, pool.map(compile_for, CAPABILITIES), strict=True))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_launch_compiles_without_spilling(compiled, capability):
+    done = compiled[capability]
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(kernels) == 16
