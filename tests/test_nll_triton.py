@@ -76,8 +76,8 @@ def assert_all_near(out, logits, targets, tolerance=1e-5):
 
 # 1 and 7: less than a load of a thread. 128: one load of each thread, and aligned. 32001: an odd
 # number of columns, so that every row begins elsewhere. 50257: GPT-2's, several blocks in both
-# widths. 1 and 3 rows are shared by several programs, 65 of the two large ones by some: 9 rows share
-# 73 programs in the same way, and of vocabularies of an odd size begin at every alignment.
+# widths. 1 and 3 rows are shared by several programs, 65 of the two large ones by some; 9 rows take
+# 73 programs as 65 take 528, and begin at every alignment where the number of columns is odd.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocab_size", [1, 7, 128, 32001, 50257])
 @pytest.mark.parametrize(("num_rows", "num_programs"), [(1, 528), (3, 528), (9, 73)])
