@@ -1,5 +1,6 @@
 """What all tests share: an offline environment, and the module loaded as users load it."""
 
+import functools
 import importlib
 import os
 import signal
@@ -43,6 +44,24 @@ def kernels(name: str) -> ModuleType:
     package = sys.modules.setdefault("kernels", ModuleType("kernels"))
     package.__path__ = [str(ROOT)]
     return importlib.import_module(f"kernels.{name}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def found_once():
+    """evaluate hashes and copies the metric's files in each load; they do not change meanwhile."""
+    from evaluate import loading
+
+    find = loading.evaluation_module_factory
+    kept = functools.cache(find)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loading,
+            "evaluation_module_factory",
+            lambda path, *args, **options: (kept if path == SCRIPT else find)(
+                path, *args, **options
+            ),
+        )
+        yield
 
 
 @pytest.fixture
