@@ -38,7 +38,15 @@ from demo.body import BoundedBody
 from demo.logits_file import write_example
 from demo.service import Metrics, Visible
 from demo.settings import Settings, read_settings
-from demo.views import chart, comparison, figures, logits_table, verdict
+from demo.views import (
+    chart,
+    comparison,
+    comparison_table,
+    figures,
+    logits_table,
+    side_by_side,
+    verdict,
+)
 
 heatmap = metric_package.sibling("heatmap")
 MESSAGE_CHARACTERS = 400  # of a message to a visitor, which may repeat what they sent
@@ -57,11 +65,22 @@ element.addEventListener("keydown", (event) => {
   if (next) { next.focus(); event.preventDefault(); }
 });
 """
+# Gradio writes a prefix behind each comma, so that no list may stand in `:is()`.
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .verdict { font-size: 1.1em; }
 .results :is(td, th) { padding: 5px 8px !important; font-size: 0.9em; }
 .results :is(td, th):not(:last-child) { white-space: nowrap; }
+.html-container { padding: 0 !important; } /* in line with the text above */
+.statistics { border: 0; padding: 0; font-variant-numeric: tabular-nums; }
+.statistics tr { border: 0; }
+.statistics td, .statistics th { padding: 4px 0 4px clamp(8px, 2vw, 24px); border: 0;
+  border-bottom: 1px solid var(--border-color-primary); text-align: right; vertical-align: bottom;
+  font-weight: normal; }
+.statistics tr:first-child th { min-width: 5.2em; overflow-wrap: anywhere; }
+.statistics th:first-child { min-width: 0 !important; padding-left: 0; text-align: left; }
+.sides { display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
 .results code { white-space: normal; overflow-wrap: anywhere; }
 """
 
@@ -117,12 +136,15 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     @told
     def compare(text_a: str, model_a: str, text_b: str, model_b: str, progress=gr.Progress()):  # noqa: B008
         tell = _shown_by(progress)
+        text_b = text_b if text_b and text_b.strip() else text_a
+        if text_a == text_b:
+            pair = metrics.compare(text_a, model_a, model_b, tell)
+            if pair is not None:
+                picture = heatmap.difference_heatmap(pair.comparison, "A", "B")
+                return comparison(pair.a, pair.b), comparison_table(pair.a, pair.b, pair), picture
         a = metrics.score(text_a, model_a, tell)
-        b = metrics.score(text_b if text_b and text_b.strip() else text_a, model_b, tell)
-        shown = [comparison(a, b)]
-        for labelled in (a, b):
-            shown += [verdict(figures(labelled)), heatmap.heatmap(labelled.score)]
-        return tuple(shown)
+        b = metrics.score(text_b, model_b, tell)
+        return comparison(a, b), comparison_table(a, b), side_by_side(a, b)
 
     @told
     def logits(file, from_logits: bool, ignore_index: str, mask_token_id: str, shift: bool):
@@ -222,7 +244,8 @@ def make_app(settings: Settings) -> gr.Blocks:
         with gr.Tab("Compare"):
             gr.Markdown(
                 "Two texts under one model; or one text under two models, with the second text "
-                "left empty. Bits per byte can be compared between models, perplexities cannot."
+                "left empty. If both models have the same tokens, each token shows by how much B "
+                "is less or more surprised than A; if not, only bits per byte can be compared."
             )
             with gr.Row():
                 with gr.Column(min_width=300):
@@ -232,13 +255,18 @@ def make_app(settings: Settings) -> gr.Blocks:
                     model_b = model_choice("Model B")
             button = gr.Button("Compare", variant="primary")
             line = gr.Markdown(elem_classes="verdict")
-            shown = [line]
-            with gr.Row():
-                for _ in "AB":
-                    with gr.Column(min_width=300):
-                        shown += [gr.Markdown(), gr.HTML(js_on_load=ARROW_KEYS)]
+            table = gr.HTML()
+            picture = gr.HTML(js_on_load=ARROW_KEYS)
+            shown = [line, table, picture]
             inputs = [text_a, model_a, text_b, model_b]
-            button.click(handlers["compare"], inputs, shown, api_name="compare", **of_model)
+            button.click(
+                handlers["compare"],
+                inputs,
+                shown,
+                api_name="compare",
+                show_progress_on=picture,
+                **of_model,
+            )
         with gr.Tab("Logits"):
             gr.Markdown(
                 "An .npz or .safetensors file with `logits` (B, T, V), `labels` (B, T) and, if you "

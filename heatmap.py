@@ -1,7 +1,8 @@
-"""A scored text as HTML: each token coloured by its surprisal, with a tooltip. No scripts.
+"""A text as HTML, each token coloured and with a tooltip. No scripts.
 
-The demo uses it, and notebooks show a `TextScore` this way. The colour is one hue that grows
-stronger with the surprisal, so it can be read in print and by people who do not tell hues apart.
+The demo uses it, and notebooks show a `TextScore` and a `TextComparison` this way. A surprisal is
+one hue that grows stronger with it, so it can be read in print and by people who do not tell hues
+apart. A difference of two is blue or red, and has a line below or above the token as well.
 """
 
 import html
@@ -10,23 +11,41 @@ import unicodedata
 
 # Where the colour ends: a probability of 1 in 65,536. Fixed, so that pictures can be compared.
 SCALE_BITS = 16
+# The same for a difference: 16 times as likely, or as unlikely. The strength is the square root,
+# because a model that was quantised well differs by a few tenths of a bit from what it was.
+DIFFERENCE_BITS = 4
+DIFFERENCE_STEPS = {
+    -4: "−4+", -1: "−1", -0.25: "−¼", 0: "0", 0.25: "+¼", 1: "+1", 4: "+4+"
+}  # fmt: skip
+
+UNSCORED = 'class="unscored"'
+NOT_SCORED = "not scored: nothing stands in front of it"
 
 STYLE = """
 .surprisal { --paper: #ffffff; --ink: #1f1f1f; --hot: #ee8a22; --line: #c9c9c9;
+  --less: #58a6e8; --more: #f2806f;
   color: var(--ink); font: 15px/1.9 system-ui, sans-serif; }
-.dark .surprisal, [data-jp-theme-light="false"] .surprisal, [data-theme="dark"] .surprisal {
-  --paper: #16181d; --ink: #f4f4f4; --hot: #b3480a; --line: #4a4d55; }
+@media not print {
+  .dark .surprisal, [data-jp-theme-light="false"] .surprisal, [data-theme="dark"] .surprisal {
+    --paper: #16181d; --ink: #f4f4f4; --hot: #b3480a; --line: #4a4d55;
+    --less: #1f6db3; --more: #b5382b; } }
 .surprisal p { margin: 0 0 .6em; }
 .surprisal span { display: inline-flex; border: 1px solid var(--line); }
 .surprisal i { font-style: normal; width: 2.8em; text-align: center; line-height: 1.5; }
-.surprisal i, .surprisal b {
+.surprisal i, .surprisal b { color: var(--ink);
+  print-color-adjust: exact; forced-color-adjust: none;
   background: color-mix(in oklab, var(--hot) calc(var(--s) * 1%), var(--paper)); }
 .surprisal div { padding: .8em; border: 1px solid var(--line); border-radius: 8px;
   background: var(--paper); white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30em;
   overflow-y: auto; }
-.surprisal b { font-weight: inherit; color: inherit; border-radius: 3px; padding: .12em 0;
+.surprisal b { font-weight: inherit; border-radius: 3px; padding: .12em 0;
   box-shadow: inset -1px 0 var(--paper); cursor: help; }
-.surprisal b.unscored { background: none; border-bottom: 2px dotted var(--line); }
+.surprisal b.unscored { background: var(--paper); border-bottom: 2px dotted var(--line); }
+.surprisal .less { --hot: var(--less); --edge: -.035px; }
+.surprisal .more { --hot: var(--more); --edge: .035px; }
+.surprisal :is(.less, .more) {
+  box-shadow: inset -1px 0 var(--paper), inset 0 calc(max(0, var(--s) - 25) * var(--edge))
+    color-mix(in oklab, var(--hot) 60%, var(--ink)); }
 .surprisal b:hover, .surprisal b:focus { outline: 2px solid var(--ink); outline-offset: -1px;
   anchor-name: --surprisal-token; }
 .surprisal b:hover::after, .surprisal b:focus:not(:has(~ b:hover)):not(b:hover ~ b)::after {
@@ -39,6 +58,8 @@ STYLE = """
     inset: auto; margin: 4px 0; max-width: 30em; position-anchor: --surprisal-token;
     position-area: bottom span-right;
     position-try-fallbacks: flip-inline, flip-block, flip-block flip-inline; } } }
+@media print { .surprisal div { max-height: none; print-color-adjust: exact; } }
+@media (forced-colors: active) { .surprisal b:focus { outline-color: Highlight; } }
 """
 
 
@@ -50,29 +71,63 @@ def heatmap(score) -> str:
     likeliest tokens. The tab key moves the focus to the first token. Everything that comes from the
     text or the model is escaped.
     """
-    tokens = "".join(_token(score, i) for i in range(len(score.tokens)))
     steps = range(0, SCALE_BITS + 1, 4)
     legend = "".join(
         f'<i style="--s:{100 * bits // SCALE_BITS}">{bits}{"+" if bits == SCALE_BITS else ""}</i>'
         for bits in steps
     )
-    return (
-        f'<style>{STYLE}</style><section class="surprisal" aria-label="Surprisal of each token">'
-        f"<p>Surprisal in bits: <span>{legend}</span></p>"
-        f'<div dir="auto">{tokens}</div></section>'
+    tokens = "".join(
+        _token(score, i, _colour(nll), tooltip(score, i)) for i, nll in enumerate(score.nll)
+    )
+    return _section("Surprisal of each token", f"Surprisal in bits: <span>{legend}</span>", tokens)
+
+
+def difference_heatmap(comparison, base: str = "the base", model: str = "the model") -> str:
+    """The HTML of a `TextComparison`: each token coloured by how much less (blue) or more (red) it
+    surprises the model than the base.
+
+    A tooltip holds both surprisals and their difference in bits, the KL divergence of the base's
+    prediction from the model's, and what each expected most. All else is as in `heatmap`.
+
+    Args:
+        base, model: what the two are called.
+    """
+    legend = "".join(
+        f"<i {_difference_colour(bits)}>{label}</i>" for bits, label in DIFFERENCE_STEPS.items()
+    )
+    tokens = "".join(
+        _token(
+            comparison,
+            i,
+            _difference_colour(difference_bits(comparison, i)),
+            difference_tooltip(comparison, i, base, model),
+        )
+        for i in range(len(comparison.tokens))
+    )
+    base, model = html.escape(base), html.escape(model)
+    return _section(
+        f"How much less or more each token surprises {model} than {base}",
+        f"Bits by which {model} is less (blue) or more (red) surprised than {base}: "
+        f"<span>{legend}</span>",
+        tokens,
     )
 
 
-def _token(score, i: int) -> str:
-    tip = html.escape(tooltip(score, i))
-    piece = score.tokens[i] if score.offsets is None else score.text[slice(*score.offsets[i])]
+def _section(label: str, legend: str, tokens: str) -> str:
+    """A legend and the tokens of a text, as HTML."""
+    return (
+        f'<style>{STYLE}</style><section class="surprisal" aria-label="{label}">'
+        f'<p>{legend}</p><div dir="auto">{tokens}</div></section>'
+    )
+
+
+def _token(found, i: int, colour: str, tip: str) -> str:
+    """Token i of a `TextScore` or a `TextComparison` as HTML."""
+    piece = found.tokens[i] if found.offsets is None else found.text[slice(*found.offsets[i])]
     # Only the first token of a character shows it; the others show a dot.
     shown = html.escape(visible(piece)) or "·"
-    if math.isnan(score.nll[i]):
-        colour = 'class="unscored"'
-    else:
-        colour = f'style="--s:{_percent(score.nll[i])}"'
     tab = 0 if i == 0 else -1
+    tip = html.escape(tip)
     return f'<b {colour} tabindex="{tab}" role="note" aria-label="{tip}">{shown}</b>'
 
 
@@ -80,7 +135,7 @@ def tooltip(score, i: int) -> str:
     """Token i in a few lines of text."""
     lines = [f"“{visible(score.tokens[i], line_ends=False)}”"]
     if math.isnan(score.nll[i]):
-        return "\n".join([*lines, "not scored: nothing stands in front of it"])
+        return "\n".join([*lines, NOT_SCORED])
     lines[0] += f"  {score.nll[i] / math.log(2):.2f} bits"
     lines.append(f"probability {probability(score.nll[i])}, rank {score.ranks[i]:,}")
     lines.append(f"entropy of the prediction {score.entropy[i] / math.log(2):.2f} bits")
@@ -91,6 +146,30 @@ def tooltip(score, i: int) -> str:
             for token, nll in score.expected[i]
         ]
     return "\n".join(lines)
+
+
+def difference_tooltip(comparison, i: int, base: str, model: str) -> str:
+    """Token i under both models, in a few lines of text."""
+    lines = [f"“{visible(comparison.tokens[i], line_ends=False)}”"]
+    if math.isnan(comparison.nll[i]):
+        return "\n".join([*lines, NOT_SCORED])
+    bits = difference_bits(comparison, i)
+    lines[0] += f"  {abs(bits):.2f} bits {'more' if bits > 0 else 'less'} under {model}"
+    width = max(len(base), len(model))
+    for name, nll, top in (
+        (base, comparison.base_nll[i], comparison.base_top[i]),
+        (model, comparison.nll[i], comparison.top[i]),
+    ):
+        expected = f"expected “{visible(top, line_ends=False)}” most"
+        lines.append(f"{name:<{width}} {nll / math.log(2):6.2f} bits, {expected}")
+    lines.append(f"KL divergence {abs(comparison.kl[i]) / math.log(2):.2f} bits")
+    return "\n".join(lines)
+
+
+def difference_bits(comparison, i: int) -> float:
+    """The surprisal of token i under the model less that under the base; NaN if not scored."""
+    nll, base_nll = comparison.nll[i], comparison.base_nll[i]
+    return 0.0 if nll == base_nll else (nll - base_nll) / math.log(2)  # inf - inf is NaN
 
 
 def probability(nll: float) -> str:
@@ -124,6 +203,16 @@ def visible(text: str, line_ends: bool = True) -> str:
     return "".join(shown)
 
 
-def _percent(nll: float) -> int:
-    """The place of an nll in nats on the colour scale, 0 to 100."""
-    return round(100 * min(nll / math.log(2) / SCALE_BITS, 1))
+def _colour(nll: float) -> str:
+    """The attribute that colours a token by its nll in nats; the scale is 0 to 100."""
+    if math.isnan(nll):
+        return UNSCORED
+    return f'style="--s:{round(100 * min(nll / math.log(2) / SCALE_BITS, 1))}"'
+
+
+def _difference_colour(bits: float) -> str:
+    """The attribute that colours a token by a difference in bits."""
+    if math.isnan(bits):
+        return UNSCORED
+    strength = round(100 * math.sqrt(min(abs(bits) / DIFFERENCE_BITS, 1)))
+    return f'class="{"more" if bits > 0 else "less"}" style="--s:{strength}"'

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .heatmap import difference_heatmap
 from .nll_pairs import PairStats
 from .options import TextOptions, signature
 from .pair_totals import (
@@ -54,6 +55,10 @@ class TextComparison:
         if self.sums.weight_sum == 0:
             return float("nan")
         return exp_or_inf((self.sums.nll_sum - self.sums.base.nll_sum) / self.sums.weight_sum)
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return difference_heatmap(self)
 
 
 class PairDraft(Draft):

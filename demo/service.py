@@ -8,18 +8,20 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import metric_package
 from demo.logits_file import read_logits_file
 from demo.settings import Model, Settings
-from demo.views import LabelledScore
+from demo.views import LabelledComparison, LabelledScore
 
 if TYPE_CHECKING:
     from text_scoring import TextScorer
 
+text_comparison = metric_package.sibling("text_comparison")
+text_pair = metric_package.sibling("text_pair")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TOP_K = 5
@@ -88,39 +90,70 @@ class Metrics:
         Raises:
             Visible: there is no text, it is too long, or it takes too long.
         """
-        limits = self._settings.limits
+        self._check(text)
+        scorer = self.scorer(label)
+        with self._slots:
+            return self._score(scorer, text, label, progress)
+
+    def compare(
+        self, text: str, label_a: str, label_b: str, progress: Callable[[int, int], None]
+    ) -> LabelledComparison | None:
+        """A text under models A and B, token by token; None if they have different tokens.
+
+        Both read it at once, in windows that fit both.
+
+        Raises:
+            Visible: as `score`.
+        """
+        self._check(text)
+        a, b = self.scorer(label_a), self.scorer(label_b)
+        if not _have_same_tokens(a, b):
+            return None
+        with self._slots:
+            if self._ids(a, text, label_a) != self._ids(b, text, label_b):
+                return None
+            comparer = text_comparison.TextComparer(
+                text_pair.ModelPair(b.model, a.model), b.options
+            )
+            tell = _bounded(progress, 2 * self._settings.limits.time_s)  # two models
+            (found,) = comparer.comparisons([text], progress=tell)
+        return LabelledComparison(label_a, label_b, found)
+
+    def _check(self, text: str) -> None:
+        """Raises Visible: there is no text, or it is too long."""
+        most = self._settings.limits.text_characters
         if not isinstance(text, str) or not text.strip():
             raise Visible("There is no text. Type or paste one.")
-        if len(text) > limits.text_characters:
+        if len(text) > most:
             raise Visible(
-                f"The text has {len(text):,} characters; here at most "
-                f"{limits.text_characters:,} can be scored. Use the module for more."
+                f"The text has {len(text):,} characters; here at most {most:,} can be scored. Use "
+                "the module for more."
             )
         try:
             text.encode()
         except UnicodeEncodeError:
             raise Visible("The text holds half a character (a lone surrogate).") from None
-        scorer = self.scorer(label)
-        with self._slots:
-            return self._score(scorer, text, label, progress)
+
+    def _ids(self, scorer: "TextScorer", text: str, label: str) -> Sequence[int]:
+        """The tokens of a text.
+
+        Raises:
+            Visible: there are too many.
+        """
+        most = self._settings.limits.text_tokens
+        (encoded,) = scorer.encoder.encode([text], None)
+        if len(encoded.ids) > most:
+            raise Visible(
+                f"For {label} the text has {len(encoded.ids):,} tokens; here at most {most:,} can "
+                "be scored. Use the module for more."
+            )
+        return encoded.ids
 
     def _score(
         self, scorer: "TextScorer", text: str, label: str, progress: Callable[[int, int], None]
     ) -> LabelledScore:
-        limits = self._settings.limits
-        (encoded,) = scorer.encoder.encode([text], None)
-        if len(encoded.ids) > limits.text_tokens:
-            raise Visible(
-                f"For {label} the text has {len(encoded.ids):,} tokens; here at most "
-                f"{limits.text_tokens:,} can be scored. Use the module for more."
-            )
-        deadline = time.monotonic() + limits.time_s
-
-        def tell(done: int, total: int) -> None:
-            if time.monotonic() > deadline:
-                raise Visible(f"This took longer than {limits.time_s} s. Try a shorter text.")
-            progress(done, total)
-
+        self._ids(scorer, text, label)
+        tell = _bounded(progress, self._settings.limits.time_s)
         (score,) = scorer.score([text], top_k=TOP_K, progress=tell)
         model = self._models[label]
         signature = scorer.signature(with_contexts=False)
@@ -173,6 +206,25 @@ class Metrics:
         """Whether it comes from the metric; other threads warn too."""
         package = Path(inspect.getfile(type(self._logits))).parent
         return warning.category is UserWarning and Path(warning.filename).parent in (package, HERE)
+
+
+def _bounded(progress: Callable[[int, int], None], seconds: int) -> Callable[[int, int], None]:
+    """`progress`, which from so many seconds on raises Visible."""
+    deadline = time.monotonic() + seconds
+
+    def tell(done: int, total: int) -> None:
+        if time.monotonic() > deadline:
+            raise Visible(f"This took longer than {seconds} s. Try a shorter text.")
+        progress(done, total)
+
+    return tell
+
+
+def _have_same_tokens(a: "TextScorer", b: "TextScorer") -> bool:
+    try:
+        return text_pair.same_tokens(a.model.tokenizer, b.model.tokenizer)
+    except ValueError:  # the same tokens, but under other ids
+        return False
 
 
 def _path_or_name(model_id: str) -> str:

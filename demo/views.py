@@ -12,22 +12,36 @@ import pandas as pd
 import metric_package
 
 if TYPE_CHECKING:
+    from text_comparison import TextComparison
     from text_score import TextScore
+    from totals import TextSums
 
+heatmap = metric_package.sibling("heatmap")
+pair_totals = metric_package.sibling("pair_totals")
 totals = metric_package.sibling("totals")
 # `compute` gives no interval for one text, so the demo uses the spread of its consecutive parts. A
 # part has at least about eight tokens.
 BYTES_PER_PART = 32
 MOST_PARTS, FEWEST_PARTS = 30, 8
+ONE_SAMPLE = "One text is one sample: on another it may be otherwise."
 
 
 @dataclass(frozen=True)
-class LabelledScore:
-    """A text's score, the label of the model that gave it, and all settings in one line."""
+class OneOfTwo:
+    """What a `TextComparison` holds of one of its models, named as in a `TextScore`."""
+
+    text: str
+    offsets: list[tuple[int, int]] | None
+    nll: list[float]
+    sums: "TextSums"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: a text under a model, and the label of the model."""
 
     label: str
-    score: "TextScore"
-    signature: str
+    score: "TextScore | OneOfTwo"
 
     @property
     def bits_per_byte(self) -> float:
@@ -41,6 +55,38 @@ class LabelledScore:
 
 
 @dataclass(frozen=True)
+class LabelledScore(Side):
+    """A text's score, the label of the model that gave it, and all settings in one line."""
+
+    score: "TextScore"
+    signature: str
+
+
+@dataclass(frozen=True)
+class LabelledComparison:
+    """A text under models A and B with the same tokens, and the labels of the models."""
+
+    label_a: str
+    label_b: str
+    comparison: "TextComparison"  # of B, with A as the base
+
+    @cached_property
+    def a(self) -> Side:
+        """The text under model A."""
+        found = self.comparison
+        return Side(
+            self.label_a,
+            OneOfTwo(found.text, found.offsets, found.base_nll, found.sums.base),
+        )
+
+    @cached_property
+    def b(self) -> Side:
+        """The text under model B."""
+        found = self.comparison
+        return Side(self.label_b, OneOfTwo(found.text, found.offsets, found.nll, found.sums))
+
+
+@dataclass(frozen=True)
 class Parts:
     """Sums over consecutive parts of a text, each of shape (parts,)."""
 
@@ -49,7 +95,7 @@ class Parts:
     num_bytes: np.ndarray  # of the scored tokens
 
 
-def parts_of(score: "TextScore") -> Parts | None:
+def parts_of(score: "TextScore | OneOfTwo") -> Parts | None:
     """The text in parts of equal bytes, which are the same for all models.
 
     Tokens of one text are not independent, but parts of it nearly are: the method of batch means
@@ -76,13 +122,8 @@ def figures(labelled: LabelledScore) -> dict:
     """The result of `compute` for this text, with the interval from its parts."""
     result = totals.text_result([labelled.score.sums])
     del result["num_truncated"], result["num_truncated_contexts"]
+    low, high = perplexity_interval(labelled)
     parts = labelled.parts
-    low, high = math.nan, math.nan
-    if parts is not None:
-        of_parts = totals.NllTotals.from_sequences(
-            parts.nll, parts.num_tokens, parts.num_tokens.sum()
-        )
-        low, high = of_parts.perplexity_interval
     return {
         **result,
         "parts_ci_low": low,
@@ -90,6 +131,15 @@ def figures(labelled: LabelledScore) -> dict:
         "num_parts": 0 if parts is None else len(parts.nll),
         "signature": labelled.signature,
     }
+
+
+def perplexity_interval(side: Side) -> tuple[float, float]:
+    """95% interval of the perplexity, from the parts of the text; NaN if it is too short."""
+    parts = side.parts
+    if parts is None:
+        return math.nan, math.nan
+    of_parts = totals.NllTotals.from_sequences(parts.nll, parts.num_tokens, parts.num_tokens.sum())
+    return of_parts.perplexity_interval
 
 
 def verdict(result: dict) -> str:
@@ -115,26 +165,26 @@ def chart(score: "TextScore") -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Difference:
-    """Bits per byte of one text minus those of another, with a 95% interval or NaN."""
+    """Bits per byte of side B less those of side A, with a 95% interval or NaN."""
 
     bits_per_byte: float
     low: float
     high: float
 
 
-def difference(a: LabelledScore, b: LabelledScore) -> Difference:
-    """a minus b.
+def difference(a: Side, b: Side) -> Difference:
+    """B less A.
 
     The same text under two models is compared part by part, which cancels what makes a part hard
     for both models. Different texts count as independent.
     """
-    value = a.bits_per_byte - b.bits_per_byte
+    value = b.bits_per_byte - a.bits_per_byte
     parts_a, parts_b = a.parts, b.parts
     if parts_a is None or parts_b is None:
         return Difference(value, math.nan, math.nan)
     if a.score.text == b.score.text:
         num_bytes = np.maximum(parts_a.num_bytes, parts_b.num_bytes)
-        pairs = totals.NllTotals.from_sequences(parts_a.nll - parts_b.nll, num_bytes, 0)
+        pairs = totals.NllTotals.from_sequences(parts_b.nll - parts_a.nll, num_bytes, 0)
         margin = pairs.margin / math.log(2)
     else:
         both = [
@@ -148,23 +198,101 @@ def difference(a: LabelledScore, b: LabelledScore) -> Difference:
     return Difference(value, value - margin, value + margin)
 
 
-def comparison(a: LabelledScore, b: LabelledScore) -> str:
-    """One line of Markdown that says which of A and B surprises less."""
-    if (a.label, a.score.text) == (b.label, b.score.text):
+def comparison(a: Side, b: Side) -> str:
+    """A line of Markdown that says which of A and B is less surprised, and by how much."""
+    is_one_text = a.score.text == b.score.text
+    if is_one_text and a.label == b.label:
         return "**A and B are the same text under the same model.**"
     found = difference(a, b)
     if math.isnan(found.bits_per_byte):
         return "**Nothing to compare:** one of the texts has no token to score."
-    line = (
-        f"**A {a.bits_per_byte:.2f}, B {b.bits_per_byte:.2f} bits per byte:** "
-        f"a difference of {found.bits_per_byte:+.2f} "
-    )
+    if found.bits_per_byte == 0:
+        return "**A and B are equally surprising to their models.**"
+    letter, winner = ("B", b) if found.bits_per_byte < 0 else ("A", a)
+    who = f"Text {letter} surprises its model less"
+    if is_one_text:
+        who = f"Model {letter}, {html.escape(winner.label)}, is less surprised"
+    who = f"{who}, by {_digits(abs(found.bits_per_byte))} bits per byte"
+    what = "95% interval over parts of the text"
     if math.isnan(found.low):
-        return line + "(too short for an interval)."
-    line += f"(95% interval {found.low:+.2f} to {found.high:+.2f}), "
-    if found.low <= 0 <= found.high:
-        return line + "which may be chance."
-    return line + f"so {'A' if found.bits_per_byte < 0 else 'B'} surprises its model less."
+        line = f"**{who}** (the text is too short for an interval)."
+    elif found.low <= 0 <= found.high:
+        interval = f"{_signed(found.low)} to {_signed(found.high)}"
+        line = f"**No clear difference.** {who}, which may be chance (B − A, {what}: {interval})."
+    else:
+        low, high = sorted((abs(found.low), abs(found.high)))
+        line = f"**{who}** ({what}: {_digits(low)} to {_digits(high)})."
+    return f"{line} {ONE_SAMPLE}" if is_one_text else line
+
+
+def comparison_table(a: Side, b: Side, pair: LabelledComparison | None = None) -> str:
+    """HTML: the statistics of A and B; with `pair`, those of single tokens too.
+
+    Empty if there is nothing to compare.
+    """
+    bits = [side.bits_per_byte for side in (a, b)]
+    difference_bits = bits[1] - bits[0]
+    if math.isnan(difference_bits):
+        return ""
+    results = [totals.text_result([side.score.sums]) for side in (a, b)]
+    perplexities = [result["perplexity"] for result in results]
+    ratio = "not comparable"
+    if pair is not None or a.label == b.label:
+        ratio = f"× {number(perplexities[1] / perplexities[0])}"
+    rows = [
+        _row("Perplexity", *map(number, perplexities), ratio),
+        _row("Bits per byte", *map(_fixed, bits), _signed(difference_bits)),
+    ]
+    if pair is None:
+        rows.insert(1, _row("95% interval", *map(_perplexity_range, (a, b)), ""))
+        rows.append(_row("Tokens", *(number(result["num_tokens"]) for result in results), ""))
+    else:
+        found = pair_totals.token_pair_result([pair.comparison.sums])
+        kl = f"{_digits(found['mean_kl'] / math.log(2))} bits per token"
+        same = f"{100 * found['same_top']:.0f}% of {found['num_tokens']:,} tokens"
+        rows.append(f'<tr><th>Mean KL(A‖B)</th><td colspan="3">{kl}</td></tr>')
+        rows.append(f'<tr><th>Same top token</th><td colspan="3">{same}</td></tr>')
+    names = ["", _name("A", a), _name("B", b), "B against A"]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f'<table class="statistics"><tr>{head}</tr>{"".join(rows)}</table>'
+
+
+def _name(letter: str, side: Side) -> str:
+    return f"<b>{letter}</b> {html.escape(side.label)}"
+
+
+def _row(name: str, *cells: str) -> str:
+    return f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _perplexity_range(side: Side) -> str:
+    low, high = perplexity_interval(side)
+    return "too short" if math.isnan(low) else f"{number(low)} to {number(high)}"
+
+
+def side_by_side(a: LabelledScore, b: LabelledScore) -> str:
+    """The HTML of two heatmaps, next to each other where there is room."""
+    sides = "".join(
+        f"<div><h3>{_name(letter, side)}</h3>{heatmap.heatmap(side.score)}</div>"
+        for letter, side in (("A", a), ("B", b))
+    )
+    return f'<div class="sides">{sides}</div>'
+
+
+def _digits(value: float) -> str:
+    """Two significant digits, without an exponent."""
+    return np.format_float_positional(value, precision=2, unique=False, fractional=False, trim="-")
+
+
+def _signed(value: float) -> str:
+    """Two significant digits with a sign, which zero lacks."""
+    sign = "−" if value < 0 else "+" if value > 0 else ""
+    return sign + _digits(abs(value))
+
+
+def _fixed(value: float) -> str:
+    """Three decimals."""
+    return f"{value:.3f}" if math.isfinite(value) else number(value)
 
 
 MEANINGS = {

@@ -1,5 +1,7 @@
 """What all tests share: an offline environment, and the module loaded as users load it."""
 
+import functools
+import importlib
 import os
 import signal
 import socket
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 # Before evaluate and transformers are imported, which read these once. The caches of the person
 # who runs the tests are neither read nor written.
@@ -31,6 +34,34 @@ from metric_package import SCRIPT, load, sibling
 ROOT = Path(__file__).resolve().parent.parent
 # Programs of tests/workers/ find what pytest finds: the modules of the root, and this one.
 PYTHONPATH = os.pathsep.join(sys.path)
+
+
+def kernels(name: str) -> ModuleType:
+    """A file of the metric's two lowest floors by its name, such as "nll", without evaluate.
+
+    For programs that need no more: evaluate's imports take seconds.
+    """
+    package = sys.modules.setdefault("kernels", ModuleType("kernels"))
+    package.__path__ = [str(ROOT)]
+    return importlib.import_module(f"kernels.{name}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def found_once():
+    """evaluate hashes and copies the metric's files in each load; they do not change meanwhile."""
+    from evaluate import loading
+
+    find = loading.evaluation_module_factory
+    kept = functools.cache(find)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loading,
+            "evaluation_module_factory",
+            lambda path, *args, **options: (kept if path == SCRIPT else find)(
+                path, *args, **options
+            ),
+        )
+        yield
 
 
 @pytest.fixture

@@ -142,15 +142,26 @@ def test_score_under_another_model(client, other_model):
     assert result["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
 
 
-def test_compare(client):
-    line, *sides = client.predict(PROSE, LABEL, "", OTHER, api_name="/compare")
-    bits = [load().compute(predictions=[PROSE], model_id=TINY)["bits_per_byte"]]
-    assert f"A {bits[0]:.2f}, B" in line
-    assert "so A surprises its model less" in line
-    assert [side.count('aria-label="“') > 50 for side in sides] == [False, True, False, True]
+def test_compare_two_models(client, other_model):
+    line, table, picture = client.predict(PROSE, LABEL, "", OTHER, api_name="/compare")
+    expected = load().compare([PROSE], base_id=TINY, model_id=str(other_model))
+    assert f"**Model A, {LABEL}, is less surprised, by " in line
+    for name in ("base_bits_per_byte", "bits_per_byte"):
+        assert f"<td>{expected[name]:.3f}</td>" in table
+    assert picture.count('aria-label="“') == expected["num_tokens"]
+    assert "more under B" in picture
+
+
+def test_compare_two_texts(client):
     shuffled = " ".join(sorted(PROSE.split()))
-    line, *_ = client.predict(PROSE, LABEL, shuffled, LABEL, api_name="/compare")
-    assert "so A surprises its model less" in line
+    line, table, picture = client.predict(PROSE, LABEL, shuffled, LABEL, api_name="/compare")
+    assert "Text A surprises its model less" in line
+    counts = [
+        load().compute(predictions=[text], model_id=TINY)["num_tokens"]
+        for text in (PROSE, shuffled)
+    ]
+    assert f"<td>{counts[0]}</td><td>{counts[1]}</td>" in table
+    assert picture.count('aria-label="“') == sum(counts)
 
 
 def save_npz(path, **arrays):
@@ -743,6 +754,24 @@ CONTRAST = """(element) => {
   const front = luminance(channels(getComputedStyle(element).color));
   return (Math.max(front, behind) + 0.05) / (Math.min(front, behind) + 0.05);
 }"""
+
+
+def test_a_text_under_two_models_in_the_browser(page, url):
+    """The colours of the legend are the strongest that a token can have."""
+    for theme in ("light", "dark"):
+        page.goto(f"{url}?__theme={theme}")
+        page.get_by_role("tab", name="Compare").click()
+        page.get_by_label("Text A").fill("Return the number <b>of</b> items.")
+        page.get_by_label("Model B").fill(OTHER)
+        page.get_by_role("option", name=OTHER).click()
+        press(page, "Compare")
+        tokens = page.locator(".surprisal:visible b")
+        tokens.first.wait_for()
+        assert "Return the number <b>of</b> items." in page.locator(".surprisal div").inner_text()
+        tokens.nth(3).hover()
+        assert "under B" in tokens.nth(3).evaluate("e => getComputedStyle(e, '::after').content")
+        for element in page.locator(".surprisal :is(i, b)").all():
+            assert element.evaluate(CONTRAST) >= 4.5, element.evaluate("e => e.outerHTML")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

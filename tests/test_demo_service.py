@@ -6,10 +6,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT, load
 from demo_models import ABSENT, LABEL, load_absent_by, settings_with
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from demo import service
-from demo.settings import Queue
+from demo.settings import Model, Queue
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,65 @@ def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: metrics.score("text", LABEL, lambda *_: None), range(8)))
     assert most == 2
+
+
+HALF = Model("Half", "tiny_model", None, "bfloat16")
+TEXT = "Return the number of items in the list."
+
+
+def compare(metrics, text=TEXT):
+    return metrics.compare(text, LABEL, HALF.label, lambda *_: None)
+
+
+@pytest.fixture
+def two_models():
+    return service.Metrics(settings_with(HALF))
+
+
+def test_one_text_under_two_models(two_models):
+    found = compare(two_models)
+    tiny = str(ROOT / "tiny_model")
+    (expected,) = load().compare_tokens(
+        [TEXT], model_id=tiny, model_kwargs={"dtype": "bfloat16"}, base_id=tiny, base_kwargs={}
+    )
+    assert (found.label_a, found.label_b) == (LABEL, HALF.label)
+    assert found.comparison.tokens == expected.tokens
+    for name in ("nll", "base_nll", "kl"):
+        values = getattr(found.comparison, name)
+        assert values == pytest.approx(getattr(expected, name), rel=1e-5, nan_ok=True)
+
+
+def words(*vocabulary):
+    """A scorer's part that counts here: a tokenizer with these words."""
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    backend = Tokenizer(WordLevel(ids, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    return SimpleNamespace(model=SimpleNamespace(tokenizer=tokenizer))
+
+
+def test_which_models_have_the_same_tokens():
+    one = words("<unk>", "a", "b")
+    assert service._have_same_tokens(one, words("<unk>", "a", "b", "c"))
+    assert not service._have_same_tokens(one, words("c", "<unk>", "d"))
+    assert not service._have_same_tokens(one, words("<unk>", "b", "a"))  # under other ids
+
+
+def test_a_text_that_gives_different_tokens_is_not_compared_token_by_token(two_models):
+    tokenizer = two_models.scorer(HALF.label).model.tokenizer
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert compare(two_models) is None
+    assert compare(two_models, TEXT.lower()) is not None
+
+
+def test_a_comparison_has_the_limits_of_a_score(two_models, monkeypatch):
+    for text, message in (
+        (" ", "There is no text"),
+        ("x" * 20_001, "20,001 characters"),
+        ("漢" * 6_000, "has 18,001 tokens"),
+    ):
+        with pytest.raises(service.Visible, match=message):
+            compare(two_models, text)
+    clock = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(service.Visible, match="longer than 120 s"):
+        compare(two_models)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -109,13 +110,17 @@ def test_one_text_under_two_models_is_compared_in_pairs():
     small = rng.uniform(0, 0.2, 80)
     a, b = made(hard), made(hard + 0.5 + small, label="other")
     found = views.difference(a, b)
-    per_part = -(0.5 + small).reshape(20, 4).sum(1) / math.log(2)
+    per_part = (0.5 + small).reshape(20, 4).sum(1) / math.log(2)
     error = np.std(per_part, ddof=1) / math.sqrt(20) / 32
     assert found.bits_per_byte == pytest.approx(per_part.mean() / 32)
     assert found.high - found.bits_per_byte == pytest.approx(2.09302405 * error, rel=1e-6)
-    assert found.high < 0
-    assert "so A surprises its model less" in views.comparison(a, b)
-    assert "so B surprises its model less" in views.comparison(b, a)
+    assert found.low > 0
+    line = (
+        f"is less surprised, by {found.bits_per_byte:.2g} bits per byte** (95% interval over "
+        f"parts of the text: {found.low:.2g} to {found.high:.2g}). One text is one sample"
+    )
+    assert f"**Model A, made, {line}" in views.comparison(a, b)
+    assert f"**Model B, made, {line}" in views.comparison(b, a)
 
 
 def test_two_texts_are_independent():
@@ -126,22 +131,97 @@ def test_two_texts_are_independent():
     for labelled, count in ((a, 20), (b, 10)):
         per_part = np.reshape(labelled.score.nll, (count, 4)).sum(1) / math.log(2) / 32
         errors.append(np.std(per_part, ddof=1) / math.sqrt(count))
-    assert found.bits_per_byte == pytest.approx(a.bits_per_byte - b.bits_per_byte)
+    assert found.bits_per_byte == pytest.approx(b.bits_per_byte - a.bits_per_byte)
     assert found.high - found.bits_per_byte == pytest.approx(
         2.26215716 * math.hypot(*errors), rel=1e-6
     )
-    assert "which may be chance" in views.comparison(a, b)
+    line = views.comparison(a, b)
+    assert line.startswith("**No clear difference.** Text A surprises its model less, by 0.24 bits")
+    assert ", which may be chance (B − A, 95% interval over parts of the text: −" in line
+    assert "one sample" not in line
 
 
 def test_a_text_compared_with_itself():
     a = made(np.ones(80))
     assert "same text under the same model" in views.comparison(a, a)
+    assert "equally surprising" in views.comparison(a, replace(a, label="other"))
 
 
 def test_a_comparison_without_an_interval():
-    assert "too short for an interval" in views.comparison(made(np.ones(3)), made(np.ones(4)))
+    assert "too short for an interval" in views.comparison(made(np.ones(3)), made(np.zeros(4)))
     nothing = made(np.array([math.nan]))
     assert "Nothing to compare" in views.comparison(nothing, made(np.ones(4)))
+    assert views.comparison_table(nothing, made(np.ones(4))) == ""
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The bundled model in two precisions, one text."""
+    (found,) = load().compare_tokens(
+        [PROSE], model_id=TINY, model_kwargs={"dtype": "bfloat16"}, base_id=TINY, base_kwargs={}
+    )
+    return views.LabelledComparison("<A|>", "B&", found)
+
+
+def cells(table):
+    """The rows of an HTML table, without tags."""
+    rows = re.findall(r"<tr>(.*?)</tr>", table)
+    return [
+        [re.sub("<.*?>", "", cell) for cell in re.findall("<t[hd].*?</t[hd]>", row)] for row in rows
+    ]
+
+
+def test_a_comparison_has_two_sides(scorer, pair):
+    alone = score(scorer, PROSE)
+    assert pair.a.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-5)
+    assert pair.a.parts.nll == pytest.approx(alone.parts.nll, rel=1e-4)
+    assert pair.b.parts.nll.sum() == pytest.approx(pair.comparison.sums.nll_sum)
+
+
+def test_the_table_of_two_models_that_read_the_same_tokens(pair):
+    expected = load().compare(
+        [PROSE], model_id=TINY, model_kwargs={"dtype": "bfloat16"}, base_id=TINY, base_kwargs={}
+    )
+    table = views.comparison_table(pair.a, pair.b, pair)
+    assert cells(table) == [
+        ["", "A &lt;A|&gt;", "B B&amp;", "B against A"],
+        [
+            "Perplexity",
+            views.number(expected["base_perplexity"]),
+            views.number(expected["perplexity"]),
+            f"× {expected['perplexity_ratio']:.2f}",
+        ],
+        [
+            "Bits per byte",
+            f"{expected['base_bits_per_byte']:.3f}",
+            f"{expected['bits_per_byte']:.3f}",
+            f"{expected['bits_per_byte_difference']:+.5f}".replace("-", "−"),
+        ],
+        ["Mean KL(A‖B)", f"{expected['mean_kl'] / math.log(2):.6f} bits per token"],
+        [
+            "Same top token",
+            f"{100 * expected['same_top']:.0f}% of {expected['num_tokens']} tokens",
+        ],
+    ]
+
+
+def test_perplexities_are_compared_only_under_one_model():
+    a, b = made(np.full(40, math.log(8))), made(np.full(20, math.log(4)), label="other")
+    table = cells(views.comparison_table(a, b))
+    assert table[1] == ["Perplexity", "8.00", "4.00", "not comparable"]
+    assert table[2] == ["95% interval", "8.00 to 8.00", "too short", ""]
+    assert table[3] == ["Bits per byte", "0.375", "0.250", "−0.12"]
+    assert table[4] == ["Tokens", "40", "20", ""]
+    same = cells(views.comparison_table(a, replace(b, label="made")))
+    assert same[1][3] == "× 0.50"
+
+
+def test_two_heatmaps_say_whose_they_are():
+    a, b = made(np.ones(4), label="<i>"), made(np.ones(5))
+    page = views.side_by_side(a, b)
+    assert page.count('role="note"') == 9
+    assert "<h3><b>A</b> &lt;i&gt;</h3>" in page
+    assert "<h3><b>B</b> made</h3>" in page
 
 
 def test_the_table_of_logits():

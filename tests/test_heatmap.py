@@ -1,4 +1,4 @@
-"""The heatmap shows each token with a tooltip, and nothing of the text becomes markup."""
+"""Heatmaps show each token with a tooltip, and nothing of the text becomes markup."""
 
 import html
 import html.parser
@@ -28,6 +28,17 @@ def make_score(pieces, bits, **more):
     return SimpleNamespace(**(defaults | more))
 
 
+def make_comparison(pieces, base_bits, bits, **more):
+    score = make_score(pieces, bits)
+    defaults = {
+        "base_nll": [b * LN2 for b in base_bits],
+        "kl": [0.125 * LN2] * len(pieces),
+        "top": [" list"] * len(pieces),
+        "base_top": [" number"] * len(pieces),
+    }
+    return SimpleNamespace(**(vars(score) | defaults | more))
+
+
 class Tokens(html.parser.HTMLParser):
     """The <b> elements: their attributes, and the text in them; and every kind of element."""
 
@@ -52,7 +63,15 @@ class Tokens(html.parser.HTMLParser):
 
 
 def tokens_of(score):
-    page = Tokens(sibling("heatmap").heatmap(score))
+    return _tokens_in(sibling("heatmap").heatmap(score))
+
+
+def compared_tokens_of(comparison, *names):
+    return _tokens_in(sibling("heatmap").difference_heatmap(comparison, *names))
+
+
+def _tokens_in(html_page):
+    page = Tokens(html_page)
     assert page.kinds | {"b"} == {"style", "section", "p", "span", "i", "div", "b"}
     return page.found
 
@@ -87,16 +106,16 @@ def test_what_is_not_scored_or_not_known():
     )
 
 
-@pytest.mark.parametrize(
-    "evil",
-    [
-        "<script>alert(1)</script>",
-        "<img src=x onerror=alert(1)>",
-        '" onmouseover="alert(1)',
-        "</b></div></section><h1>",
-        "&lt;script&gt;",
-    ],
-)
+EVIL = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)',
+    "</b></div></section><h1>",
+    "&lt;script&gt;",
+]
+
+
+@pytest.mark.parametrize("evil", EVIL)
 def test_nothing_of_the_text_becomes_markup(evil):
     score = make_score([evil, "x"], [1, 1], expected=[[(evil, 1.0)], [(evil, 1.0)]])
     (attributes, shown), _ = tokens_of(score)
@@ -157,3 +176,68 @@ def test_a_notebook_shows_the_heatmap():
 
 def test_an_empty_text():
     assert tokens_of(make_score([], [])) == []
+
+
+@pytest.mark.parametrize(
+    ("base_bits", "bits", "colour", "strength"),
+    [
+        (5, 4, "less", 50),  # the root of 1 / 4
+        (4, 5, "more", 50),
+        (2, 2.25, "more", 25),
+        (3, 3, "less", 0),
+        (20, 2, "less", 100),  # beyond the end of the scale
+        (2, math.inf, "more", 100),
+        (math.inf, 2, "less", 100),
+        (math.inf, math.inf, "less", 0),
+    ],
+)
+def test_a_difference_is_blue_or_red(base_bits, bits, colour, strength):
+    ((attributes, _),) = compared_tokens_of(make_comparison(["a"], [base_bits], [bits]))
+    assert attributes["class"] == colour
+    assert attributes["style"] == f"--s:{strength}"
+
+
+def test_the_tooltip_of_a_difference():
+    comparison = make_comparison([" item", "s"], [11.5, 2], [4.25, 3])
+    (first, shown), (second, _) = compared_tokens_of(comparison, "A", "B2")
+    assert shown == " item"
+    assert first["aria-label"] == (
+        "“ item”  7.25 bits less under B2\n"
+        "A   11.50 bits, expected “ number” most\n"
+        "B2   4.25 bits, expected “ list” most\n"
+        "KL divergence 0.12 bits"
+    )
+    assert second["aria-label"].startswith("“s”  1.00 bits more under B2")
+    assert [first["tabindex"], second["tabindex"]] == ["0", "-1"]
+
+
+def test_the_legend_of_a_difference_is_the_scale_of_the_tokens():
+    steps = {-16: "−4+", -1: "−1", -0.25: "−¼", 0: "0", 0.25: "+¼", 1: "+1", 16: "+4+"}
+    page = sibling("heatmap").difference_heatmap(make_comparison([], [], []))
+    for bits, label in steps.items():
+        ((token, _),) = compared_tokens_of(make_comparison(["a"], [20], [20 + bits]))
+        assert f'<i class="{token["class"]}" style="{token["style"]}">{label}</i>' in page
+
+
+def test_a_token_that_is_not_compared():
+    nan = math.nan
+    (first, _), _ = compared_tokens_of(make_comparison(["a", "b"], [nan, 1], [nan, 2], kl=[nan, 0]))
+    assert first["class"] == "unscored"
+    assert first["aria-label"] == "“a”\nnot scored: nothing stands in front of it"
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_nothing_of_a_comparison_becomes_markup(evil):
+    comparison = make_comparison([evil, "x"], [1, 1], [2, 2], top=[evil] * 2, base_top=[evil] * 2)
+    (attributes, shown), _ = compared_tokens_of(comparison, evil, evil)
+    assert shown == evil
+    assert set(attributes) == {"class", "style", "tabindex", "role", "aria-label"}
+    assert attributes["aria-label"].count(evil) == 6  # token, winner, two names, two expected
+
+
+def test_a_notebook_shows_the_difference():
+    text = "Return <b>the</b> list."
+    (comparison,) = load().compare_tokens([text], model_id=TINY, base_id=TINY)
+    page = comparison._repr_html_()
+    assert page == sibling("heatmap").difference_heatmap(comparison)
+    assert "".join(shown for _, shown in Tokens(page).found) == text

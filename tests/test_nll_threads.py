@@ -127,12 +127,13 @@ def test_the_number_of_threads_changes_no_bit(shape, dtype, num_threads):
             assert torch.equal(values, expected)
 
 
+# Without the rest of the metric, whose imports take many seconds on a busy machine.
 PROGRAM = """
 import atexit, multiprocessing, os, signal, sys, threading, time
 import torch
-from conftest import random_rows, sibling
+from conftest import kernels, random_rows
 
-nll = sibling("nll")
+nll = kernels("nll")
 logits, targets = random_rows(60, 50257)
 
 
@@ -168,7 +169,6 @@ if __name__ == "__main__":
 """
 
 
-# Without the rest of the metric, whose imports take many seconds on a busy machine.
 INTERRUPTED = """
 import os, signal, sys, time
 import torch

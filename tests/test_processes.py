@@ -24,6 +24,12 @@ def answers(tmp_path_factory):
     return {case: [first[case], second[case]] for case in first}
 
 
+@pytest.fixture(scope="module")
+def alone():
+    """The metric in one process, with the model in memory after its first texts."""
+    return load()
+
+
 def assert_same(found: dict, expected: dict, rel: float = 1e-12) -> None:
     assert set(found) == set(expected)
     for name, value in expected.items():
@@ -106,8 +112,8 @@ def test_texts_are_not_shared_out_to_a_sharded_model(answers, kind):
 
 @pytest.mark.filterwarnings("ignore:1 of 5 texts")
 @pytest.mark.parametrize("kind", worker.SHARDED)
-def test_a_sharded_model_scores_the_same_texts_on_every_rank(answers, kind):
-    expected = load().compute(predictions=worker.TEXTS, **worker.TINY)
+def test_a_sharded_model_scores_the_same_texts_on_every_rank(answers, alone, kind):
+    expected = alone.compute(predictions=worker.TEXTS, **worker.TINY)
     for found in answers[f"{kind}_without_sync"]:
         assert found["perplexities"] == pytest.approx(
             expected["perplexities"], rel=2e-5, nan_ok=True
@@ -184,8 +190,8 @@ def test_sync_and_num_process_exclude_each_other():
         ("one_text", {"predictions": worker.TEXTS[:1]}),
     ],
 )
-def test_texts_are_shared_out(answers, case, arguments):
-    expected = load().compute(**({"predictions": worker.TEXTS, "model_id": TINY} | arguments))
+def test_texts_are_shared_out(answers, alone, case, arguments):
+    expected = alone.compute(**({"predictions": worker.TEXTS, "model_id": TINY} | arguments))
     for found in answers[case]:
         # A text of two tokens shows that the float32 model ran on batches of another shape.
         assert found["perplexities"] == pytest.approx(
@@ -195,10 +201,10 @@ def test_texts_are_shared_out(answers, case, arguments):
 
 
 @pytest.mark.filterwarnings("ignore:.*have no token to score:UserWarning")
-def test_texts_are_each_rank_s_own_unless_asked(answers):
+def test_texts_are_each_rank_s_own_unless_asked(answers, alone):
     for rank, found in enumerate(answers["own_texts"]):
         texts = worker.TEXTS[rank : rank + 2]
-        expected = load().compute(predictions=texts, model_id=TINY)
+        expected = alone.compute(predictions=texts, model_id=TINY)
         assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
 
 
@@ -214,7 +220,7 @@ def run(num_ranks: int, *arguments, timeout: float = 120) -> list[tuple[int, str
 
 
 @pytest.mark.parametrize("number", [5, 1], ids=["some texts", "none on one rank"])
-def test_the_command_line_shares_texts_out(tmp_path, number):
+def test_the_command_line_shares_texts_out(tmp_path, alone, number):
     data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
     texts = [text or "x" for text in worker.TEXTS[:number]]
     write_texts(data, texts)
@@ -222,7 +228,7 @@ def test_the_command_line_shares_texts_out(tmp_path, number):
         2, "--json", data, "--per-text", out
     )
     assert (status, other_status, other_printed) == (0, 0, ""), (error, other_error)
-    expected = load().compute(predictions=texts, model_id=TINY)
+    expected = alone.compute(predictions=texts, model_id=TINY)
     found = json.loads(printed)
     assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
     rows = [json.loads(line) for line in out.read_text().splitlines()[1:]]

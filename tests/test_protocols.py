@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import dill
 import evaluate
@@ -14,62 +15,70 @@ import torch
 from conftest import SCRIPT, load, random_batch
 
 
-def work(process_id, batches, cache_dir, queue, options):
-    """One of several processes that share a file system."""
-    ppl = evaluate.load(
-        SCRIPT,
-        num_process=2,
-        process_id=process_id,
-        experiment_id="pair",
-        cache_dir=cache_dir,
-        timeout=60,
-        **options,
-    )
-    for logits, targets in batches:
-        ppl.add_batch(predictions=torch.tensor(logits), references=torch.tensor(targets))
-    try:
-        queue.put((process_id, ppl.compute(), len(ppl)))
-    except ValueError as error:
-        queue.put((process_id, str(error), len(ppl)))
+def work(process_id, cases, queue):
+    """One of several processes that share a file system; each case has a folder of its own."""
+    answers = {}
+    for case, (parts, cache_dir, options) in cases.items():
+        ppl = evaluate.load(
+            SCRIPT,
+            num_process=2,
+            process_id=process_id,
+            experiment_id="pair",
+            cache_dir=cache_dir,
+            timeout=60,
+            **options,
+        )
+        for logits, targets in parts[process_id]:
+            ppl.add_batch(predictions=torch.tensor(logits), references=torch.tensor(targets))
+        try:
+            answers[case] = (ppl.compute(), len(ppl))
+        except ValueError as error:
+            answers[case] = (str(error), len(ppl))
+    queue.put((process_id, answers))
 
 
-def run_pair(parts, cache_dir, options):
+SPLITS = {"uneven": 3, "one process has nothing": 6}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """(what each of two processes answers in each case, its folder); started once for all."""
+    logits, targets = random_batch(batch=6)
+    cases = {"nothing at all": ([[], []], str(tmp_path_factory.mktemp("pair")), {})}
+    for case, split in SPLITS.items():
+        halves = [(logits[:split], targets[:split]), (logits[split:], targets[split:])]
+        parts = [[(x.tolist(), y.tolist())] if len(x) else [] for x, y in halves]
+        cases[case] = (parts, str(tmp_path_factory.mktemp("pair")), {"mask_token_id": 2})
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    processes = [
-        context.Process(target=work, args=(i, batches, str(cache_dir), queue, options))
-        for i, batches in enumerate(parts)
-    ]
+    processes = [context.Process(target=work, args=(i, cases, queue)) for i in (0, 1)]
     for process in processes:
         process.start()
-    results = {}
-    for _ in processes:
-        i, result, left = queue.get(timeout=120)
-        results[i] = (result, left)
+    answers = dict(queue.get(timeout=180) for _ in processes)
     for process in processes:
         process.join(timeout=60)
-    return results
+    return {
+        case: ([answers[i][case] for i in (0, 1)], Path(folder))
+        for case, (_, folder, _) in cases.items()
+    }
 
 
-@pytest.mark.parametrize("split", [3, 6], ids=["uneven", "one process has nothing"])
-def test_two_processes_on_one_file_system(tmp_path, split):
+@pytest.mark.parametrize("split", SPLITS)
+def test_two_processes_on_one_file_system(pair, split):
     logits, targets = random_batch(batch=6)
-    halves = [(logits[:split], targets[:split]), (logits[split:], targets[split:])]
-    parts = [[(x.tolist(), y.tolist())] if len(x) else [] for x, y in halves]
-    results = run_pair(parts, tmp_path, {"mask_token_id": 2})
+    ((merged, _), other), folder = pair[split]
     expected = load(mask_token_id=2).compute(predictions=logits, references=targets)
-    merged, _ = results[0]
     assert merged.keys() == expected.keys()
     assert merged.pop("signature") == expected.pop("signature")
     assert merged == pytest.approx(expected, rel=1e-9)
     assert type(merged["num_tokens"]) is int
-    assert results[1] == (None, 0)
-    assert not list(tmp_path.rglob("*.arrow"))
+    assert other == (None, 0)
+    assert not list(folder.rglob("*.arrow"))
 
 
-def test_two_processes_that_add_nothing(tmp_path):
-    results = run_pair([[], []], tmp_path, {})
-    assert results[0][0].startswith("Nothing to compute")
+def test_two_processes_that_add_nothing(pair):
+    ((answer, _), _), _ = pair["nothing at all"]
+    assert answer.startswith("Nothing to compute")
 
 
 def test_keep_in_memory():

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import runpy
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,13 +25,24 @@ SETTINGS = runpy.run_path(str(WORKER))["SETTINGS"]
 CASES = [(setting, model) for setting, (models, *_) in SETTINGS.items() for model in models]
 
 
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """{number of processes: what the worker measured}: one start for all settings, both at once."""
+    directory = tmp_path_factory.mktemp("trainer")
+
+    def run(num_processes):
+        out = directory / f"{num_processes}.json"
+        finished = finish_ranks(start_ranks(num_processes, WORKER, out))
+        assert [status for status, _, _ in finished] == [0] * num_processes, finished
+        return num_processes, json.loads(out.read_text())
+
+    with ThreadPoolExecutor() as pool:
+        return dict(pool.map(run, (1, 2)))
+
+
 @pytest.fixture(scope="session", params=[1, 2], ids=["one process", "two processes"])
-def evaluations(request, tmp_path_factory):
-    """What the worker measured, on one or two processes: one start for all settings."""
-    out = tmp_path_factory.mktemp("trainer") / "evaluations.json"
-    finished = finish_ranks(start_ranks(request.param, WORKER, out))
-    assert [status for status, _, _ in finished] == [0] * request.param, finished
-    return json.loads(out.read_text())
+def evaluations(request, runs):
+    return runs[request.param]
 
 
 @pytest.mark.parametrize(("setting", "model"), CASES, ids=lambda value: str(value))

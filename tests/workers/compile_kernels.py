@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 import triton
-from conftest import sibling
+from conftest import kernels
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-nll_triton, reduction = sibling("nll_triton"), sibling("nll_outputs")
-LogitTransform = sibling("nll_transform").LogitTransform
+nll_triton, reduction = kernels("nll_triton"), kernels("nll_outputs")
+LogitTransform = kernels("nll_transform").LogitTransform
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 ALIGNED, ODD = 128256, 50257
