@@ -1,5 +1,7 @@
 """The programs under examples/ print what docs/ says; benchmarks say what they need."""
 
+import importlib.util
+import math
 import re
 import subprocess
 import sys
@@ -49,6 +51,93 @@ def test_quantisation():
     assert list(printed) == list(stated) == ["8 bits", "6 bits", "4 bits"]
     for name, values in printed.items():
         assert values == pytest.approx(stated[name], rel=2e-3, abs=1.1e-4)
+
+
+WHY = ROOT / "examples" / "why_numbers_differ.py"
+WHY_PAGE = ROOT / "docs" / "why_numbers_differ.md"
+PEERS_ARE_INSTALLED = all(map(importlib.util.find_spec, ("lm_eval", "torchmetrics")))
+NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
+
+
+@pytest.fixture(scope="module")
+def why_printed():
+    """What the program prints, with the packages' own numbers where they are installed."""
+    command = [sys.executable, WHY, *(["--peers"] if PEERS_ARE_INSTALLED else [])]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+
+
+def section(text: str, name: str) -> str:
+    """What stands between the markers of that name."""
+    (found,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", text, flags=re.DOTALL)
+    return found
+
+
+def cells(text: str, name: str) -> list[list[str]]:
+    """The rows of the table of a section."""
+    lines = [line for line in section(text, name).splitlines() if line.startswith("| ")]
+    return [line.strip("| ").split(" | ") for line in lines[2:]]
+
+
+def stated(name: str) -> str:
+    return section(WHY_PAGE.read_text(encoding="utf-8"), name)
+
+
+def check_same_words_and_numbers(text: str, expected: str) -> None:
+    assert re.sub(NUMBER, "#", text) == re.sub(NUMBER, "#", expected)
+    for number, other in zip(re.findall(NUMBER, text), re.findall(NUMBER, expected), strict=True):
+        last_digit = 10.0 ** -len(number.partition(".")[2])
+        found, wanted = (float(n.replace(",", "")) for n in (number, other))
+        assert found == pytest.approx(wanted, rel=1e-3, abs=last_digit if "." in number else 0)
+
+
+@pytest.mark.parametrize("name", ["conventions", "key"])
+def test_why_numbers_differ_is_what_its_program_prints(why_printed, name):
+    check_same_words_and_numbers(stated(name), section(why_printed, name))
+
+
+@pytest.mark.skipif(not PEERS_ARE_INSTALLED, reason="requirements-bench.txt is not installed")
+def test_why_numbers_differ_has_the_numbers_of_the_packages(why_printed):
+    check_same_words_and_numbers(stated("peers"), section(why_printed, "peers"))
+
+
+def test_why_numbers_differ_puts_the_packages_beside_their_rows(why_printed):
+    numbers = {row[0]: float(row[1].replace(",", "")) for row in cells(why_printed, "conventions")}
+    rows = cells(WHY_PAGE.read_text(encoding="utf-8"), "peers")
+    assert len(rows) == 4
+    for package, number, row, ours in rows:
+        assert float(ours) == pytest.approx(numbers[row], rel=1e-3), package
+        assert float(number) == pytest.approx(float(ours), rel=1e-5), package
+
+
+def test_the_key_to_strange_numbers_tells_the_units(why_printed):
+    """Its rules, by the numbers of the table."""
+    numbers = {row[0]: float(row[1].replace(",", "")) for row in cells(why_printed, "conventions")}
+    key = {row[1]: row[2] for row in cells(why_printed, "key")}
+    log_ours = math.log(numbers["**this module**"])
+    for unit, name in (
+        ("word perplexity", "`word_perplexity`"),
+        ("byte perplexity", "`byte_perplexity`"),
+        ("2 to the power of nats", "2 to the power of `mean_nll`"),
+    ):
+        assert math.log(numbers[name]) / log_ours == pytest.approx(float(key[unit]), rel=1e-3)
+    for unit, name in (
+        ("the loss, in nats per token", "`mean_nll`"),
+        ("bits per token", "`bits_per_token`"),
+        ("bits per byte", "`bits_per_byte`"),
+    ):
+        assert numbers[name] == pytest.approx(float(key[unit]), rel=1e-3)
+
+
+def test_why_numbers_differ_writes_between_the_markers_only():
+    spec = importlib.util.spec_from_file_location("why_numbers_differ", WHY)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    page = "above\n<!-- key -->\n<!-- end of key -->\nbelow\n"
+    once = program.put(page, "key", r"| \1 |")
+    assert once == "above\n<!-- key -->\n| \\1 |\n<!-- end of key -->\nbelow\n"
+    assert program.put(once, "key", "| 2 |") == once.replace(r"\1", "2")
+    with pytest.raises(ValueError, match="the page needs <!-- peers --> and <!-- end of peers -->"):
+        program.put(page, "peers", "")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens where there is no GPU")
