@@ -272,6 +272,12 @@ CONVENTIONS = [
         "models whose tokenizer adds none, such as GPT-2",
     ),
     Convention(
+        "BOS before a text only (`start_each_window=False`)",
+        lambda: result(start_each_window=False)["perplexity"],
+        "later windows of a long text begin in its middle, which this model does not mind",
+        "scripts that slide a window; Gemma breaks so (transformers #29250, #40524)",
+    ),
+    Convention(
         "texts cut to the context (`max_length=512`)",
         lambda: result(max_length=CONTEXT)["perplexity"],
         "scores the beginnings of texts only, where there is least context",

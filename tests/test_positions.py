@@ -69,7 +69,8 @@ def test_the_buckets_add_up_to_the_total(ppl, preset):
     assert parts[:2] == pytest.approx(whole, rel=1e-12)
     without = ppl.compute(predictions=texts, **options)
     assert "positions" not in without
-    assert {k: v for k, v in result.items() if k != "positions"} == without
+    del result["positions"]
+    assert json.dumps(result) == json.dumps(without)  # whose NaN are equal
 
 
 def test_edges(ppl):
@@ -119,5 +120,5 @@ def test_positions_and_groups(ppl):
 
 
 def test_logits_have_no_positions(ppl):
-    with pytest.raises(ValueError, match="positions= goes with texts"):
+    with pytest.raises(TypeError, match="unknown argument 'positions'"):
         ppl.compute(predictions=np.zeros((1, 2, 4)), references=[[0, 1]], positions=True)

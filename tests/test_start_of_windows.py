@@ -51,7 +51,7 @@ def test_a_model_that_needs_the_start_token_gets_it(ppl, needy):
     expected = [nll for text in LONG for nll in sliding_nll(model, ids_of(tokenizer, text))]
     assert with_start["mean_nll"] == pytest.approx(sum(expected) / len(expected), rel=2e-5)
     # Only the windows that begin inside a text are worse.
-    assert without["perplexity"] > 10 * with_start["perplexity"]
+    assert without["perplexity"] > 5 * with_start["perplexity"]
     assert "|start_each_window:yes|" in with_start["signature"]
     assert "|start_each_window:no|" in without["signature"]
 
