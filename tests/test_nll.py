@@ -349,6 +349,15 @@ def test_masked_arrays_are_refused():
         token_nll(torch.zeros(2, 3), targets)
 
 
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_one_row_without_further_dimensions(from_logits):
+    logits, targets = rows(1, 5)
+    logits = logits if from_logits else logits.softmax(-1)
+    found = token_nll(logits[0], targets[0], from_logits=from_logits)
+    assert found.shape == ()
+    assert found == token_nll(logits, targets, from_logits=from_logits)[0]
+
+
 def test_empty_inputs():
     assert token_nll(torch.zeros(0, 5), []).shape == (0,)
     assert token_nll(torch.zeros(0, 5), torch.zeros(0).long()).shape == (0,)
