@@ -107,7 +107,7 @@ def write_gradient(
         else:
             out.index_copy_(0, own.to(out.device), buffer.to(out.dtype))
 
-    over_blocks(logits, kept, grad_nll.dtype, transform, write)
+    over_blocks(logits, kept, len(places), grad_nll.dtype, transform, write)
 
 
 def gradient_of_logits(

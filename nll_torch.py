@@ -69,7 +69,7 @@ def reduce(
         else:
             faults.append(_reduce_probabilities(*part))
 
-    over_blocks(logits, host_scored, out.nll.dtype, transform, reduce_block)
+    over_blocks(logits, host_scored, len(everywhere), out.nll.dtype, transform, reduce_block)
     for values, outputs in zip(found.tensors, out.tensors, strict=True):
         outputs.zero_()[everywhere] = values
     return _bits(functools.reduce(operator.or_, faults, 0))
@@ -78,6 +78,7 @@ def reduce(
 def over_blocks(
     logits: torch.Tensor,
     scored: torch.Tensor,
+    num_scored: int,
     dtype: torch.dtype,
     transform: LogitTransform,
     do: Callable[[torch.Tensor, slice, torch.Tensor], None],
@@ -88,12 +89,13 @@ def over_blocks(
         logits: (..., V) of any float dtype, device and strides; rows that are not scored are not
             read.
         scored: (N,) bool, on the CPU.
+        num_scored: how many rows of it are True.
         dtype: of the scores.
         transform: what makes scores of the logits.
         do: gets the scores (n, V) of a block, its place among all scored rows, and memory (n, V) to
             write to. Either the scores are this memory, or they may be the caller's logits.
     """
-    num_scored, vocab_size = int(scored.count_nonzero()), logits.shape[-1]
+    vocab_size = logits.shape[-1]
     num_rows = _block_rows(logits, num_scored)
     blocks = list(_blocks(logits, scored.view(logits.shape[:-1]), num_rows))
 
