@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from . import nll_torch, nll_triton
+from .nll_gradients import LogitsNll, attached, need_gradient
 from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, UNNORMALISED, TokenStats
 from .nll_threads import use_one_thread_after_fork
 from .nll_transform import IDENTITY, LogitTransform
@@ -66,6 +67,10 @@ def token_nll(
     of the size of the logits. On CUDA each logit is read once, by a Triton kernel; elsewhere blocks
     of rows pass through a buffer.
 
+    Logits that require a gradient get one, block by block and rounded once; a row has none where it
+    is ignored or its nll has weight 0, and NaN where its nll is NaN. It cannot be differentiated
+    again.
+
     Args:
         logits: (..., vocab_size), any float dtype, device and strides; an array or nested list is
             converted. With `from_logits=False`: probabilities, divided by their row sum.
@@ -87,10 +92,15 @@ def token_nll(
             `from_logits=False` a negative or non-finite value in a scored row, and with
             `backend="triton"` a device or dtype that it does not run on.
     """
+    given = logits
     logits, targets = _checked(logits, targets)
     scored = is_scored(targets, ignore_index)
     options = {"from_logits": from_logits, "dtype": dtype, "backend": backend}
-    return launch(logits, targets, scored, **options).result().nll
+    nll = launch(logits, targets, scored, **options).result().nll
+    given = attached(given, logits)
+    if need_gradient(given):
+        return LogitsNll.apply(given, nll, targets, scored, from_logits)
+    return nll
 
 
 def token_stats(

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from .nll import Reduction, launch
+from .nll_gradients import attached, need_gradient
+from .nll_linear_gradients import LinearNll
 from .nll_outputs import OUT_OF_RANGE, TokenStats
 from .nll_product import Product
 from .nll_tiles import product_nll
@@ -66,7 +68,8 @@ def linear_token_nll(
 
     It equals `token_nll` of these logits, in float32 also where hidden and weight are not: products
     of float16 and bfloat16 are summed and kept in float32, not rounded back. The rows of ignored
-    targets are left out of the product, and logits exist for a few rows at a time.
+    targets are left out of the product, and logits exist for a few rows at a time, also where they
+    are made again for the gradients of hidden, weight and bias (as `token_nll` says).
 
     Args:
         hidden: (..., hidden_size), floating point: what the output layer gets.
@@ -88,6 +91,7 @@ def linear_token_nll(
         ValueError: shapes that do not fit, a softcap or scale that is not positive, and as
             `token_nll`.
     """
+    given = hidden, weight, bias
     hidden, weight = as_tensor(hidden, "hidden"), as_tensor(weight, "weight")
     targets = as_tensor(targets, "targets")
     bias = None if bias is None else as_tensor(bias, "bias")
@@ -122,7 +126,11 @@ def linear_token_nll(
         nll = torch.zeros(targets.numel(), dtype=found.stats.nll.dtype, device=hidden.device)
         nll[positions.to(hidden.device)] = found.stats.nll
         stats = TokenStats(nll.view(targets.shape))
-    return Reduction(stats, found.faults, targets, scored, len(weight)).result().nll
+    nll = Reduction(stats, found.faults, targets, scored, len(weight)).result().nll
+    sources = [attached(*pair) for pair in zip(given, (hidden, weight, bias), strict=True)]
+    if need_gradient(*sources):
+        return LinearNll.apply(*sources, nll, targets, scored, transform)
+    return nll
 
 
 def launch_rows(

@@ -56,7 +56,7 @@ class TokenStats:
 
     def view(self, shape: torch.Size) -> Self:
         """The same for tokens of another shape."""
-        return self.with_tensors([v.view(*shape, *v.shape[1:]) for v in self.tensors])
+        return self.with_tensors([v.view((*shape, *v.shape[1:])) for v in self.tensors])
 
     def split(self, sizes: Sequence[int]) -> list[Self]:
         """Views of consecutive tokens, one for each size."""

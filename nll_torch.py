@@ -6,7 +6,7 @@ buffer; benchmarks/RESULTS.md has what was tried.
 
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -60,28 +60,56 @@ def reduce(
     found = TokenStats.empty(
         len(everywhere), out.nll.dtype, logits.device, with_all=out.rank is not None
     )
-    num_rows = _block_rows(logits, len(everywhere))
-    blocks = list(_blocks(logits, host_scored.view(logits.shape[:-1]), num_rows))
     faults = []
 
+    def reduce_block(scores: torch.Tensor, here: slice, buffer: torch.Tensor) -> None:
+        part = (scores, scored_targets[here], found[here])
+        if from_logits:
+            _reduce_logits(*part, buffer)
+        else:
+            faults.append(_reduce_probabilities(*part))
+
+    over_blocks(logits, host_scored, len(everywhere), out.nll.dtype, transform, reduce_block)
+    for values, outputs in zip(found.tensors, out.tensors, strict=True):
+        outputs.zero_()[everywhere] = values
+    return _bits(functools.reduce(operator.or_, faults, 0))
+
+
+def over_blocks(
+    logits: torch.Tensor,
+    scored: torch.Tensor,
+    num_scored: int,
+    dtype: torch.dtype,
+    transform: LogitTransform,
+    do: Callable[[torch.Tensor, slice, torch.Tensor], None],
+) -> None:
+    """Do something with each block of scored rows, in threads where they are on a CPU.
+
+    Args:
+        logits: (..., V) of any float dtype, device and strides; rows that are not scored are not
+            read.
+        scored: (N,) bool, on the CPU.
+        num_scored: how many rows of it are True.
+        dtype: of the scores.
+        transform: what makes scores of the logits.
+        do: gets the scores (n, V) of a block, its place among all scored rows, and memory (n, V) to
+            write to. Either the scores are this memory, or they may be the caller's logits.
+    """
+    vocab_size = logits.shape[-1]
+    num_rows = _block_rows(logits, num_scored)
+    blocks = list(_blocks(logits, scored.view(logits.shape[:-1]), num_rows))
+
     def work(numbers: Iterator[int]) -> None:
-        reader = _Reader((num_rows, vocab_size), logits, out.nll.dtype, transform)
+        reader = _Reader((num_rows, vocab_size), logits, dtype, transform)
         for number in numbers:
             block = blocks[number]
-            part = (reader.read(block), scored_targets[block.here], found[block.here])
-            if from_logits:
-                _reduce_logits(*part, reader.buffer[: len(block.places)])
-            else:
-                faults.append(_reduce_probabilities(*part))
+            do(reader.read(block), block.here, reader.buffer[: len(block.places)])
 
-    on_threads = logits.device.type == "cpu" and len(everywhere) * vocab_size > FEW_ELEMENTS
+    on_threads = logits.device.type == "cpu" and num_scored * vocab_size > FEW_ELEMENTS
     if on_threads:
         share(work, len(blocks))
     else:
         work(iter(range(len(blocks))))
-    for values, outputs in zip(found.tensors, out.tensors, strict=True):
-        outputs.zero_()[everywhere] = values
-    return _bits(functools.reduce(operator.or_, faults, 0))
 
 
 def _bits(faults: int) -> torch.Tensor:

@@ -40,6 +40,13 @@ class LogitTransform:
             return logits.mul_(self.logit_scale / self.softcap).tanh_().mul_(self.softcap)
         return logits if self.logit_scale == 1 else logits.mul_(self.logit_scale)
 
+    def slopes(self, scores: torch.Tensor) -> torch.Tensor | float:
+        """d score / d logit at these scores; a number where it is the same everywhere."""
+        if self.softcap is None:
+            return self.logit_scale
+        # The derivative of tanh is 1 - tanh^2.
+        return (scores / self.softcap).square_().neg_().add_(1).mul_(self.logit_scale)
+
 
 def is_positive(value) -> TypeGuard[numbers.Real]:
     """Whether it is a positive and finite number."""

@@ -20,7 +20,9 @@ from .groups import checked_groups
 from .heatmap import heatmap
 from .identity import weights_id
 from .nll import token_nll, token_stats
+from .nll_gradients import LogitsNll
 from .nll_linear import linear_token_nll
+from .nll_linear_gradients import LinearNll
 from .nll_outputs import TokenStats
 from .nll_pairs import PairStats
 from .nll_product import Product

@@ -181,13 +181,12 @@ def test_large_storage_offsets():
     torch.testing.assert_close(nll.double(), expected, rtol=0, atol=1e-5)
 
 
-def test_the_callers_tensors_are_not_changed_and_no_graph_is_kept():
+def test_the_callers_tensors_are_not_changed():
     logits, targets = rows(30, 500)
     targets[::3] = -100
     logits.requires_grad_()
     logits_before, targets_before = logits.detach().clone(), targets.clone()
-    nll = token_nll(logits, targets)
-    assert not nll.requires_grad
+    token_nll(logits, targets)
     assert torch.equal(logits.detach(), logits_before)
     assert torch.equal(targets, targets_before)
 
@@ -347,6 +346,15 @@ def test_masked_arrays_are_refused():
     targets = np.ma.masked_array([0, 1], mask=[False, True])
     with pytest.raises(TypeError, match="targets is a masked array, whose mask would be lost"):
         token_nll(torch.zeros(2, 3), targets)
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_one_row_without_further_dimensions(from_logits):
+    logits, targets = rows(1, 5)
+    logits = logits if from_logits else logits.softmax(-1)
+    found = token_nll(logits[0], targets[0], from_logits=from_logits)
+    assert found.shape == ()
+    assert found == token_nll(logits, targets, from_logits=from_logits)[0]
 
 
 def test_empty_inputs():

@@ -153,11 +153,11 @@ def test_rows_at_once_fill_tiles_within_256_mib():
     assert linear_nll.rows_at_once(10**9, torch.device("cpu")) == 1
 
 
-def test_no_graph_is_kept_and_nothing_changed():
+def test_the_callers_tensors_are_not_changed():
     hidden, weight, targets = layer(5, 4, 30)
     weight.requires_grad_()
     before = weight.detach().clone()
-    assert not linear_token_nll(hidden, weight, targets, softcap=1.0).requires_grad
+    linear_token_nll(hidden, weight, targets, softcap=1.0)
     assert torch.equal(weight.detach(), before)
 
 
