@@ -104,6 +104,10 @@ Texts and a causal language model, in place of logits and references:
         are cut. Default: never cut.
     window, stride (int): tokens that the model reads at once, by default its context length, and
         tokens that each further window of a long text scores, by default half of that.
+    start_each_window (bool): the start token takes the place of the first id of a window that
+        begins inside a text, which some models need. Default True; presets have their own way.
+    positions (bool or tuple): also a result for each bucket of tokens of context: True for 0, 1,
+        2-3, 4-7 and so on, or the least context of each bucket. Default False.
     preset (str): whose numbers to give, such as "lm-eval"; presets.py lists them. Default: none.
     batch_size (int): the most windows at once, besides the bound on their tokens.
     device, model_kwargs (dict), trust_remote_code (bool, default False): how the model is loaded.
@@ -124,6 +128,7 @@ Returns:
     groups: with groups, a dict from each name to a result of its own; macro_mean_nll, the
         unweighted mean of the groups' mean_nll, and macro_perplexity, its exp.
     signature: every setting that changes the number.
+    positions: with positions, a dict from each bucket, such as "4-7", to a result of its own.
     For texts also: perplexities, one for each text; mean_perplexity, their mean; bits_per_byte,
     byte_perplexity and word_perplexity; num_bytes (UTF-8) and num_words of the scored text;
     num_truncated, the number of texts that lost tokens, where max_length was given;

@@ -55,6 +55,33 @@ def test_ranks_add_up(answers, case):
         assert_same(found, expected)
 
 
+def test_groups_add_up(answers):
+    ppl = load()
+    for rank in (0, 1):
+        worker.add_with_groups(ppl, rank)
+    expected = ppl.compute()
+    assert set(expected["groups"]) == {"rank 0", "rank 1", "both", "batch 0"}
+    for found in answers["batches_with_groups"]:
+        groups = found.pop("groups")
+        assert set(groups) == set(expected["groups"])
+        for name, group in groups.items():
+            assert_same(group, expected["groups"][name])
+        assert_same(found, {n: value for n, value in expected.items() if n != "groups"})
+    for error in answers["groups_on_one_only"]:
+        assert error == "ValueError: groups must go with every batch and text, or with none."
+
+
+@pytest.mark.filterwarnings("ignore:.*have no token to score:UserWarning")
+def test_texts_with_groups_and_positions(answers, alone):
+    options = {"groups": worker.NAMES, "positions": True}
+    expected = alone.compute(predictions=worker.TEXTS, **worker.TINY, **options)
+    for found in answers["texts_with_groups"]:
+        assert list(found["groups"]) == list(expected["groups"])
+        assert found["macro_mean_nll"] == pytest.approx(expected["macro_mean_nll"], rel=1e-6)
+        for label, bucket in found["positions"].items():
+            assert_same(bucket, expected["positions"][label], rel=1e-6)
+
+
 def test_a_rank_may_have_nothing(answers):
     ppl = load()
     worker.add(ppl, 0)

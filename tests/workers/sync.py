@@ -27,6 +27,7 @@ TINY = {"model_id": str(ROOT / "tiny_model")}
 # Of very unequal length, and one that has nothing to score.
 TEXTS = ["Return the number of items in the list.", "", "The cat. " * 300, "No.", "naïve 漢字 🎉"]
 ROWS = trainer.make_rows(shift=True)
+NAMES = ["code", "none", "prose", "prose", "other"]
 CONTEXTS = ["", "Question: ", "The dog. ", "Yes or no? ", "Hm. "]
 
 
@@ -67,6 +68,30 @@ def last_batch_in_compute(rank):
     for batch in earlier:
         ppl.add_batch(**batch)
     return ppl.compute(**last, sync=True)
+
+
+def add_with_groups(ppl, rank: int) -> None:
+    """Some groups on both ranks, some on one."""
+    for number, batch in enumerate(batches(rank)):
+        names = [f"rank {rank}", "both", "both", f"batch {number}"]
+        ppl.add_batch(**batch, groups=names[: len(batch["references"])])
+
+
+def batches_with_groups(rank):
+    ppl = load()
+    add_with_groups(ppl, rank)
+    return ppl.compute(sync=True)
+
+
+def groups_on_one_only(rank):
+    ppl = load()
+    (add_with_groups if rank == 0 else add)(ppl, rank)
+    return ppl.compute(sync=True)
+
+
+def texts_with_groups(rank):
+    options = {"groups": NAMES, "positions": True}
+    return load().compute(predictions=TEXTS, **TINY, **options, sync=True)
 
 
 def one_rank_without_any(rank):
@@ -287,6 +312,8 @@ CASES = [
     sync_then_compute,
     compute_with_sync,
     last_batch_in_compute,
+    batches_with_groups,
+    groups_on_one_only,
     one_rank_without_any,
     no_rank_with_any,
     not_asked_for,
@@ -307,6 +334,7 @@ CASES = [
     texts_in_portions,
     texts_with_contexts,
     texts_joined,
+    texts_with_groups,
     one_text,
     own_texts,
     different_texts,
