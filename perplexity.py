@@ -60,6 +60,7 @@ from .text_windows import Window
 from .totals import NllTotals, Result
 from .trainer_batches import EvalBatch
 from .trainer_documents import document_lengths
+from .trainer_groups import EvaluatedGroups
 from .trainer_hooks import TrainerHooks
 from .trainer_outputs import LogitsFinder
 from .user_warnings import warn_user
@@ -307,7 +308,7 @@ class Perplexity(evaluate.Metric):
         if sync and self.num_process > 1:
             raise ValueError("sync goes by torch.distributed, and num_process by files; use one.")
 
-    def trainer_hooks(self, *, shift: bool = True, **options) -> dict[str, Callable]:
+    def trainer_hooks(self, *, shift: bool = True, groups=None, **options) -> dict[str, Callable]:
         """`preprocess_logits_for_metrics` and `compute_metrics` for a transformers Trainer.
 
             Trainer(model=model, args=args, eval_dataset=data, **ppl.trainer_hooks())
@@ -319,12 +320,18 @@ class Perplexity(evaluate.Metric):
         Args:
             shift: True for a causal model, whose labels are its input ids; False for a masked or an
                 encoder-decoder one.
+            groups: one name for each example of the evaluation set, in its order, such as
+                eval_dataset["domain"]. Trainer then also reports perplexity_<name> and
+                mean_nll_<name> of each group, macro_mean_nll and macro_perplexity; or none of
+                these, with a warning, where it is not known which row is which example.
             options: as for `compute`; by default those of this metric.
 
         Raises:
-            TypeError, ValueError: an option that does not exist, or with a bad value.
+            TypeError, ValueError: an option that does not exist, or with a bad value; groups that
+                are no names, or whose metrics would replace others.
         """
-        hooks = TrainerHooks(self._options.replace(shift=shift, **options))
+        names = None if groups is None else checked_groups(groups)
+        hooks = TrainerHooks(self._options.replace(shift=shift, **options), names)
         return {
             "preprocess_logits_for_metrics": hooks.preprocess_logits_for_metrics,
             "compute_metrics": hooks.compute_metrics,

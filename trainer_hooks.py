@@ -6,6 +6,7 @@ gathers and keeps anything. The second adds up the gathered sums.
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from .tensors import IGNORE_INDEX, ignored_ids
 from .totals import NllTotals
 from .trainer_batches import EvalBatch, current_evaluation
 from .trainer_documents import document_lengths, may_share_rows
+from .trainer_groups import EvaluatedGroups, check_loggable
 from .trainer_outputs import LogitsFinder, find_labels
 
 # A row that crosses processes holds the fields of NllTotals, which merge by addition.
@@ -28,6 +30,7 @@ class _Evaluation:
     """One pass over the evaluation set: its sums so far, and what puts them in doubt."""
 
     logits: LogitsFinder
+    groups: EvaluatedGroups | None  # None if not asked for
     key: tuple[int, int] | None = None  # differs from that of the next pass
     totals: NllTotals = field(default_factory=NllTotals)
     num_batches: int = 0  # reduced by this process
@@ -45,22 +48,31 @@ class TrainerHooks:
 
     Args:
         options: what is scored. Labels of -100 never are, because Trainer pads with them.
+        groups: one name for each example of the evaluation set, in its order.
+
+    Raises:
+        ValueError: a name whose metrics would replace others.
     """
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options, groups: Sequence[str] | None = None):
+        if groups is not None:
+            check_loggable(groups)
         ids = (*ignored_ids(options.ignore_index), IGNORE_INDEX)
         self._options = options.replace(ignore_index=ids)
+        self._groups = groups
         self._evaluation = self._new_evaluation()
 
     def _new_evaluation(self, key: tuple[int, int] | None = None) -> _Evaluation:
-        return _Evaluation(LogitsFinder(self._options.unscored_ids), key)
+        groups = None if self._groups is None else EvaluatedGroups(self._groups)
+        return _Evaluation(LogitsFinder(self._options.unscored_ids), groups, key)
 
     def preprocess_logits_for_metrics(self, logits, labels) -> torch.Tensor:
         """The totals of each row: (B, 7), float64; first nll_sum (nats) and number of tokens.
 
         A row is one sequence. If a collator lays all documents of a batch into one row, each
         document is a sequence; their lengths are read from the dataset. If these are unknown, the
-        interval is NaN. The nll_sum of a row is NaN if some of it may be repeated examples.
+        interval is NaN. The nll_sum of a row is NaN if some of it may be repeated examples. With
+        groups, (B, 8): the last is the place of the row's example, NaN if unknown.
 
         Args:
             logits: (B, T, V), or a tuple of outputs that holds them.
@@ -88,6 +100,9 @@ class TrainerHooks:
         evaluation.repeats = evaluation.repeats or batch.unseen_repeats()
         rows = torch.tensor([astuple(row) for row in totals], dtype=torch.float64)
         rows = rows.reshape(-1, NUM_SUMS)
+        if evaluation.groups is not None:
+            places = evaluation.groups.places(batch, len(rows))
+            rows = torch.column_stack([rows, rows.new_tensor(places)])
         # A gather needs them on the device. MPS, which has no float64, runs one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
 
@@ -128,9 +143,12 @@ class TrainerHooks:
             ValueError: predictions that are not from the other hook.
         """
         evaluation = self._evaluation
-        rows = _gathered_rows(eval_prediction.predictions)
+        num_columns = NUM_SUMS + (evaluation.groups is not None)
+        rows = _gathered_rows(eval_prediction.predictions, num_columns)
         _warn_of_nan(rows, evaluation.num_gathered)
-        evaluation.totals += NllTotals.of(rows.sum(axis=0).tolist())
+        evaluation.totals += NllTotals.of(rows[:, :NUM_SUMS].sum(axis=0).tolist())
+        if evaluation.groups is not None:
+            evaluation.groups.add(rows)
         evaluation.num_gathered += len(rows)
         if not compute_result:
             return {}
@@ -147,7 +165,8 @@ class TrainerHooks:
                 "No token was scored, so the perplexity is NaN: every label is ignored.",
                 stacklevel=2,
             )
-        return totals.result()
+        by_group = {} if evaluation.groups is None else evaluation.groups.result()
+        return totals.result() | by_group
 
 
 def _totals(nll_sums: np.ndarray, num_tokens: np.ndarray) -> NllTotals:
@@ -159,14 +178,14 @@ def _without_interval(totals: NllTotals) -> NllTotals:
     return replace(totals, nll_sum_sq=math.nan, weight_sum_sq=math.nan, nll_weight_sum=math.nan)
 
 
-def _gathered_rows(predictions) -> np.ndarray:
-    """(N, 7) float64, from one array, or with eval_do_concat_batches=False from a list of them."""
+def _gathered_rows(predictions, num_columns: int) -> np.ndarray:
+    """(N, num_columns) float64, from one array or, with eval_do_concat_batches=False, a list."""
     parts = predictions if isinstance(predictions, list) else [predictions]
     parts = [part.cpu() if isinstance(part, torch.Tensor) else part for part in parts]
     for part in parts:
-        if np.ndim(part) != 2 or np.shape(part)[1] != NUM_SUMS:
+        if np.ndim(part) != 2 or np.shape(part)[1] != num_columns:
             raise ValueError(
-                f"compute_metrics takes the sums (N, {NUM_SUMS}) of "
+                f"compute_metrics takes the sums (N, {num_columns}) of "
                 f"preprocess_logits_for_metrics, got {type(part).__name__} {np.shape(part)}. "
                 "Give Trainer both: Trainer(..., **ppl.trainer_hooks()), and leave "
                 "eval_use_gather_object=False."

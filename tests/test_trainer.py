@@ -572,3 +572,103 @@ def test_a_row_of_a_stream_may_hold_several_documents(monkeypatch, collator):
     preprocess, compute_metrics = hooks()
     with pytest.warns(UserWarning, match="several documents, and where each begins is not known"):
         compute_metrics(as_prediction(preprocess(logits, labels)))
+
+
+def in_groups(monkeypatch, groups, **arguments):
+    """Result, logits and labels of 4 examples; of their batches the second arrives first."""
+    ends(monkeypatch, examples(7, 7, 7, 7), 3, **({"end_of_dataloader": False} | arguments))
+    logits, labels = random_batch(batch=4)
+    preprocess, compute_metrics = hooks(groups=groups)
+    rows = [preprocess(logits[:3], labels[:3])]
+    monkeypatch.setattr("accelerate.state.GradientState.end_of_dataloader", True)
+    rows += [preprocess(logits[3:], labels[3:])]
+    compute_metrics(as_prediction(rows[1]), compute_result=False)
+    return compute_metrics(as_prediction(rows[0])), logits, labels
+
+
+@pytest.mark.filterwarnings("error")
+def test_groups_are_flat_numbers(monkeypatch):
+    """Which a Trainer can log; a whole number is a name, too."""
+    groups = ["law", 7, "law", 7]
+    result, logits, labels = in_groups(monkeypatch, groups)
+    expected = load(shift=True).compute(predictions=logits, references=labels, groups=groups)
+    for name, group in expected.pop("groups").items():
+        expected[f"perplexity_{name}"] = group["perplexity"]
+        expected[f"mean_nll_{name}"] = group["mean_nll"]
+    del expected["signature"]
+    assert result == pytest.approx(expected)
+    assert result.keys() >= {"perplexity_7", "mean_nll_law", "macro_mean_nll", "macro_perplexity"}
+    assert all(isinstance(value, (int, float)) for value in result.values())
+
+
+class ByLength:
+    """A batch sampler of the user's own."""
+
+
+class Backwards(torch.utils.data.SequentialSampler):
+    def __iter__(self):
+        return reversed(range(len(self.data_source)))
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "told"),
+    [
+        ("abc", {}, "groups has 3 names, and this evaluation set 4 examples"),
+        ("abcde", {}, "groups has 5 names, and this evaluation set 4 examples"),
+        ("abab", {"sampler": torch.utils.data.RandomSampler}, "RandomSampler may not read"),
+        ("abab", {"sampler": Backwards}, "Backwards may not read"),
+        ("abab", {"active_dataloader": None}, "accelerate has not prepared"),
+        (
+            "abab",
+            {"active_dataloader": SimpleNamespace(remainder=-1, batch_sampler=ByLength())},
+            "ByLength may not read",
+        ),
+    ],
+    ids=["too few", "too many", "other order", "unknown order", "not prepared", "own batches"],
+)
+def test_groups_of_unknown_examples_are_left_out(monkeypatch, names, arguments, told):
+    with pytest.warns(UserWarning, match=f"The result has no groups: .*{told}"):
+        result, logits, labels = in_groups(monkeypatch, list(names), **arguments)
+    expected = reference_perplexity(logits[:, :-1], labels[:, 1:])
+    assert result["perplexity"] == pytest.approx(expected)
+    assert len(result) == 7
+
+
+@pytest.mark.parametrize(
+    ("lengths", "collator", "told"),
+    [
+        ((3, 5, 4), None, "made 1 of 3"),
+        ((12,), PADDING_FREE, "packed several documents into one"),
+    ],
+    ids=["flattened", "packed"],
+)
+def test_groups_need_a_row_of_each_example(monkeypatch, lengths, collator, told):
+    batch_size = len(lengths)
+    logits, labels = flattened(monkeypatch, examples(*lengths), batch_size, collator=collator)
+    preprocess, compute_metrics = hooks(groups=["a"] * len(lengths))
+    with pytest.warns(UserWarning, match=told):
+        result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    assert "macro_mean_nll" not in result
+
+
+@pytest.mark.parametrize("gathered", [[0], [0, 1, 1], [1, 1]], ids=["one", "twice", "for another"])
+def test_groups_need_each_example_once(monkeypatch, gathered):
+    ends(monkeypatch, examples(7, 7), 1, end_of_dataloader=False)
+    logits, labels = random_batch(batch=2)
+    preprocess, compute_metrics = hooks(groups=["a", "b"])
+    rows = [preprocess(logits[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    with pytest.warns(UserWarning, match="has come exactly once"):
+        result = compute_metrics(as_prediction([rows[i] for i in gathered]))
+    assert "perplexity_a" not in result
+
+
+@pytest.mark.parametrize("groups", ["law", [None], [["law"]], {"law": 1}, 3])
+def test_groups_are_checked_before_the_training(groups):
+    with pytest.raises(TypeError, match="groups"):
+        hooks(groups=groups)
+
+
+@pytest.mark.parametrize("name", ["ci_low", "ci_high"])
+def test_a_group_replaces_no_number_of_the_whole(name):
+    with pytest.raises(ValueError, match=f"rename the group '{name}'"):
+        hooks(groups=["law", name])

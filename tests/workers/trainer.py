@@ -4,7 +4,8 @@
 
 It may be one of several ranks; rank 0 writes. OUT.json is
 {setting: {model: {batch size: [[value, expected], ...]}}}: perplexities of evaluations in a row,
-with those of a loop over the rows in float64; for flattened batches their sequences, too.
+with those of a loop over the rows in float64; for flattened batches their sequences, too, and with
+groups those of each group.
 """
 
 import json
@@ -244,7 +245,13 @@ SETTINGS = {
     "flattened by batch": ({"Llama": llama}, True, {"batch_eval_metrics": True}),
     "flattened by a function": ({"Llama": llama}, True, {}),
     "packed": ({"Llama": llama}, True, {"remove_unused_columns": False}),
+    "groups": ({"Llama": llama}, True, {}),
+    "groups by batch": ({"Llama": llama}, True, {"batch_eval_metrics": True}),
+    "groups, no concatenation": ({"Llama": llama}, True, {"eval_do_concat_batches": False}),
+    "groups, encoder-decoder": ({"T5": t5}, False, {}),
+    "groups by length": ({"Llama": llama}, True, {"train_sampling_strategy": "group_by_length"}),
 }
+GROUPS = ["law", "code", "law", "news", "code", "law", "law", "code", "law", "news", "code"]
 EQUAL_LENGTHS = partial(collate, length=24)  # for one process that reads the batches of all
 COLLATORS = {
     "streamed": EQUAL_LENGTHS,
@@ -267,7 +274,8 @@ def make_trainer(setting: str, model, shift: bool, batch_size: int, extra: dict,
         "per_device_eval_batch_size": batch_size,
         **extra,
     }
-    hooks = ppl.trainer_hooks(shift=shift)
+    groups = GROUPS if setting.startswith("groups") else None
+    hooks = ppl.trainer_hooks(shift=shift, groups=groups)
     if setting == "own compute_metrics":
 
         def compute_metrics(prediction) -> dict:
@@ -279,7 +287,7 @@ def make_trainer(setting: str, model, shift: bool, batch_size: int, extra: dict,
 
         hooks = {"compute_metrics": compute_metrics}
     trainer_class, arguments_class = Trainer, TrainingArguments
-    if setting == "encoder-decoder":
+    if setting.endswith("encoder-decoder"):
         trainer_class, arguments_class = Seq2SeqTrainer, Seq2SeqTrainingArguments
     if setting == "while training":
         arguments |= {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
@@ -316,6 +324,8 @@ def evaluate_in(setting: str, make_model, shift: bool, batch_size: int, extra: d
             values = [trainer.predict(rows[n]).metrics["test_perplexity"] for n in names]
         elif setting.startswith(("flattened", "packed")):
             return evaluate_flattened(trainer, rows, model)
+        elif setting.startswith("groups"):
+            return evaluate_groups(trainer, rows, model, shift)
         else:
             names = ["a", "b", "a"]
             data = {
@@ -342,6 +352,28 @@ def evaluate_flattened(trainer, rows: dict[str, list[dict]], model) -> list:
         found = trainer.evaluate(data)
         pairs += [(found[f"eval_{name}"], value) for name, value in expected.items()]
     return pairs
+
+
+def evaluate_groups(trainer, rows: dict[str, list[dict]], model, shift: bool) -> list:
+    """Pairs of what is reported and expected of each group, twice; also of a set without groups."""
+    first, again = trainer.evaluate(rows["a"]), trainer.evaluate(rows["a"])
+    known = trainer.args.train_sampling_strategy != "group_by_length"
+    parts = {
+        name: [row for row, group in zip(rows["a"], GROUPS, strict=True) if group == name]
+        for name in GROUPS
+        if known
+    }
+    model.eval()
+    expected = {n: expected_perplexity(model, part, shift, 1) for n, part in parts.items()}
+    mean_nll = {f"eval_mean_nll_{name}": float(np.log(value)) for name, value in expected.items()}
+    values = {f"eval_perplexity_{name}": value for name, value in expected.items()} | mean_nll
+    if known:
+        values["eval_macro_mean_nll"] = float(np.mean([*mean_nll.values()]))
+        values["eval_macro_perplexity"] = float(np.exp(values["eval_macro_mean_nll"]))
+    values["eval_perplexity"] = expected_perplexity(model, rows["a"], shift, 1)
+    pairs = [(metrics[name], value) for metrics in (first, again) for name, value in values.items()]
+    shorter = trainer.evaluate(rows["b"])  # than the names
+    return [*pairs, (len(first), len(shorter) + len(values) - 1)]
 
 
 def main() -> None:
