@@ -194,7 +194,7 @@ GOOD = {
 }
 GOOD |= {"weight_sum": 2.0, "unweighted_nll_sum": 4.0, "num_tokens": 2, "num_bytes": 3}
 GOOD |= {"token_nll_sq_sum": 10.0, "context_truncated": False}
-GOOD |= {"num_words": 1, "truncated": False}
+GOOD |= {"num_words": 1, "truncated": False, "positions": []}
 ODD_LINES = {
     "null": {"nll_sum": None},
     "no number": {"nll_sum": "many"},

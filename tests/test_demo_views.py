@@ -32,7 +32,7 @@ def made(nll, bytes_per_token=8, label="made"):
     total = float(np.nansum(nll))
     count = int(np.sum(~np.isnan(nll)))
     sums = sibling("totals").TextSums(
-        total, count, total, math.nan, count, bytes_per_token * count, 1, False, False
+        total, count, total, math.nan, count, bytes_per_token * count, 1, False, False, None
     )
     tokens = [text[start:end] for start, end in offsets]
     nothing = [math.nan] * len(nll)

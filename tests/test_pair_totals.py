@@ -22,6 +22,7 @@ def text_sums(nll, num_bytes=None):
         num_words=len(nll),
         truncated=False,
         context_truncated=False,
+        positions=totals.NO_POSITIONS,
     )
 
 

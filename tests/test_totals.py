@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 NllTotals = sibling("totals").NllTotals
-Run = sibling("totals").Run
+Run = sibling("runs").Run
 student_t_95 = sibling("totals").student_t_95
 
 # Two-sided 95% quantiles by degrees of freedom: of 1, 2 and 4 from their closed forms, of the
