@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 
 import metric_package
 from cli_tables import as_table, comparison_table
-from per_text_file import PerTextFile, finite
 from text_files import read_texts
 
 if TYPE_CHECKING:
@@ -89,6 +88,8 @@ def run(args: argparse.Namespace) -> dict | None:
     --per-text and returns the result; the others return None.
     """
     import torch  # here, so that --help and wrong usage answer at once
+
+    from per_text_file import PerTextFile
 
     processes, device = join_launch()
     if processes.size > 1 and (not args.files or "-" in args.files):
@@ -226,6 +227,8 @@ def main(argv: list[str] | None = None) -> int:
         if result is None:  # the first rank has it, or a base was saved
             return 0
         if args.json:
+            from per_text_file import finite
+
             shown = {name: value for name, value in result.items() if name != "perplexities"}
             print(json.dumps(finite(shown), allow_nan=False), flush=True)
         else:
