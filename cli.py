@@ -2,15 +2,17 @@
 
     python cli.py --model tiny_model book.txt
     python cli.py --model tiny_model --column text data.jsonl --per-text scores.jsonl
+    python cli.py --model tiny_model --dataset allenai/c4:en:validation --limit 1000
     python cli.py --model ./llama-int4 --base meta-llama/Llama-3.1-8B data.jsonl
     accelerate launch cli.py --model tiny_model --column text data.jsonl
 
 A plain file is one text, in UTF-8. With --lines each line is one; only \\n and \\r\\n end a line.
 A table holds one text per row, in --column: .csv, .tsv, .json, .parquet, and JSON Lines as .jsonl,
 .jsonlines, .jl, .ndjson or .ldjson. All but .parquet may be compressed: .gz, .bz2, .xz, .lzma,
-.zst. Standard input (no files, or -) is read as a plain file. The processes of torchrun or
-`accelerate launch` share the texts. Exit status: 0 done, 1 failed (one line says why), 2 wrong
-usage, 130 interrupted.
+.zst. Standard input (no files, or -) is read as a plain file. --dataset streams what `load_dataset`
+reads, on the Hub or in a directory, instead of files: NAME:PART is the configuration PART if there
+is one, else the split PART. The processes of torchrun or `accelerate launch` share the texts. Exit
+status: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -26,7 +28,8 @@ from typing import TYPE_CHECKING
 
 import metric_package
 from cli_tables import as_table, comparison_table
-from text_files import Row, read_rows
+from text_datasets import read_dataset_rows
+from text_files import Columns, Row, read_rows
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     texts = parser.add_argument_group("texts")
     texts.add_argument("--lines", action="store_true", help="each line of a plain file is a text")
     texts.add_argument(
-        "--column", default="text", help="the column of a table with the texts [text]"
+        "--dataset", metavar="NAME[:CONFIG][:SPLIT]", help="of the Hub, a directory, or a file"
     )
+    texts.add_argument(
+        "--column", default="text", help="the column of a table or dataset with the texts [text]"
+    )
+    texts.add_argument("--limit", type=int, metavar="N", help="only the first N texts [all]")
 
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument("--preset", help="whose numbers to give, such as lm-eval [none]")
@@ -146,14 +153,18 @@ def run(args: argparse.Namespace) -> dict | None:
 
 def read(args: argparse.Namespace, processes: "Processes") -> Iterator[Row]:
     """The texts that the arguments name, with their groups; each is read when it is asked for."""
-    if processes.size > 1 and "-" in sources(args):
+    if args.dataset is not None:
+        rows = read_dataset_rows(args.dataset, Columns(args.column, args.group_by))
+    elif processes.size > 1 and "-" in sources(args):
         raise ValueError("Several processes cannot share the standard input; name files.")
-    return read_rows(args.files, args.lines, args.column, args.group_by)
+    else:
+        rows = read_rows(args.files, args.lines, args.column, args.group_by)
+    return itertools.islice(rows, args.limit)
 
 
 def sources(args: argparse.Namespace) -> list[str]:
-    """The files to read; "-" is the standard input."""
-    return args.files or ["-"]
+    """The dataset or the files to read; "-" is the standard input."""
+    return (args.files or ["-"]) if args.dataset is None else [args.dataset]
 
 
 def noting_groups(rows: Iterator[Row], groups: list[str]) -> Iterator[str]:
@@ -206,7 +217,7 @@ def next_text(texts: Iterator[str], num_finished: int, sources: list[str]) -> st
     """The first text that is not finished; None if all are.
 
     Raises:
-        ValueError: the files hold no texts at all.
+        ValueError: the files or the dataset hold no texts at all.
     """
     text = next(texts, None)
     if text is None and num_finished == 0:
@@ -278,6 +289,10 @@ def main(argv: list[str] | None = None) -> int:
     results = (args.base, args.per_text, args.group_by, args.positions or None)
     if args.save_base is not None and results != (None,) * 4:
         parser.error("--save-base goes without --base, --per-text, --group-by and --positions")
+    if args.dataset is not None and args.files:
+        parser.error("--dataset goes without files")
+    if args.limit is not None and args.limit < 1:
+        parser.error("--limit must be at least 1")
     if sources(args) == ["-"] and sys.stdin.isatty():
         parser.error("no files, and nothing on the standard input")
     try:

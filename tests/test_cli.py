@@ -369,7 +369,10 @@ def test_errors_are_one_line(case):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--resume"], ["--window", "many"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--resume"], ["--window", "many"], ["--limit", "0"], ["a.txt", "--dataset", "name"]],
+)
 def test_wrong_usage_is_status_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2
@@ -486,6 +489,33 @@ def test_groups_and_positions_are_resumed(tmp_path):
         assert done.returncode == 1
         assert "is of a run with other settings, " in done.stderr
         assert ", group_by kind, positions yes; now they are " in done.stderr
+
+
+def test_only_the_first_texts(tmp_path):
+    """What follows them is not read."""
+    data = tmp_path / "data.jsonl"
+    write_rows(data)
+    data.write_text(data.read_text() + "no row\n")
+    assert_same(result(data, "--limit", 3), TEXTS)
+    assert_same(result(data, "--limit", 2), TEXTS[:2])
+
+
+def test_a_dataset(tmp_path):
+    """Of two configurations; test_text_datasets.py has more."""
+    for config in ("de", "en"):
+        data = {"body": [f"{config} {text}" for text in TEXTS], "kind": KINDS}
+        datasets.Dataset.from_dict(data).to_parquet(tmp_path / config / "test.parquet")
+    names = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("de", "en"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
+    arguments = ["--dataset", f"{tmp_path}:en", "--column", "body", "--group-by", "kind"]
+    found = result(*arguments, "--limit", 2)
+    assert_same(found, [f"en {text}" for text in TEXTS[:2]])
+    assert list(found["groups"]) == ["news", "code"]
+    done = run("--dataset", f"{tmp_path}:fr", "--model", "nobody/nothing")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {tmp_path} has no configuration 'fr'; it has de, en."
+    )
 
 
 # --- comparisons ----------------------------------------------------------------------------------
