@@ -2,15 +2,17 @@
 
     python cli.py --model tiny_model book.txt
     python cli.py --model tiny_model --column text data.jsonl --per-text scores.jsonl
+    python cli.py --model tiny_model --dataset allenai/c4:en:validation --limit 1000
     python cli.py --model ./llama-int4 --base meta-llama/Llama-3.1-8B data.jsonl
     accelerate launch cli.py --model tiny_model --column text data.jsonl
 
 A plain file is one text, in UTF-8. With --lines each line is one; only \\n and \\r\\n end a line.
 A table holds one text per row, in --column: .csv, .tsv, .json, .parquet, and JSON Lines as .jsonl,
 .jsonlines, .jl, .ndjson or .ldjson. All but .parquet may be compressed: .gz, .bz2, .xz, .lzma,
-.zst. Standard input (no files, or -) is read as a plain file. The processes of torchrun or
-`accelerate launch` share the texts. Exit status: 0 done, 1 failed (one line says why), 2 wrong
-usage, 130 interrupted.
+.zst. Standard input (no files, or -) is read as a plain file. --dataset streams what `load_dataset`
+reads, on the Hub or in a directory, instead of files: NAME:PART is the configuration PART if there
+is one, else the split PART. The processes of torchrun or `accelerate launch` share the texts. Exit
+status: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -26,8 +28,8 @@ from typing import TYPE_CHECKING
 
 import metric_package
 from cli_tables import as_table, comparison_table
-from per_text_file import PerTextFile, finite
-from text_files import read_texts
+from text_datasets import read_dataset_rows
+from text_files import Columns, Row, read_rows
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     texts = parser.add_argument_group("texts")
     texts.add_argument("--lines", action="store_true", help="each line of a plain file is a text")
     texts.add_argument(
-        "--column", default="text", help="the column of a table with the texts [text]"
+        "--dataset", metavar="NAME[:CONFIG][:SPLIT]", help="of the Hub, a directory, or a file"
     )
+    texts.add_argument(
+        "--column", default="text", help="the column of a table or dataset with the texts [text]"
+    )
+    texts.add_argument("--limit", type=int, metavar="N", help="only the first N texts [all]")
 
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument("--preset", help="whose numbers to give, such as lm-eval [none]")
@@ -75,6 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="the result as one JSON object")
+    output.add_argument(
+        "--group-by",
+        metavar="COLUMN",
+        help="also a result for each value of a column; `file`: for each FILE",
+    )
+    output.add_argument(
+        "--positions", action="store_true", help="also a result by tokens of available context"
+    )
     output.add_argument("--per-text", type=Path, metavar="OUT", help="one JSON line for each text")
     output.add_argument(
         "--resume", action="store_true", help="continue the interrupted run that wrote --per-text"
@@ -90,30 +104,28 @@ def run(args: argparse.Namespace) -> dict | None:
     """
     import torch  # here, so that --help and wrong usage answer at once
 
+    from per_text_file import PerTextFile
+
     processes, device = join_launch()
-    if processes.size > 1 and (not args.files or "-" in args.files):
-        raise ValueError("Several processes cannot share the standard input; name files.")
-    texts = read_texts(args.files, args.lines, args.column)
+    rows = processes.require_all(processes.attempt(read, args, processes))
+    groups: list[str] = []
+    texts = noting_groups(rows, groups)
     if args.save_base is not None:
         return save_base(args, texts, processes)
     scorer = load_scorer(args, device, sync=processes.size > 1)
     signature = scorer.signature(with_contexts=False)
-    if args.resume and scorer.joins_texts:
-        raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
-    if args.per_text is not None and args.per_text.exists():
-        for name in args.files:
-            if Path(name).exists() and args.per_text.samefile(name):
-                raise ValueError(f"--per-text would overwrite {name}, which is to be read.")
+    check_output(args, scorer)
     with contextlib.ExitStack() as stack:
         log, sums = None, []
         if args.per_text is not None and processes.rank == 0:
-            log = PerTextFile(args.per_text, signature, scorer.sums_type, args.resume)
+            settings = per_text_settings(args, signature)
+            log = PerTextFile(args.per_text, settings, scorer.sums_type, args.resume)
             stack.enter_context(log)
             texts, sums = log.without_finished(texts), log.finished
         num_finished, *_ = processes.gather(processes.attempt(len, sums))
         if processes.rank > 0:
             texts = itertools.islice(texts, num_finished, None)
-        mine = processes.attempt(next_text, texts, num_finished, args.files)
+        mine = processes.attempt(next_text, texts, num_finished, sources(args))
         first = processes.require_all(mine)  # a rank that cannot read a file tells the others
         if first is not None:  # all may be finished already
             remaining = itertools.chain([first], texts)
@@ -125,7 +137,7 @@ def run(args: argparse.Namespace) -> dict | None:
                 processes=processes,
             ):
                 if log is not None:
-                    log.write(len(sums), text, text_sums)
+                    log.write(len(sums), text, groups[len(sums)] if groups else None, text_sums)
                 sums.append(text_sums)
     if processes.size > 1:
         torch.distributed.destroy_process_group()
@@ -135,7 +147,54 @@ def run(args: argparse.Namespace) -> dict | None:
     if empty > 0:
         print(f"warning: {empty} of {len(sums)} texts have no token to score", file=sys.stderr)
     result_of = metric_package.sibling("text_corpus").result_of
-    return result_of(scorer, sums, None, signature, with_contexts=False)
+    named = None if args.group_by is None else groups
+    return result_of(scorer, sums, named, signature, with_contexts=False)
+
+
+def read(args: argparse.Namespace, processes: "Processes") -> Iterator[Row]:
+    """The texts that the arguments name, with their groups; each is read when it is asked for."""
+    if args.dataset is not None:
+        rows = read_dataset_rows(args.dataset, Columns(args.column, args.group_by))
+    elif processes.size > 1 and "-" in sources(args):
+        raise ValueError("Several processes cannot share the standard input; name files.")
+    else:
+        rows = read_rows(args.files, args.lines, args.column, args.group_by)
+    return itertools.islice(rows, args.limit)
+
+
+def sources(args: argparse.Namespace) -> list[str]:
+    """The dataset or the files to read; "-" is the standard input."""
+    return (args.files or ["-"]) if args.dataset is None else [args.dataset]
+
+
+def noting_groups(rows: Iterator[Row], groups: list[str]) -> Iterator[str]:
+    """The texts; the group of each, if it has one, is added to `groups` when it is read."""
+    for text, group in rows:
+        if group is not None:
+            groups.append(group)
+        yield text
+
+
+def check_output(args: argparse.Namespace, scorer: "TextScorer | TextComparer | ByteComparer"):
+    """Raises ValueError for output that these texts do not have, or that would overwrite them."""
+    if args.resume and scorer.joins_texts:
+        raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
+    if args.group_by is not None and scorer.joins_texts:
+        raise ValueError(f"--preset {args.preset} joins all texts, so they have no groups.")
+    if args.per_text is not None and args.per_text.exists():
+        for name in sources(args):
+            if Path(name).exists() and args.per_text.samefile(name):
+                raise ValueError(f"--per-text would overwrite {name}, which is to be read.")
+
+
+def per_text_settings(args: argparse.Namespace, signature: str) -> dict[str, str]:
+    """What the lines of --per-text depend on."""
+    settings = {"signature": signature}
+    if args.group_by is not None:
+        settings["group_by"] = args.group_by
+    if args.positions:
+        settings["positions"] = "yes"
+    return settings
 
 
 def save_base(
@@ -154,15 +213,15 @@ def save_base(
     return None
 
 
-def next_text(texts: Iterator[str], num_finished: int, files: list[str]) -> str | None:
+def next_text(texts: Iterator[str], num_finished: int, sources: list[str]) -> str | None:
     """The first text that is not finished; None if all are.
 
     Raises:
-        ValueError: the files hold no texts at all.
+        ValueError: the files or the dataset hold no texts at all.
     """
     text = next(texts, None)
     if text is None and num_finished == 0:
-        names = ("the standard input" if name == "-" else name for name in files or ["-"])
+        names = ("the standard input" if name == "-" else name for name in sources)
         raise ValueError(f"There are no texts in {', '.join(names)}.")
     return text
 
@@ -208,6 +267,16 @@ def model_options(args: argparse.Namespace, device: "torch.device | None") -> di
         "stride": args.stride,
         "max_length": args.max_length,
         "add_start_token": not args.no_start_token,
+        "positions": args.positions,
+    }
+
+
+def without_lists(result: dict) -> dict:
+    """The result, and that of each group, without the perplexity of each text."""
+    return {
+        name: without_lists(value) if isinstance(value, dict) else value
+        for name, value in result.items()
+        if not isinstance(value, list)
     }
 
 
@@ -217,17 +286,23 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.resume and args.per_text is None:
         parser.error("--resume needs --per-text, the file of the run to continue")
-    if args.save_base is not None and (args.base is not None or args.per_text is not None):
-        parser.error("--save-base goes without --base and --per-text")
-    if not args.files and sys.stdin.isatty():
+    results = (args.base, args.per_text, args.group_by, args.positions or None)
+    if args.save_base is not None and results != (None,) * 4:
+        parser.error("--save-base goes without --base, --per-text, --group-by and --positions")
+    if args.dataset is not None and args.files:
+        parser.error("--dataset goes without files")
+    if args.limit is not None and args.limit < 1:
+        parser.error("--limit must be at least 1")
+    if sources(args) == ["-"] and sys.stdin.isatty():
         parser.error("no files, and nothing on the standard input")
     try:
         result = run(args)
         if result is None:  # the first rank has it, or a base was saved
             return 0
         if args.json:
-            shown = {name: value for name, value in result.items() if name != "perplexities"}
-            print(json.dumps(finite(shown), allow_nan=False), flush=True)
+            from per_text_file import finite
+
+            print(json.dumps(finite(without_lists(result)), allow_nan=False), flush=True)
         else:
             if args.base is None:
                 table = as_table(result, args.model)

@@ -21,6 +21,12 @@ def as_table(result: dict, model: str) -> str:
     ]
     if result.get("num_truncated", 0) > 0:
         rows.append(("texts cut", f"{result['num_truncated']:,}", "by --max-length"))
+    if "groups" in result:
+        rows += _parts("by group", result["groups"], "perplexity", ".2f")
+        macro = f"{result['macro_perplexity']:.2f}"
+        rows.append(("macro perplexity", macro, "of the groups' mean nll, unweighted"))
+    if "positions" in result:
+        rows += _positions(result["positions"], "perplexity", ".2f")
     return _table(model, rows, result["signature"])
 
 
@@ -62,7 +68,33 @@ def comparison_table(result: dict, model: str, base: str) -> str:
         ("texts", f"{result['num_sequences']:,}", ""),
         ("tokens", f"{result['num_tokens']:,}", ""),
     ]
+    name = "perplexity_ratio" if "perplexity_ratio" in result else "bits_per_byte_difference"
+    form = ".4f" if name == "perplexity_ratio" else "+.4f"
+    if "groups" in result:
+        rows += _parts("by group", result["groups"], name, form)
+        macro, base_macro = (result[f"{side}macro_perplexity"] for side in ("", "base_"))
+        rows.append(("macro perplexity", f"{macro:.3f}", f"base {base_macro:.3f}"))
+    if "positions" in result:
+        rows += _positions(result["positions"], name, form)
     return _table(f"{model}, compared with {base}", rows, result["signature"])
+
+
+def _parts(title: str, results: dict, name: str, form: str) -> list[tuple[str, str, str]]:
+    """A line for each part of the texts, below one that says what it shows."""
+    rows = [(title, "", name.replace("_", " "))]
+    for label, result in results.items():
+        _, value, interval = _with_interval(label, result, name, form)
+        counts = f"tokens {result['num_tokens']:,}"
+        if "num_sequences" in result:
+            counts += f", texts {result['num_sequences']:,}"
+        rows.append((f"  {label}", value, f"{interval}; {counts}"))
+    return rows
+
+
+def _positions(results: dict, name: str, form: str) -> list[tuple[str, str, str]]:
+    """A line for each bucket with tokens; short texts leave most of them empty."""
+    found = {label: result for label, result in results.items() if result["num_tokens"] > 0}
+    return _parts("tokens before", found, name, form)
 
 
 def _with_interval(label: str, result: dict, name: str, form: str) -> tuple[str, str, str]:
@@ -74,5 +106,6 @@ def _with_interval(label: str, result: dict, name: str, form: str) -> tuple[str,
 
 
 def _table(title: str, rows: list[tuple[str, str, str]], signature: str) -> str:
-    lines = [f"  {name:<16}{value:>12}   {note}".rstrip() for name, value, note in rows]
+    width = max(16, *(len(name) for name, _, _ in rows))
+    lines = [f"  {name:<{width}}{value:>12}   {note}".rstrip() for name, value, note in rows]
     return "\n".join([title, *lines, f"  {signature}"])

@@ -18,14 +18,16 @@ class PerTextFile:
 
     Args:
         path: the file. It is overwritten; with `resume` it is continued, if it exists.
-        signature: the settings of this run.
+        settings: those of this run, by name; the signature is one of them.
         sums_type: what is written of each text, `TextSums` or a class derived from it.
 
     Raises:
         ValueError: `resume` on a file of other settings, or one that --per-text did not write.
     """
 
-    def __init__(self, path: Path, signature: str, sums_type: "type[TextSums]", resume: bool):
+    def __init__(
+        self, path: Path, settings: dict[str, str], sums_type: "type[TextSums]", resume: bool
+    ):
         self.path, self._sums_type = path, sums_type
         self.finished: list[TextSums] = []
         self._fingerprints: list[str] = []
@@ -35,15 +37,15 @@ class PerTextFile:
             # A killed run may leave half a line: it has no line end, and does not count.
             length = data.rfind(b"\n") + 1
             if length > 0:
-                self._read(data[:length].splitlines(), signature)
-            elif not self._line({"signature": signature}).startswith(data):
+                self._read(data[:length].splitlines(), settings)
+            elif not self._line(settings).startswith(data):
                 raise ValueError(f"{path} was not written by --per-text.")
         self._file = open(path, "r+b" if length > 0 else "wb")  # noqa: SIM115
         if length > 0:
             self._file.truncate(length)
             self._file.seek(length)
         else:  # a device, such as /dev/full, cannot be truncated
-            self._write_line({"signature": signature})
+            self._write_line(settings)
 
     def __enter__(self) -> "PerTextFile":
         return self
@@ -52,17 +54,22 @@ class PerTextFile:
         with self._named_errors():
             self._file.close()
 
-    def _read(self, lines: list[bytes], signature: str) -> None:
+    def _read(self, lines: list[bytes], settings: dict[str, str]) -> None:
         with self._named_line(1):
-            written = _from_json(json.loads(lines[0])["signature"], str)
+            written = json.loads(lines[0])
+            _from_json(written["signature"], str)
         for number, line in enumerate(lines[1:], start=2):
             with self._named_line(number):
                 row = json.loads(line)
                 self.finished.append(_from_json(row, self._sums_type))
                 self._fingerprints.append(_from_json(row["fingerprint"], str))
-        if written != signature:
+        if written != settings:
+            then, now = (
+                ", ".join(f"{name} {value}" for name, value in each.items())
+                for each in (written, settings)
+            )
             raise ValueError(
-                f"{self.path} is of a run with other settings, {written}; now they are {signature}."
+                f"{self.path} is of a run with other settings, {then}; now they are {now}."
             )
 
     @contextlib.contextmanager
@@ -89,9 +96,11 @@ class PerTextFile:
                 )
         return texts
 
-    def write(self, number: int, text: str, sums: "TextSums") -> None:
-        """Add the sums of a text."""
+    def write(self, number: int, text: str, group: str | None, sums: "TextSums") -> None:
+        """Add the sums of a text, and its group if it has one."""
         row = {"text": number, "fingerprint": fingerprint(text), "perplexity": sums.perplexity}
+        if group is not None:
+            row["group"] = group
         self._write_line(finite(row) | _as_json(dataclasses.asdict(sums)))
 
     @staticmethod
@@ -151,11 +160,12 @@ def _from_json(value: Any, kind: type) -> Any:
 
 
 def finite(values: dict) -> dict:
-    """The values with None for NaN and infinity, which JSON does not have."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+    """The values, also nested ones, with None for NaN and infinity, which JSON does not have."""
+    found = {}
+    for name, value in values.items():
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        found[name] = finite(value) if isinstance(value, dict) else value if is_finite else None
+    return found
 
 
 def fingerprint(text: str) -> str:

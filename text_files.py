@@ -1,4 +1,4 @@
-"""Files and the standard input -> texts, one at a time. Files that do not hold text are refused.
+"""Files and the standard input -> texts, one at a time, with their groups. Others are refused.
 
 A text comes as it is in the file: no character changes, and no string of a table becomes a number,
 a date or a missing value. A byte order mark at the start of a file is not part of the text. NUL is
@@ -17,10 +17,11 @@ import lzma
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 # Bytes read at once, because a line may be of any length.
 CHUNK = 1 << 20
@@ -34,7 +35,64 @@ REFUSED = {
 }  # fmt: skip
 
 
-def read_texts(files: list[str], lines: bool, column: str) -> Iterator[str]:
+class Row(NamedTuple):
+    """A text, and the name of its group; None without groups."""
+
+    text: str
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that are read: that of the texts, and that of the groups if any."""
+
+    text: str
+    group: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Each column once."""
+        return list(dict.fromkeys([self.text] if self.group is None else [self.text, self.group]))
+
+    def check(self, place: str, found: Sequence[str]) -> None:
+        """Raises ValueError unless each column is there once; `found` are those that are there."""
+        for name in self.names:
+            if name not in found:
+                there = ", ".join(found) or "none"
+                raise ValueError(f"{place} has no column {name!r}; it has {there}.")
+            if found.count(name) > 1:
+                raise ValueError(
+                    f"{place} has {found.count(name)} columns {name!r}; one is needed."
+                )
+
+    def row(self, source: str, number: int, values: Mapping[str, Any]) -> Row:
+        """The text and the group of a row, from the values of its columns.
+
+        Raises:
+            ValueError: the text is no string, or the group neither a string nor a whole number.
+        """
+        text = values[self.text]
+        if not isinstance(text, str):
+            found = type(text).__name__
+            raise ValueError(f"{source}: {self.text!r} of row {number} is no text, but {found}.")
+        if self.group is None:
+            return Row(text)
+        group = values[self.group]
+        if not isinstance(group, str | int) or isinstance(group, bool):
+            raise ValueError(
+                f"{source}: {self.group!r} of row {number} must be a string or a whole number to "
+                f"name a group, got {group!r}."
+            )
+        return Row(text, str(group))
+
+
+# What --group-by takes for a group of each file.
+BY_FILE = "file"
+
+
+def read_rows(
+    files: list[str], lines: bool, column: str, group_by: str | None = None
+) -> Iterator[Row]:
     """The texts of the files, one after another. Nothing is read before it is needed.
 
     Args:
@@ -42,18 +100,27 @@ def read_texts(files: list[str], lines: bool, column: str) -> Iterator[str]:
         lines: each line of a plain-text file is a text. It ends at a newline and nowhere else; a
             carriage return directly before the newline is not part of it.
         column: the column of a table that holds the texts. A JSON row may also be the text itself.
+        group_by: the column of a table that names each text's group; BY_FILE for the file's name.
 
     Raises:
-        ValueError: at once, a kind of file that is not supported; while reading, data that is not
-            what it should be, with the name of the file and the place in it.
+        ValueError: at once, a kind of file that is not supported, or one without columns to group
+            by; while reading, data that is not what it should be, with the name of the file and the
+            place in it.
         OSError: while reading, a file that cannot be opened.
     """
-    sources = [(name, *_opener_and_reader(name, lines, column)) for name in files or ["-"]]
-    return itertools.chain.from_iterable(itertools.starmap(_read, sources))
+    columns = Columns(column, None if group_by == BY_FILE else group_by)
+    sources = [(name, *_opener_and_reader(name, lines, columns)) for name in files or ["-"]]
+    return _read_all(sources, by_file=group_by == BY_FILE)
 
 
-def _opener_and_reader(name: str, lines: bool, column: str) -> tuple[Callable, Callable]:
-    """How to open a file and how to get its texts, by its suffixes."""
+def _read_all(sources: list[tuple[str, Callable, Callable]], by_file: bool) -> Iterator[Row]:
+    for name, opener, reader in sources:
+        for row in _read(name, opener, reader):
+            yield Row(row.text, name) if by_file else row
+
+
+def _opener_and_reader(name: str, lines: bool, columns: Columns) -> tuple[Callable, Callable]:
+    """How to open a file and how to get its rows, by its suffixes."""
     suffix = Path(name).suffix.lower()
     opener = OPENERS.get(suffix, open)
     if suffix in OPENERS:
@@ -65,12 +132,18 @@ def _opener_and_reader(name: str, lines: bool, column: str) -> tuple[Callable, C
             ".jsonl, .csv, .tsv or .parquet."
         )
     if suffix in TABLES:
-        return opener, partial(TABLES[suffix], column=column)
+        return opener, partial(TABLES[suffix], columns=columns)
+    if columns.group is not None:
+        place = "The standard input" if name == "-" else name
+        raise ValueError(
+            f"{place} is plain text and has no columns to group by. --group-by {BY_FILE} makes a "
+            "group of each file."
+        )
     return opener, _read_lines if lines else _read_whole
 
 
-def _read(name: str, opener: Callable, reader: Callable) -> Iterator[str]:
-    """The texts of one file; an error says which file cannot be read."""
+def _read(name: str, opener: Callable, reader: Callable) -> Iterator[Row]:
+    """The rows of one file; an error says which file cannot be read."""
     if name == "-":
         yield from reader("standard input", sys.stdin.buffer)
         return
@@ -91,17 +164,17 @@ OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".lzma": lzma.o
 OPENERS[".zst"] = _open_zstd
 
 
-def _read_whole(name: str, file: BinaryIO) -> Iterator[str]:
+def _read_whole(name: str, file: BinaryIO) -> Iterator[Row]:
     text = _without_nul(_decoded(file.read().removeprefix(codecs.BOM_UTF8), name), name)
     _warn_of_json_lines(text, name)
-    yield text
+    yield Row(text)
 
 
-def _read_lines(name: str, file: BinaryIO) -> Iterator[str]:
+def _read_lines(name: str, file: BinaryIO) -> Iterator[Row]:
     for number, line in enumerate(_lines(name, file)):
         if number == 0:
             _warn_of_json_lines(line, name)
-        yield _without_nul(line.removesuffix("\r\n").removesuffix("\n"), name)
+        yield Row(_without_nul(line.removesuffix("\r\n").removesuffix("\n"), name))
 
 
 def _lines(name: str, file: BinaryIO) -> Iterator[str]:
@@ -136,7 +209,7 @@ def _warn_of_json_lines(text: str, name: str) -> None:
         )
 
 
-def _read_csv(name: str, file: BinaryIO, column: str, delimiter: str = ",") -> Iterator[str]:
+def _read_csv(name: str, file: BinaryIO, columns: Columns, delimiter: str = ",") -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
     rows = csv.reader(_lines(name, file), delimiter=delimiter, strict=True)
     header, number = None, -1
@@ -150,11 +223,11 @@ def _read_csv(name: str, file: BinaryIO, column: str, delimiter: str = ",") -> I
             _without_nul("".join(row), place())
             if header is None:
                 header = row
-                _check_column(name, column, header)
+                columns.check(name, header)
             elif len(row) != len(header):
                 raise ValueError(f"{place()} has {len(row)} fields, and the header {len(header)}.")
             else:
-                yield row[header.index(column)]
+                yield columns.row(name, number, dict(zip(header, row, strict=True)))
             number += 1
     except csv.Error as error:
         # Python's message for a stray carriage return is for programmers.
@@ -163,38 +236,30 @@ def _read_csv(name: str, file: BinaryIO, column: str, delimiter: str = ",") -> I
         raise ValueError(f"{place()} is no CSV: {reason}.") from error
 
 
-def _read_parquet(name: str, file: BinaryIO, column: str) -> Iterator[str]:
+def _read_parquet(name: str, file: BinaryIO, columns: Columns) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        # Without a buffer, pyarrow reads the column of a whole row group at once.
+        # Without a buffer, pyarrow reads the columns of a whole row group at once.
         table = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
-        _check_column(name, column, table.schema_arrow.names)
-        batches = table.iter_batches(batch_size=64, columns=[column])
-        for number, field in enumerate(itertools.chain.from_iterable(b[column] for b in batches)):
-            try:
-                yield _checked_text(name, column, number, field.as_py())
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{name}: {column!r} of row {number} is not UTF-8 text: {error}."
-                ) from error
+        columns.check(name, table.schema_arrow.names)
+        batches = table.iter_batches(batch_size=64, columns=columns.names)
+        rows = itertools.chain.from_iterable(
+            zip(*(batch[column] for column in columns.names), strict=True) for batch in batches
+        )
+        for number, fields in enumerate(rows):
+            values = {}
+            for column, field in zip(columns.names, fields, strict=True):
+                try:
+                    values[column] = field.as_py()
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"{name}: {column!r} of row {number} is not UTF-8 text: {error}."
+                    ) from error
+            yield columns.row(name, number, values)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{name} is no Parquet file that can be read: {error}") from error
-
-
-def _check_column(name: str, column: str, columns: list[str]) -> None:
-    if column not in columns:
-        raise ValueError(f"{name} has no column {column!r}; it has {', '.join(columns)}.")
-    if columns.count(column) > 1:
-        raise ValueError(f"{name} has {columns.count(column)} columns {column!r}; one is needed.")
-
-
-def _checked_text(name: str, column: str, number: int, value) -> str:
-    if not isinstance(value, str):
-        found = type(value).__name__
-        raise ValueError(f"{name}: {column!r} of row {number} is no text, but {found}.")
-    return value
 
 
 BLANK = re.compile(r"[ \t\r\n]*")
@@ -203,23 +268,21 @@ BLANK = re.compile(r"[ \t\r\n]*")
 LONGEST_TOKEN = len(r"\ud83d\udf89")
 
 
-def _read_json(name: str, file: BinaryIO, column: str) -> Iterator[str]:
+def _read_json(name: str, file: BinaryIO, columns: Columns) -> Iterator[Row]:
     def to_row(items: list[tuple]) -> dict:
-        if sum(key == column for key, _ in items) > 1:
-            raise ValueError(f"{column!r} is there twice")
+        for column in columns.names:
+            if sum(key == column for key, _ in items) > 1:
+                raise ValueError(f"{column!r} is there twice")
         return dict(items)
 
     for number, row in enumerate(_json_values(name, file, to_row)):
-        if isinstance(row, str):
-            yield row
+        if isinstance(row, str) and columns.group is None:
+            yield Row(row)
             continue
         if not isinstance(row, dict):
             raise ValueError(f"{name}: row {number} is no object, but {type(row).__name__}.")
-        if column not in row:
-            raise ValueError(
-                f"{name}: row {number} has no column {column!r}; it has {', '.join(row) or 'none'}."
-            )
-        yield _checked_text(name, column, number, row[column])
+        columns.check(f"{name}: row {number}", list(row))
+        yield columns.row(name, number, row)
 
 
 def _json_values(name: str, file: BinaryIO, to_row: Callable[[list], dict]) -> Iterator:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 import os
 import signal
 import socket
@@ -111,6 +112,17 @@ def reference_perplexity(logits, targets, weights=None) -> float:
     nll = reference_nll(logits, targets).numpy()
     weights = np.ones_like(nll) if weights is None else np.broadcast_to(weights, nll.shape)
     return float(np.exp((nll * weights).sum() / weights.sum()))
+
+
+def flat(values: dict, names=()) -> dict:
+    """Nested values by the path to them, as `pytest.approx` takes them; None is NaN."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, (*names, name))
+        elif not isinstance(value, str | list):
+            found[*names, name] = math.nan if value is None else value
+    return found
 
 
 def as_objects(arrays) -> np.ndarray:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-from conftest import ROOT, load, sibling
+from conftest import ROOT, flat, load, sibling
 
 import cli
 import per_text_file
@@ -215,13 +215,13 @@ def test_resume_refuses_an_odd_line(tmp_path, case):
     path, odd = tmp_path / "scores.jsonl", ODD_LINES[case]
     lines = [json.dumps({"signature": "s"}).encode(), json.dumps(GOOD).encode()]
     path.write_bytes(b"\n".join([*lines, b""]))
-    with PerTextFile(path, "s", SUMS, resume=True) as log:
+    with PerTextFile(path, {"signature": "s"}, SUMS, resume=True) as log:
         assert log.finished[0].perplexity == pytest.approx(math.exp(2))
     lines.append(odd if isinstance(odd, bytes) else json.dumps(GOOD | odd).encode())
     path.write_bytes(b"\n".join([*lines, b""]))
     before = path.read_bytes()
     with pytest.raises(ValueError, match="scores.jsonl: line 3 was not written by --per-text"):
-        PerTextFile(path, "s", SUMS, resume=True)
+        PerTextFile(path, {"signature": "s"}, SUMS, resume=True)
     assert path.read_bytes() == before
 
 
@@ -280,7 +280,7 @@ def test_the_input_is_not_overwritten(tmp_path):
 def test_a_disk_that_becomes_full_is_named(tmp_path, monkeypatch):
     """Also when the file is closed, which tries once more to write what is left."""
     out = tmp_path / "scores.jsonl"
-    with PerTextFile(out, "s", SUMS, resume=False) as log:
+    with PerTextFile(out, {"signature": "s"}, SUMS, resume=False) as log:
         pass
     with open("/dev/full", "wb") as full:
         monkeypatch.setattr(log, "_file", full)
@@ -343,6 +343,9 @@ ERRORS = {
     "binary": ([str(ROOT / "tiny_model" / "model.safetensors")], "is not UTF-8 text"),
     "no such column": ([str(ROOT / "tiny_model" / "held_out.jsonl"), "--column", "x"],
                        "has no column 'x'; it has name, text"),
+    "standard input has no columns": (["--group-by", "x"], "The standard input is plain text and"),
+    "groups, joined": (["--group-by", "file", "--preset", "hf-docs"],
+                       "error: --preset hf-docs joins all texts, so they have no groups."),
 }  # fmt: skip
 
 
@@ -366,7 +369,10 @@ def test_errors_are_one_line(case):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--resume"], ["--window", "many"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--resume"], ["--window", "many"], ["--limit", "0"], ["a.txt", "--dataset", "name"]],
+)
 def test_wrong_usage_is_status_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2
@@ -380,6 +386,136 @@ def test_help_and_wrong_usage_wait_for_no_large_import(arguments):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "text_files" in imported
     assert imported.isdisjoint({"evaluate", "numpy", "torch"})
+
+
+# --- groups and positions -------------------------------------------------------------------------
+
+KINDS = ["news", "code", "news"]
+
+
+def write_rows(path, texts=TEXTS, kinds=KINDS):
+    rows = [{"text": text, "kind": kind} for text, kind in zip(texts, kinds, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_groups_and_positions_are_those_of_compute(tmp_path):
+    data = write_rows(tmp_path / "data.jsonl")
+    options = {"predictions": TEXTS, "groups": KINDS, "positions": True, "model_id": TINY}
+    found = result(data, "--group-by", "kind", "--positions")
+    expected = load().compute(**options)
+    assert list(found["groups"]) == ["news", "code"]
+    assert flat(found) == pytest.approx(flat(expected), rel=1e-6, nan_ok=True)
+    assert "perplexities" not in found["groups"]["news"]
+
+
+def ratio_of(group: dict) -> str:
+    """What the table for people has of a group in a comparison."""
+    low, high = (f"{group[f'perplexity_ratio_ci_{end}']:.4f}" for end in ("low", "high"))
+    ratio, tokens = f"{group['perplexity_ratio']:>12.4f}", group["num_tokens"]
+    return f"{ratio}   95% interval {low} to {high}; tokens {tokens}"
+
+
+def test_groups_and_positions_of_a_comparison(tmp_path):
+    texts, kinds = TEXTS * 6, KINDS * 6
+    data = write_rows(tmp_path / "data.jsonl", texts, kinds)
+    arguments = [data, "--group-by", "kind", "--positions", "--base", TINY, "--dtype", "bfloat16"]
+    found = result(*arguments)
+    expected = load().compare(
+        texts,
+        groups=kinds,
+        positions=True,
+        base_id=TINY,
+        model_id=TINY,
+        model_kwargs={"dtype": "bfloat16"},
+    )
+    assert flat(found) == pytest.approx(flat(expected), rel=1e-6, nan_ok=True)
+    lines = run(*arguments).stdout.splitlines()
+    assert lines[lines.index("  by group                       perplexity ratio") + 1 :][:2] == [
+        f"    news          {ratio_of(expected['groups']['news'])}, texts 12",
+        f"    code          {ratio_of(expected['groups']['code'])}, texts 6",
+    ]
+    assert any(line.startswith("  macro perplexity") and "   base " in line for line in lines)
+    assert "  tokens before                  perplexity ratio" in lines
+
+
+def test_files_are_groups_in_the_table_for_people(tmp_path):
+    """The names of files are long, and a bucket without tokens has no line."""
+    first, second = tmp_path / "first_long_name.txt", tmp_path / "b.txt"
+    texts = ["Return one.", "Return two.", "Return three.", "Return all of them."]
+    first.write_text("\n".join(texts))
+    second.write_text("six")
+    done = run(first, second, "--lines", "--group-by", "file", "--positions")
+    assert done.returncode == 0, done.stderr
+    names = [str(first)] * 4 + [str(second)]
+    expected = load().compute(
+        predictions=[*texts, "six"], groups=names, positions=True, model_id=TINY
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    of_first, of_second = expected["groups"].values()
+    low, high = (f"{of_first[f'perplexity_ci_{end}']:.2f}" for end in ("low", "high"))
+    counts = f"tokens {of_first['num_tokens']}, texts 4"
+    at = lines.index(["by", "group", "perplexity"])
+    assert lines[at + 1 : at + 3] == [
+        f"{first} {of_first['perplexity']:.2f} 95% interval {low} to {high}; {counts}".split(),
+        f"{second} {of_second['perplexity']:.2f} no 95% interval; "
+        f"tokens {of_second['num_tokens']}, texts 1".split(),
+    ]
+    macro = f"{expected['macro_perplexity']:.2f}"
+    assert lines[at + 3][:3] == ["macro", "perplexity", macro]
+    at = lines.index(["tokens", "before", "perplexity"])
+    labels = [line[0] for line in lines[at + 1 : -1]]
+    assert labels == [name for name, part in expected["positions"].items() if part["num_tokens"]]
+
+
+def test_groups_and_positions_are_resumed(tmp_path):
+    data, out = write_rows(tmp_path / "data.jsonl"), tmp_path / "out.jsonl"
+    arguments = [data, "--group-by", "kind", "--positions", "--per-text", out]
+    whole = result(*arguments)
+    header, *rows = out.read_bytes().splitlines(keepends=True)
+    settings = {"signature": whole["signature"], "group_by": "kind", "positions": "yes"}
+    assert json.loads(header) == settings
+    assert [json.loads(row)["group"] for row in rows] == KINDS
+    out.write_bytes(header + b"".join(rows[:2]))
+    # Float32 rounds otherwise in batches of another shape, and an interval of two texts shows it.
+    resumed = flat(result(*arguments, "--resume"))
+    assert resumed == pytest.approx(flat(whole), rel=1e-4, nan_ok=True)
+    for changed in (
+        [data, "--positions"],
+        [data, "--group-by", "text", "--positions"],
+        [data, "--group-by", "kind"],
+    ):
+        done = run(*changed, "--per-text", out, "--resume")
+        assert done.returncode == 1
+        assert "is of a run with other settings, " in done.stderr
+        assert ", group_by kind, positions yes; now they are " in done.stderr
+
+
+def test_only_the_first_texts(tmp_path):
+    """What follows them is not read."""
+    data = tmp_path / "data.jsonl"
+    write_rows(data)
+    data.write_text(data.read_text() + "no row\n")
+    assert_same(result(data, "--limit", 3), TEXTS)
+    assert_same(result(data, "--limit", 2), TEXTS[:2])
+
+
+def test_a_dataset(tmp_path):
+    """Of two configurations; test_text_datasets.py has more."""
+    for config in ("de", "en"):
+        data = {"body": [f"{config} {text}" for text in TEXTS], "kind": KINDS}
+        datasets.Dataset.from_dict(data).to_parquet(tmp_path / config / "test.parquet")
+    names = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("de", "en"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
+    arguments = ["--dataset", f"{tmp_path}:en", "--column", "body", "--group-by", "kind"]
+    found = result(*arguments, "--limit", 2)
+    assert_same(found, [f"en {text}" for text in TEXTS[:2]])
+    assert list(found["groups"]) == ["news", "code"]
+    done = run("--dataset", f"{tmp_path}:fr", "--model", "nobody/nothing")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {tmp_path} has no configuration 'fr'; it has de, en."
+    )
 
 
 # --- comparisons ----------------------------------------------------------------------------------
@@ -429,10 +565,16 @@ def test_a_base_is_saved_and_compared_with(tmp_path):
 
 
 def test_what_does_not_go_with_save_base(tmp_path):
-    for arguments in (["--base", TINY], ["--per-text", tmp_path / "out.jsonl"]):
+    for arguments in (
+        ["--base", TINY],
+        ["--per-text", tmp_path / "out.jsonl"],
+        ["--group-by", "file"],
+        ["--positions"],
+    ):
         done = run("--save-base", tmp_path / "base", *arguments, stdin="text")
         assert done.returncode == 2
-        assert "--save-base goes without --base and --per-text" in done.stderr
+        message = "--save-base goes without --base, --per-text, --group-by and --positions"
+        assert message in done.stderr
     done = run(tmp_path / "missing.txt", "--base", tmp_path / "nothing")
     assert done.returncode == 1
     assert "could not be loaded as a causal language model" in done.stderr

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from conftest import ROOT, finish_ranks, load, sibling, start_ranks
+from conftest import ROOT, finish_ranks, flat, load, sibling, start_ranks
 from workers import sync as worker
 
 TINY = str(ROOT / "tiny_model")
@@ -301,6 +301,27 @@ def test_a_dead_rank_ends_the_run_and_resume_continues_it(tmp_path):
     [(_, whole, _)] = run(1, "--json", data)
     assert_same(json.loads(printed), json.loads(whole), rel=1e-6)
     assert len(out.read_text().splitlines()) == len(texts) + 1
+
+
+def test_groups_and_positions_are_shared_out_and_resumed(tmp_path):
+    """The file lost its second half."""
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    rows = [{"text": f"Item {i}. {'Return it. ' * (i % 7)}", "kind": i % 3} for i in range(400)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--json", "--group-by", "kind", "--positions", data]
+    [(status, alone, error)] = run(1, *options)
+    assert status == 0, error
+    (status, printed, error), _ = run(2, *options, "--per-text", out)
+    assert status == 0, error
+    lines = out.read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["group"] for line in lines[1:]] == [str(i % 3) for i in range(400)]
+    out.write_bytes(b"".join(lines[:200]) + lines[200][:50])
+    (status, resumed, error), _ = run(2, *options, "--per-text", out, "--resume")
+    assert status == 0, error
+    whole, *others = map(json.loads, (alone, printed, resumed))
+    assert list(whole["groups"]) == ["0", "1", "2"]
+    for found in others:
+        assert flat(found) == pytest.approx(flat(whole), rel=1e-5, nan_ok=True)
 
 
 @pytest.mark.parametrize("is_saved", [False, True], ids=["base in memory", "saved base"])

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import sys
 import tracemalloc
 from functools import partial
@@ -84,7 +85,7 @@ PACKERS[".zst"] = zstd
 def read(path, data: bytes | None = None, lines=False, column="body") -> list[str]:
     if data is not None:
         path.write_bytes(data)
-    return list(text_files.read_texts([str(path)], lines, column))
+    return [text for text, _ in text_files.read_rows([str(path)], lines, column)]
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -182,7 +183,8 @@ def test_the_standard_input_stands_among_files(tmp_path, monkeypatch):
     (tmp_path / "table.csv").write_bytes(b"body\nthree\n")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(BOM + b"zwei\r\n")))
     names = [str(tmp_path / "one.txt"), "-", str(tmp_path / "table.csv")]
-    assert list(text_files.read_texts(names, False, "body")) == ["one", "zwei\r\n", "three"]
+    rows = text_files.read_rows(names, False, "body", "file")
+    assert list(rows) == list(zip(["one", "zwei\r\n", "three"], names, strict=True))
 
 
 @pytest.mark.parametrize("name", ["x.foo", "x", "x.txt.gz"])
@@ -201,7 +203,7 @@ def test_json_lines_by_another_name_are_plain_text_with_a_warning(tmp_path, caps
 @pytest.mark.parametrize("lines", [False, True])
 def test_json_lines_on_the_standard_input_are_plain_text_with_a_warning(monkeypatch, capsys, lines):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(BOM + b'{"body": "one"}')))
-    assert list(text_files.read_texts([], lines, "body")) == ['{"body": "one"}']
+    assert list(text_files.read_rows([], lines, "body")) == [('{"body": "one"}', None)]
     assert capsys.readouterr().err.startswith("warning: standard input looks like JSON Lines")
 
 
@@ -210,6 +212,63 @@ def test_other_plain_text_is_read_without_a_warning(tmp_path, capsys, lines):
     read(tmp_path / "x.foo", b'plain\n{"body": "one"}', lines)
     read(tmp_path / "x.jsonl", b'{"body": "one"}', lines)
     assert capsys.readouterr().err == ""
+
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("rows.csv", b"kind,body\nnews,one\n7,two\n"),
+        ("rows.jsonl", b'{"kind": "news", "body": "one"}\n{"kind": 7, "body": "two"}'),
+        ("rows.parquet", parquet_bytes({"kind": ["news", "7"], "body": ["one", "two"]})),
+    ],
+)
+def test_a_column_names_the_groups(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    rows = text_files.read_rows([str(path)], False, "body", "kind")
+    assert list(rows) == [("one", "news"), ("two", "7")]
+    assert next(text_files.read_rows([str(path)], False, "body", "body")) == ("one", "one")
+
+
+NO_NAME = " must be a string or a whole number to name a group, got "
+
+
+def test_a_parquet_column_of_whole_numbers_names_groups(tmp_path):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(parquet_bytes({"year": [2024, 2025], "body": ["one", "two"]}))
+    rows = text_files.read_rows([str(path)], False, "body", "year")
+    assert list(rows) == [("one", "2024"), ("two", "2025")]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", b"id,body\n1,one\n", "a.csv has no column 'kind'; it has id, body."),
+        ("a.csv", b"kind,kind,body\n1,2,one\n", "a.csv has 2 columns 'kind'; one is needed."),
+        ("a.jsonl", b'{"body": "one"}', "a.jsonl: row 0 has no column 'kind'; it has body."),
+        ("a.jsonl", b'{"body": "one", "kind": 1, "kind": 2}', "'kind' is there twice"),
+        ("a.jsonl", b'{"body": "one", "kind": null}', "'kind' of row 0" + NO_NAME + "None."),
+        ("a.jsonl", b'{"body": "one", "kind": true}', "'kind' of row 0" + NO_NAME + "True."),
+        ("a.json", b'["one"]', "a.json: row 0 is no object, but str."),
+        ("a.parquet", parquet_bytes({"body": ["one", "two"], "kind": ["x", None]}),
+         "a.parquet: 'kind' of row 1" + NO_NAME + "None."),
+        ("a.parquet", parquet_bytes({"body": ["one"]}), "has no column 'kind'; it has body."),
+    ],
+)  # fmt: skip
+def test_a_group_that_is_missing(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        list(text_files.read_rows([str(tmp_path / name)], False, "body", "kind"))
+
+
+def test_plain_text_has_no_columns_to_group_by():
+    """It is said at once, before anything is read."""
+    for files, place in (["a.csv", "a.txt"], "a.txt"), ([], "The standard input"):
+        with pytest.raises(ValueError, match=f"^{place} is plain text and has no columns to group"):
+            text_files.read_rows(files, False, "body", "kind")
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -228,8 +287,8 @@ def test_a_file_is_never_in_memory_as_a_whole(tmp_path, name, packing):
         for number in range(960):
             file.write((between if number else "") + row)
         file.write(last)
-    texts = text_files.read_texts([str(path)], True, "body")
-    assert next(texts) == text
+    texts = text_files.read_rows([str(path)], True, "body")
+    assert next(texts).text == text
     tracemalloc.start()
     try:
         assert sum(1 for _ in texts) == 959
@@ -247,7 +306,7 @@ def test_a_parquet_file_is_never_in_memory_as_a_whole(tmp_path):
     before, most = pa.total_allocated_bytes(), 0
     tracemalloc.start()  # what Arrow reads from a Python file is in Python's memory
     try:
-        for _ in text_files.read_texts([str(path)], False, "body"):
+        for _ in text_files.read_rows([str(path)], False, "body"):
             most = max(most, pa.total_allocated_bytes() - before)
         assert 0 < most + tracemalloc.get_traced_memory()[1] < 12e6
     finally:
@@ -296,7 +355,7 @@ def test_other_kinds_are_refused_by_name_before_anything_is_read(tmp_path, name)
     (tmp_path / "good.txt").write_text("plain text")
     (tmp_path / name).write_text("plain text")
     with pytest.raises(ValueError, match="is of a kind that is not read. Unpack it") as error:
-        text_files.read_texts([str(tmp_path / "good.txt"), str(tmp_path / name)], False, "body")
+        text_files.read_rows([str(tmp_path / "good.txt"), str(tmp_path / name)], False, "body")
     assert str(tmp_path / name) in str(error.value)
 
 
@@ -409,4 +468,4 @@ def test_a_missing_file_and_a_directory(tmp_path, suffix):
 def test_the_standard_input_is_named(monkeypatch, data, lines):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
     with pytest.raises(ValueError, match="standard input.* (is not UTF-8 text|holds NUL)"):
-        list(text_files.read_texts([], lines, "text"))
+        list(text_files.read_rows([], lines, "text"))
