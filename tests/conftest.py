@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_EVALUATE_OFFLINE"] = "1"
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
+os.environ["MPLBACKEND"] = "agg"  # no windows
 _CACHE = tempfile.TemporaryDirectory(prefix="perplexity-tests-")
 os.environ["HF_HOME"] = _CACHE.name
 
