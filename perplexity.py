@@ -34,6 +34,9 @@ from .nll_triton import why_not
 from .options import Options, TextOptions, check_names
 from .pair_totals import PairSums
 from .pending import Batch, Pending
+from .plot_axes import check_matplotlib
+from .plot_tokens import plot_score
+from .plots import plot
 from .positions import bucket_edges
 from .presets import PRESETS
 from .process_files import add_over_files
@@ -201,6 +204,7 @@ class Perplexity(evaluate.Metric):
     token_nll = staticmethod(token_nll)
     token_stats = staticmethod(token_stats)
     linear_token_nll = staticmethod(linear_token_nll)
+    plot = staticmethod(plot)
 
     def __init__(self, *args, **kwargs):
         # A keyword that evaluate does not have is an option. evaluate itself ignores unknown

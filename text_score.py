@@ -10,6 +10,7 @@ import numpy as np
 
 from .heatmap import heatmap
 from .nll_outputs import TokenStats
+from .plot_tokens import plot_score
 from .positions import bucket_sums
 from .presets import Preset
 from .text_encoding import EncodedText
@@ -43,6 +44,13 @@ class TextScore:
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
         return heatmap(self)
+
+    def plot(self, ax=None):
+        """Draw the surprisal of each token in bits, with the entropy of its prediction as a line.
+
+        Returns (figure, axes) of matplotlib; `ax` are axes to draw in.
+        """
+        return plot_score(self, ax)
 
 
 class Draft:

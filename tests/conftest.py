@@ -17,6 +17,7 @@ from types import ModuleType
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_EVALUATE_OFFLINE"] = "1"
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
+os.environ["MPLBACKEND"] = "agg"  # no windows
 _CACHE = tempfile.TemporaryDirectory(prefix="perplexity-tests-")
 os.environ["HF_HOME"] = _CACHE.name
 

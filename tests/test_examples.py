@@ -140,6 +140,15 @@ def test_why_numbers_differ_writes_between_the_markers_only():
         program.put(page, "peers", "")
 
 
+def test_perplexity_by_position(tmp_path):
+    program = ROOT / "examples" / "perplexity_by_position.py"
+    picture = tmp_path / "picture.png"
+    subprocess.run([sys.executable, program, picture], timeout=300, check=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    shown = ROOT / "docs" / "perplexity_by_position.png"
+    assert max(picture.stat().st_size, shown.stat().st_size) < 60_000
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens where there is no GPU")
 def test_the_benchmark_of_the_gpu_says_that_it_needs_one():
     done = subprocess.run(
