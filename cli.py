@@ -89,6 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--positions", action="store_true", help="also a result by tokens of available context"
     )
+    output.add_argument(
+        "--plot", type=Path, metavar="FILE", help="a picture of the result: .png, .svg or .pdf"
+    )
     output.add_argument("--per-text", type=Path, metavar="OUT", help="one JSON line for each text")
     output.add_argument(
         "--resume", action="store_true", help="continue the interrupted run that wrote --per-text"
@@ -176,7 +179,10 @@ def noting_groups(rows: Iterator[Row], groups: list[str]) -> Iterator[str]:
 
 
 def check_output(args: argparse.Namespace, scorer: "TextScorer | TextComparer | ByteComparer"):
-    """Raises ValueError for output that these texts do not have, or that would overwrite them."""
+    """Raises ValueError for output that these texts do not have, or that would overwrite them, and
+    ModuleNotFoundError for a picture without matplotlib."""
+    if args.plot is not None:
+        metric_package.sibling("plots").check_path(args.plot)
     if args.resume and scorer.joins_texts:
         raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
     if args.group_by is not None and scorer.joins_texts:
@@ -286,9 +292,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.resume and args.per_text is None:
         parser.error("--resume needs --per-text, the file of the run to continue")
-    results = (args.base, args.per_text, args.group_by, args.positions or None)
-    if args.save_base is not None and results != (None,) * 4:
-        parser.error("--save-base goes without --base, --per-text, --group-by and --positions")
+    if args.save_base is not None and any(
+        (args.base, args.per_text, args.group_by, args.positions, args.plot)
+    ):
+        parser.error("--save-base goes without --base and without output options")
     if args.dataset is not None and args.files:
         parser.error("--dataset goes without files")
     if args.limit is not None and args.limit < 1:
@@ -299,6 +306,8 @@ def main(argv: list[str] | None = None) -> int:
         result = run(args)
         if result is None:  # the first rank has it, or a base was saved
             return 0
+        if args.plot is not None:
+            metric_package.sibling("plots").save(result, args.plot)
         if args.json:
             from per_text_file import finite
 
@@ -313,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = "; --resume continues it" if args.per_text is not None else ""
         print(f"interrupted{hint}", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0

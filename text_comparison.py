@@ -191,11 +191,16 @@ class ByteComparer:
     """Compares two models with different tokens: bits per byte, paired text by text.
 
     It has what `TextScorer` has for a corpus.
+
+    Raises:
+        ValueError: results by position are asked for.
     """
 
     sums_type = PairSums
 
     def __init__(self, scorer: TextScorer, base: TextScorer):
+        if scorer.edges:
+            raise ValueError("positions= needs two models with the same tokens; these differ.")
         self.scorer, self.base = scorer, base
         self.options, self.window = scorer.options, scorer.window
         self.joins_texts = scorer.joins_texts

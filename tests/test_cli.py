@@ -573,8 +573,20 @@ def test_what_does_not_go_with_save_base(tmp_path):
     ):
         done = run("--save-base", tmp_path / "base", *arguments, stdin="text")
         assert done.returncode == 2
-        message = "--save-base goes without --base, --per-text, --group-by and --positions"
+        message = "--save-base goes without --base and without output options"
         assert message in done.stderr
     done = run(tmp_path / "missing.txt", "--base", tmp_path / "nothing")
     assert done.returncode == 1
     assert "could not be loaded as a causal language model" in done.stderr
+
+
+def test_a_picture(tmp_path):
+    picture, data = tmp_path / "result.svg", tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    done = run(data, "--positions", "--plot", picture)
+    assert done.returncode == 0, done.stderr
+    assert "<svg" in picture.read_text(encoding="utf-8")
+    done = run(data, "--plot", tmp_path / "result.doc")
+    assert done.returncode == 1
+    assert ".svg" in done.stderr
+    assert "perplexity" not in done.stdout

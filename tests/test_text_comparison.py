@@ -249,6 +249,15 @@ def test_different_tokens_are_compared_by_their_bytes(ppl, models):
     difference = own["bits_per_byte"] - theirs["bits_per_byte"]
     assert result["bits_per_byte_difference"] == pytest.approx(difference)
     assert result["bits_per_byte_difference_ci_low"] < difference
+    with pytest.raises(ValueError, match="positions= needs two models with the same tokens"):
+        ppl.compare(
+            TEXTS,
+            model=model,
+            tokenizer=tokenizer,
+            base=base,
+            base_tokenizer=other,
+            positions=True,
+        )
     with pytest.raises(ValueError, match="different tokens, so none can be compared"):
         ppl.compare_tokens(TEXTS, model=model, tokenizer=tokenizer, base=base, base_tokenizer=other)
 
