@@ -135,7 +135,9 @@ class SavedBase:
     def _rows(self, span: Span) -> torch.Tensor:
         number, first = span.place
         place = self._places[number]
-        file = self._files.setdefault(place.path, _tensors(place.path))
+        file = self._files.get(place.path)
+        if file is None:
+            file = self._files[place.path] = _tensors(place.path)
         ids_scored = file.get_slice("scored")[place.start : place.stop]
         start = place.start + int(torch.searchsorted(ids_scored, first))
         return file.get_slice("rows")[start : start + span.num_scored]

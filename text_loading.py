@@ -154,6 +154,11 @@ class BaseSource:
                 "base_device= and base_kwargs= go with base_id=; base= is used as it is."
             )
 
+        if self.saved is not None and self.base_tokenizer is not None:
+            raise ValueError(
+                "base_tokenizer= does not go with a saved base, which holds token ids."
+            )
+
     @property
     def saved(self) -> str | os.PathLike | None:
         """The path of a saved base."""
@@ -162,11 +167,12 @@ class BaseSource:
     def model_source(self, model: ModelSource, tokenizer: PreTrainedTokenizerBase) -> ModelSource:
         """Where the base comes from, beside this model with its tokenizer."""
         device = model.device if self.base_device is None else self.base_device
+        uses_that_of_model = self.base_tokenizer is None and self.base is not None
         assert not isinstance(self.base, (str, os.PathLike))  # that is `saved`
         return ModelSource(
             model_id=self.base_id,
             model=self.base,
-            tokenizer=self.base_tokenizer or (None if self.base is None else tokenizer),
+            tokenizer=tokenizer if uses_that_of_model else self.base_tokenizer,
             device=None if self.base_id is None else device,
             model_kwargs=self.base_kwargs,
             trust_remote_code=model.trust_remote_code,

@@ -13,11 +13,7 @@ from .text_model import LanguageModel, Span
 
 
 class ModelPair:
-    """A model and the base that it is compared with; `TextScorer` runs it like one model.
-
-    Raises:
-        ValueError: the models have no id in common.
-    """
+    """A model and the base that it is compared with; `TextScorer` runs it like one model."""
 
     def __init__(self, model: LanguageModel, base: LanguageModel | SavedBase):
         self.model, self.base = model, base

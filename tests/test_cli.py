@@ -226,16 +226,19 @@ def test_resume_refuses_an_odd_line(tmp_path, case):
 
 
 def test_killed_in_the_middle_and_resumed(tmp_path):
-    """The same result as a run that was not killed, without scoring again what was scored."""
+    """The same result as a run that was not killed, without scoring again what was scored; also by
+    group and by position."""
     source = (ROOT / "tiny_model" / "held_out.jsonl").read_text(encoding="utf-8")
     texts = [json.loads(line)["text"] for line in source.splitlines()]
     data = tmp_path / "data.jsonl"
     pieces = [text[i : i + 900] for text in texts for i in range(0, len(text), 900)] * 8
-    data.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
-    whole = result(data, "--per-text", tmp_path / "whole.jsonl")
+    rows = [{"text": piece, "kind": i % 3} for i, piece in enumerate(pieces)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--group-by", "kind", "--positions"]
+    whole = result(data, *options, "--per-text", tmp_path / "whole.jsonl")
 
     out = tmp_path / "killed.jsonl"
-    arguments = [*COMMAND, "--json", str(data), "--per-text", str(out)]
+    arguments = [*COMMAND, "--json", *options, str(data), "--per-text", str(out)]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     try:
@@ -249,8 +252,15 @@ def test_killed_in_the_middle_and_resumed(tmp_path):
         process.wait()
     kept = len(out.read_bytes().splitlines()) - 1
     assert 0 < kept < len(pieces)
-    resumed = result(data, "--per-text", out, "--resume")
+    resumed = result(data, *options, "--per-text", out, "--resume")
     assert resumed.pop("signature") == whole.pop("signature")
+    for part in ("groups", "positions"):
+        found, expected = resumed.pop(part), whole.pop(part)
+        assert list(found) == list(expected)
+        for name, numbers in found.items():
+            for each in (numbers, expected[name]):
+                each.pop("positions", None)  # of a group
+            assert numbers == pytest.approx(expected[name], rel=1e-5, nan_ok=True)
     assert resumed == pytest.approx(whole, rel=1e-6)
     assert len(out.read_text().splitlines()) == len(pieces) + 1
 

@@ -305,6 +305,8 @@ def test_bad_input_gets_a_sentence(ppl, models, tmp_path):
         ppl.compare(TEXTS, base=model)
     with pytest.raises(ValueError, match="base_device= and base_kwargs= go with base_id="):
         ppl.compare(TEXTS, base=model, base_device="cpu", **names)
+    with pytest.raises(ValueError, match="base_tokenizer= does not go with a saved base"):
+        ppl.compare(TEXTS, base=tmp_path, base_tokenizer=tokenizer, **names)
     with pytest.raises(TypeError, match="unknown argument 'bas'"):
         ppl.compare(TEXTS, bas=model, **names)
     with pytest.raises(TypeError, match="texts must be a list of texts, got one string"):
