@@ -101,7 +101,7 @@ def draft_of(text: str, windows, **more):
     encoded = package.EncodedText(
         text, list(range(len(text) + 1)), 1, package.Places(lambda: (ends, ends)), **more
     )
-    return sibling("text_score").Draft(encoded, windows, 0, 0)
+    return sibling("text_score").Draft(0, encoded, windows, 0, 0)
 
 
 def test_windows_are_filled_in_any_order():
