@@ -67,7 +67,7 @@ def test_preset_lm_eval(ppl, models, name):
             size = min(CONTEXT, len(tokens) - done)
             stop = done + size + 1
             start = done if size == CONTEXT or done == 0 else stop - CONTEXT - 1
-            nll_sum += sum(plain_nll(model, whole, done + 1, stop, start))
+            nll_sum += sum(plain_nll(model, whole, done + 1, stop, start, bos=-1))
             done += size
         num_words += len(re.split(r"\s+", text))
         num_tokens += len(tokens)
@@ -125,7 +125,10 @@ def test_preset_gptq(ppl, models, name, window):
     )
     assert result["perplexity"] == pytest.approx(math.exp(np.mean(losses)), rel=2e-5)
     assert result["num_tokens"] == len(chunks) * (size - 1)
-    assert f"|preset:gptq|start:tokenizer|max_length:none|window:{size}|" in result["signature"]
+    assert (
+        f"|preset:gptq|start:tokenizer|start_each_window:no|max_length:none|window:{size}|"
+        in result["signature"]
+    )
 
 
 def test_preset_gptq_reads_2048_tokens_of_longer_contexts(ppl, models):

@@ -123,7 +123,7 @@ def test_killed_in_the_middle_and_continued(ppl, tmp_path):
     data, path = tmp_path / "data.jsonl", tmp_path / "base"
     source = (ROOT / "tiny_model" / "held_out.jsonl").read_text(encoding="utf-8")
     texts = [json.loads(line)["text"] for line in source.splitlines()]
-    pieces = [text[i : i + 900] for text in texts for i in range(0, len(text), 900)] * 4
+    pieces = [text[i : i + 900] for text in texts for i in range(0, len(text), 900)] * 2
     data.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
     command = [sys.executable, ROOT / "cli.py", "--model", TINY, data, "--save-base", path]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

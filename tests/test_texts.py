@@ -23,6 +23,7 @@ from text_oracles import (
     ignore_empty,
     plain_nll,
     sliding_nll,
+    window_nll,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -64,9 +65,7 @@ def test_result_of_texts(ppl):
     result = ppl.compute(predictions=TEXTS, model_id=TINY)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     model = AutoModelForCausalLM.from_pretrained(TINY)
-    nll = [
-        sum(sliding_nll(model, ids_of(tokenizer, text), context=512, stride=256)) for text in TEXTS
-    ]
+    nll = [sum(window_nll(model, ids_of(tokenizer, text), 512, 256)) for text in TEXTS]
     num_bytes = sum(len(text.encode()) for text in TEXTS)
     num_words = sum(len(text.split()) for text in TEXTS)
     assert result["num_bytes"] == num_bytes
