@@ -59,7 +59,7 @@ def comparison_table(result: dict, model: str, base: str) -> str:
                 (
                     "infinite KL",
                     f"{result['num_infinite_kl']:,}",
-                    "tokens, of which the model rules one out",
+                    "tokens at which the model excludes what the base allows",
                 )
             )
     else:

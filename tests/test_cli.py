@@ -231,7 +231,7 @@ def test_killed_in_the_middle_and_resumed(tmp_path):
     source = (ROOT / "tiny_model" / "held_out.jsonl").read_text(encoding="utf-8")
     texts = [json.loads(line)["text"] for line in source.splitlines()]
     data = tmp_path / "data.jsonl"
-    pieces = [text[i : i + 900] for text in texts for i in range(0, len(text), 900)] * 8
+    pieces = [text[i : i + 900] for text in texts for i in range(0, len(text), 900)] * 5
     rows = [{"text": piece, "kind": i % 3} for i, piece in enumerate(pieces)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["--group-by", "kind", "--positions"]
@@ -253,15 +253,12 @@ def test_killed_in_the_middle_and_resumed(tmp_path):
     kept = len(out.read_bytes().splitlines()) - 1
     assert 0 < kept < len(pieces)
     resumed = result(data, *options, "--per-text", out, "--resume")
-    assert resumed.pop("signature") == whole.pop("signature")
-    for part in ("groups", "positions"):
-        found, expected = resumed.pop(part), whole.pop(part)
-        assert list(found) == list(expected)
-        for name, numbers in found.items():
-            for each in (numbers, expected[name]):
-                each.pop("positions", None)  # of a group
-            assert numbers == pytest.approx(expected[name], rel=1e-5, nan_ok=True)
-    assert resumed == pytest.approx(whole, rel=1e-6)
+    assert resumed["signature"] == whole["signature"]
+    assert list(resumed["groups"]) == ["0", "1", "2"]
+    assert flat(resumed) == pytest.approx(flat(whole), rel=1e-5, nan_ok=True)
+    for name, value in whole.items():
+        if isinstance(value, (int, float)):
+            assert resumed[name] == pytest.approx(value, rel=1e-6)
     assert len(out.read_text().splitlines()) == len(pieces) + 1
 
 

@@ -330,8 +330,7 @@ def test_a_comparison_is_shared_out_and_resumed(tmp_path):
     data, out, base = tmp_path / "data.jsonl", tmp_path / "out.jsonl", tmp_path / "base"
     texts = [f"The number {i} is in the list. {'Return it. ' * (i % 7)}" for i in range(400)]
     write_texts(data, texts)
-    [(status, _, error)] = run(1, data, "--save-base", base)
-    assert status == 0, error
+    load().save_base(texts, base, model_id=TINY)
     options = ["--json", "--dtype", "bfloat16", data]
     (status, printed, error), _ = run(2, *options, "--base", base, "--per-text", out)
     assert status == 0, error
@@ -341,8 +340,8 @@ def test_a_comparison_is_shared_out_and_resumed(tmp_path):
     resume = ["--base", TINY, "--per-text", out, "--resume"]
     (status, resumed, error), _ = run(2, *options, *resume)
     assert status == 0, error
-    [(_, alone, _)] = run(1, *options, "--base", TINY)
-    found, again, whole = map(json.loads, (printed, resumed, alone))
+    whole = load().compare(texts, base_id=TINY, model_id=TINY, model_kwargs={"dtype": "bfloat16"})
+    found, again = map(json.loads, (printed, resumed))
     assert whole["mean_kl"] > 1e-6
     # bfloat16 rounds otherwise in batches of another shape.
     for result in (found, again):

@@ -119,7 +119,7 @@ def test_a_save_that_fails_is_continued(ppl, pair, tmp_path):
 
 
 def test_killed_in_the_middle_and_continued(ppl, tmp_path):
-    """On the command line, with SIGKILL; the comparison then is that with both in memory."""
+    """The command line, by SIGKILL; the comparison then is that with both models in memory."""
     data, path = tmp_path / "data.jsonl", tmp_path / "base"
     source = (ROOT / "tiny_model" / "held_out.jsonl").read_text(encoding="utf-8")
     texts = [json.loads(line)["text"] for line in source.splitlines()]
@@ -139,13 +139,9 @@ def test_killed_in_the_middle_and_continued(ppl, tmp_path):
         process.wait()
     kept = sibling("text_base").SavedBase(path).num_texts
     assert 0 < kept < len(pieces)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"compare with it by --base {path}" in done.stderr
+    ppl.save_base(pieces, path, model_id=TINY)
     assert sibling("text_base").SavedBase(path).num_texts == len(pieces)
-    command = [sys.executable, ROOT / "cli.py", "--model", TINY, data, "--base", path, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
+    result = ppl.compare(pieces, model_id=TINY, base=path)
     assert result["mean_kl"] < 1e-7
     assert result["perplexity_ratio"] == pytest.approx(1, abs=1e-7)
     assert result["num_sequences"] == len(pieces)
