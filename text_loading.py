@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -44,6 +45,7 @@ class ModelSource:
     device: str | torch.device | None = None
     model_kwargs: dict | None = None
     trust_remote_code: bool = False
+    argument: ClassVar[str] = "model_id"  # as errors name it
 
     def __post_init__(self) -> None:
         if (self.model_id is None) == (self.model is None):
@@ -98,8 +100,8 @@ class ModelSource:
         ) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"model_id={self.model_id!r} could not be loaded as a causal language model: "
-                f"{reason}"
+                f"{self.argument}={self.model_id!r} could not be loaded as a causal language "
+                f"model: {reason}"
             ) from error
         revision = self._kwargs.get("revision")
         name = str(self.model_id)
@@ -122,6 +124,10 @@ class ModelSource:
             # transformers declares `to` without its `self`.
             model.to("cuda" if device == "gpu" else device)  # pyright: ignore[reportArgumentType]
         return model
+
+
+class _BaseModelSource(ModelSource):
+    argument = "base_id"
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ class BaseSource:
         device = model.device if self.base_device is None else self.base_device
         uses_that_of_model = self.base_tokenizer is None and self.base is not None
         assert not isinstance(self.base, (str, os.PathLike))  # that is `saved`
-        return ModelSource(
+        return _BaseModelSource(
             model_id=self.base_id,
             model=self.base,
             tokenizer=tokenizer if uses_that_of_model else self.base_tokenizer,
