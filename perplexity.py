@@ -388,18 +388,7 @@ class Perplexity(evaluate.Metric):
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
         with self._pending.all_texts(texts, groups) as (all_texts, all_groups):
-            result, remarks = corpus_result(
-                scorer,
-                all_texts,
-                contexts,
-                all_groups,
-                batch_size=batch_size,
-                progress=_progress_is_shown(),
-                processes=Processes.launched() if sync else ALONE,
-            )
-            for remark in remarks:
-                warn_user(remark)
-            return result
+            return _corpus_result(scorer, all_texts, contexts, all_groups, batch_size, sync)
 
     def _compute_logits(self, batch: Batch, options: Options, sync: bool) -> Result | None:
         self._check_one_protocol(sync)
@@ -462,11 +451,15 @@ class Perplexity(evaluate.Metric):
             TypeError, ValueError: a model, tokenizer or option that does not fit, named.
             ConnectionError: with `sync`, another process refused its model.
         """
-        check_names(options, TextOptions, ModelSource)
-        source, options = split_names(options, ModelSource)
+        return TextScorer(*self._model_and_options(options, sync))
+
+    def _model_and_options(self, given: dict, sync: bool) -> tuple[LanguageModel, TextOptions]:
+        """The model that arguments name, and the options among them."""
+        check_names(given, TextOptions, ModelSource)
+        source, options = split_names(given, ModelSource)
+        options = self._text_options(options)
         processes = Processes.launched() if sync else ALONE
-        model = self._kept.get(ModelSource(**source), processes)
-        return TextScorer(model, self._text_options(options))
+        return self._kept.get(ModelSource(**source), processes), options
 
     def _text_options(self, options: dict) -> TextOptions:
         own: dict[str, Any] = {"dtype": self._options.dtype, "backend": self._options.backend}
@@ -506,18 +499,9 @@ class Perplexity(evaluate.Metric):
         """
         check_collection(texts, "texts")
         check_collection(contexts, "contexts")
-        result, remarks = corpus_result(
-            self.text_comparer(sync=sync, **options),
-            texts,
-            contexts,
-            None if groups is None else checked_groups(groups),
-            batch_size=batch_size,
-            progress=_progress_is_shown(),
-            processes=Processes.launched() if sync else ALONE,
-        )
-        for remark in remarks:
-            warn_user(remark)
-        return result
+        groups = None if groups is None else checked_groups(groups)
+        comparer = self.text_comparer(sync=sync, **options)
+        return _corpus_result(comparer, texts, contexts, groups, batch_size, sync)
 
     def compare_tokens(
         self, texts, *, contexts=None, batch_size: int | None = None, **options
@@ -568,10 +552,26 @@ class Perplexity(evaluate.Metric):
                 texts or settings, or a torn one.
         """
         check_collection(texts, "texts")
-        check_names(options, TextOptions, ModelSource)
-        names, options = split_names(options, ModelSource)
-        saver = TextSaver(self._kept.get(ModelSource(**names), ALONE), self._text_options(options))
+        saver = TextSaver(*self._model_and_options(options, sync=False))
         saver.save(path, texts, contexts, batch_size=batch_size, progress=_progress_is_shown())
+
+
+def _corpus_result(
+    scorer: TextScorer | ByteComparer, texts, contexts, groups, batch_size: int | None, sync: bool
+) -> Result:
+    """The result of all texts; the user is warned of what is odd in them."""
+    result, remarks = corpus_result(
+        scorer,
+        texts,
+        contexts,
+        groups,
+        batch_size=batch_size,
+        progress=_progress_is_shown(),
+        processes=Processes.launched() if sync else ALONE,
+    )
+    for remark in remarks:
+        warn_user(remark)
+    return result
 
 
 def _progress_is_shown() -> bool:
