@@ -1,7 +1,7 @@
 """Results by group: texts or sequences of one name, such as the domain that they come from."""
 
 import numbers
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .totals import NllTotals, Result, exp_or_inf
@@ -9,7 +9,7 @@ from .totals import NllTotals, Result, exp_or_inf
 T = TypeVar("T")
 
 
-def checked_groups(groups: Iterable, name: str = "groups") -> list[str]:
+def checked_groups(groups: Iterable) -> list[str]:
     """The names of groups as strings; whole numbers are taken, too.
 
     Raises:
@@ -17,10 +17,10 @@ def checked_groups(groups: Iterable, name: str = "groups") -> list[str]:
     """
     if isinstance(groups, (str, Mapping)) or not isinstance(groups, Iterable):
         raise TypeError(
-            f"{name} must be a list with one name for each text or sequence, got "
+            "groups must be a list with one name for each text or sequence, got "
             f"{type(groups).__name__}."
         )
-    return [_checked(group, f"{name}[{i}]") for i, group in enumerate(groups)]
+    return [_checked(group, f"groups[{i}]") for i, group in enumerate(groups)]
 
 
 def _checked(group: Any, name: str) -> str:
@@ -39,11 +39,11 @@ def check_number(groups: Sequence[str], count: int) -> None:
         )
 
 
-def by_group(values: Sequence[T], groups: Sequence[Hashable]) -> dict[str, list[T]]:
+def by_group(values: Sequence[T], groups: Sequence[str]) -> dict[str, list[T]]:
     """The values of each group, in the order in which the groups first appear."""
     found: dict[str, list[T]] = {}
     for value, group in zip(values, groups, strict=True):
-        found.setdefault(str(group), []).append(value)
+        found.setdefault(group, []).append(value)
     return found
 
 

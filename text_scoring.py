@@ -23,7 +23,7 @@ from .text_progress import Progress
 from .text_schedule import Portion, batches, portions, shares
 from .text_score import Draft, TextScore, count_scored
 from .text_windows import Window, check_window
-from .totals import Result, TextSums, perplexity_error, text_result
+from .totals import Result, TextSums, standard_error_of_tokens, text_result
 
 
 class Job(NamedTuple):
@@ -100,7 +100,9 @@ class TextScorer:
         if not with_contexts:
             del result["num_truncated_contexts"]
         if self.rules.tokens_are_independent:
-            result["perplexity_standard_error"] = perplexity_error(sums)
+            result["perplexity_standard_error"] = result["perplexity"] * standard_error_of_tokens(
+                sums
+            )
         if self.edges:
             result["positions"] = position_results(sums, self.edges, self.window)
         return result

@@ -215,16 +215,6 @@ def standard_error_of_tokens(texts: Iterable[TextSums]) -> float:
     return math.sqrt(max(variance, 0.0) / (count - 1))
 
 
-def perplexity_error(texts: Iterable[TextSums]) -> float:
-    """The standard error that llama.cpp prints behind the perplexity: perplexity times that of the
-    mean nll."""
-    texts = list(texts)
-    totals = NllTotals.from_sequences(
-        [text.unweighted_nll_sum for text in texts], [text.num_tokens for text in texts], 0
-    )
-    return totals.perplexity * standard_error_of_tokens(texts)
-
-
 def student_t_95(degrees: float) -> float:
     """Two-sided 95% quantile of Student's t; NaN below 1 degree of freedom, fractions allowed.
 
