@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> dict | None:
     """
     import torch  # here, so that --help and wrong usage answer at once
 
-    from per_text_file import PerTextFile
+    from per_text_file import PerTextFile  # with NumPy
 
     processes, device = join_launch()
     rows = processes.require_all(processes.attempt(read, args, processes))

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+import numpy as np
+
 if TYPE_CHECKING:
     from totals import TextSums
 
@@ -124,8 +126,6 @@ class PerTextFile:
 
 def _as_json(value: Any) -> Any:
     """Sums as JSON, which has no NaN and no infinity: strings. `_from_json` reads them exactly."""
-    import numpy as np  # here, so that `cli.py --help` and wrong usage answer at once
-
     if isinstance(value, dict):
         return {name: _as_json(entry) for name, entry in value.items()}
     if isinstance(value, np.ndarray):
@@ -143,8 +143,6 @@ def _from_json(value: Any, kind: type) -> Any:
     Raises:
         TypeError, ValueError, KeyError: it is of another kind.
     """
-    import numpy as np
-
     if dataclasses.is_dataclass(kind):
         kinds = get_type_hints(kind)
         return kind(**{name: _from_json(value[name], each) for name, each in kinds.items()})
