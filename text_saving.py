@@ -31,7 +31,7 @@ class SavedDraft(Draft):
 
     def saved(self) -> tuple[Sequence[int], np.ndarray, torch.Tensor]:
         """What `BaseWriter.add` takes."""
-        found = sorted(self._found, key=lambda part: part[0].first)
+        found = self._in_order()
         scored = [np.arange(window.first, window.stop) for window, _ in found]
         rows = [stats.rows for _, stats in found if isinstance(stats, SavedStats)]
         if not rows:  # no token to score

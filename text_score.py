@@ -87,11 +87,15 @@ class Draft:
         """Take the result of a window; those of a text come in any order."""
         self._found.append((window, found))
 
+    def _in_order(self) -> list[tuple[Window, TokenStats]]:
+        """The windows that are filled in, in the order of their ids, with their results."""
+        return sorted(self._found, key=lambda part: part[0].first)
+
     def _scored(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(what `TokenStats` has under this name, weight) of each scored id, in order, float64."""
         if not self._found:
             return np.zeros(0), np.zeros(0)
-        found = sorted(self._found, key=lambda part: part[0].first)
+        found = self._in_order()
         values = [getattr(stats, name).numpy() for _, stats in found]
         weights = [np.full(len(stats.nll), window.weight) for window, stats in found]
         return np.concatenate(values).astype(np.float64), np.concatenate(weights)
@@ -121,9 +125,10 @@ class Draft:
 
     def _contexts(self) -> np.ndarray:
         """How many ids the model could see before each scored id, in order."""
-        windows = sorted(self.windows, key=lambda window: window.first)
+        if not self._found:
+            return np.zeros(0, dtype=np.int64)
         return np.concatenate(
-            [np.arange(w.first - w.start, w.stop - w.start) for w in windows] or [np.zeros(0, int)]
+            [np.arange(w.first - w.start, w.stop - w.start) for w, _ in self._in_order()]
         )
 
     def score(self, decode: Callable[[int], str], with_expected: bool) -> TextScore:
