@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -131,6 +133,23 @@ def as_objects(arrays) -> np.ndarray:
     box = np.empty(len(arrays), dtype=object)
     box[:] = arrays
     return box
+
+
+def kill_when(is_time: Callable[[], bool], command: list) -> None:
+    """Start a command, and end it by SIGKILL as soon as it is time, while it still runs."""
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    try:
+        while not is_time():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

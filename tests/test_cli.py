@@ -5,15 +5,13 @@ import io
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import datasets
 import pytest
-from conftest import ROOT, flat, load, sibling
+from conftest import ROOT, flat, kill_when, load, sibling
 
 import cli
 import per_text_file
@@ -239,17 +237,7 @@ def test_killed_in_the_middle_and_resumed(tmp_path):
 
     out = tmp_path / "killed.jsonl"
     arguments = [*COMMAND, "--json", *options, str(data), "--per-text", str(out)]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    try:
-        while not out.exists() or len(out.read_bytes().splitlines()) < 100:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
+    kill_when(lambda: out.exists() and len(out.read_bytes().splitlines()) >= 100, arguments)
     kept = len(out.read_bytes().splitlines()) - 1
     assert 0 < kept < len(pieces)
     resumed = result(data, *options, "--per-text", out, "--resume")

@@ -1,15 +1,11 @@
 """A base on disk: the same comparison as with both models in memory, also after a kill."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from conftest import ROOT, sibling
+from conftest import ROOT, kill_when, sibling
 from test_text_comparison import variant
 from text_oracles import TEXTS, TINY
 
@@ -126,17 +122,7 @@ def test_killed_in_the_middle_and_continued(ppl, tmp_path):
     pieces = [text[i : i + 900] for text in texts for i in range(0, len(text), 900)] * 2
     data.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
     command = [sys.executable, ROOT / "cli.py", "--model", TINY, data, "--save-base", path]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    try:
-        while len(list(path.glob(FILES))) < 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
+    kill_when(lambda: len(list(path.glob(FILES))) >= 2, command)
     kept = sibling("text_base").SavedBase(path).num_texts
     assert 0 < kept < len(pieces)
     ppl.save_base(pieces, path, model_id=TINY)
