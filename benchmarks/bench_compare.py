@@ -10,7 +10,6 @@ base on disk, per token.
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 import evaluate
 import torch
 from bench_text import HIDDEN_SIZE, make_model, make_texts
-from report import environment, table, write_section
+from report import environment, peak_mb_since_start, start_of_peak_mb, table, write_section
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,9 +53,7 @@ def run(kind: str, directory: Path, texts: list[str], scratch: Path) -> dict:
         ppl.save_base(texts, scratch, **other)
     else:
         ppl.compare([first], base=base, **names)
-    # What loading needed at its peak does not count: the mark starts anew.
-    Path("/proc/self/clear_refs").write_text("5")
-    held = memory_mb("VmRSS")
+    held = start_of_peak_mb()  # what loading needed at its peak does not count
     start = time.perf_counter()
     if kind == "two perplexities":
         ppl.compute(predictions=texts, **names)
@@ -66,13 +63,7 @@ def run(kind: str, directory: Path, texts: list[str], scratch: Path) -> dict:
     else:
         ppl.compare(texts, base=base, **names)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "above_mb": memory_mb("VmHWM") - held}
-
-
-def memory_mb(name: str) -> float:
-    """VmRSS, what the process holds, or VmHWM, the most that it held; on Linux."""
-    (found,) = re.findall(rf"^{name}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-    return int(found) / 1024
+    return {"seconds": seconds, "above_mb": peak_mb_since_start() - held}
 
 
 def in_own_process(kind: str, directory: Path, texts_file: Path) -> dict:

@@ -15,14 +15,21 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 
 import evaluate
 import torch
 import torch.nn.functional as F
-from report import ROOT, environment, interleaved, table, write_section
+from report import (
+    ROOT,
+    environment,
+    interleaved,
+    peak_mb_since_start,
+    start_of_peak_mb,
+    table,
+    write_section,
+)
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 NUM_ROWS, VOCAB_SIZE = 5000, 50257  # 1.005 GB of float32
@@ -123,17 +130,9 @@ def peak_mb(kind: str, name: str) -> float:
     method = METHODS[kind][name]
     both_passes(method, inputs_of(kind, 8))  # imports and thread pools are not what is measured
     inputs = inputs_of(kind, LAYER_ROWS if kind == "layer" else NUM_ROWS)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM, to the present
-    before = _status_mb("VmRSS")
+    before = start_of_peak_mb()
     method(*inputs).backward()
-    return _status_mb("VmHWM") - before
-
-
-def _status_mb(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"/proc/self/status has no {key}; memory is measured on Linux only.")
+    return peak_mb_since_start() - before
 
 
 def training_losses(loss_of: Callable) -> list[float]:

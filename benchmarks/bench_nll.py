@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 
@@ -25,7 +24,16 @@ import torch
 import torch.nn.functional as F
 import torcheval.metrics.functional
 import torchmetrics.functional.text
-from report import ROOT, busy_machine, environment, interleaved, table, write_section
+from report import (
+    ROOT,
+    busy_machine,
+    environment,
+    interleaved,
+    peak_mb_since_start,
+    start_of_peak_mb,
+    table,
+    write_section,
+)
 
 BUSY_ROUNDS = 11
 ELEMENTS = 50_000_000  # logits of one timing: 200 MB in float32, far beyond any cache
@@ -174,17 +182,9 @@ def peak_extra_mb(name: str, dtype: torch.dtype) -> float:
     small = random_logits(8, 50257, dtype)
     METHODS[name](*small)  # imports, thread pools and compilation are not what is measured
     logits, targets = random_logits(MEMORY_ROWS, 50257, dtype)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM, to the present
-    before = _status_mb("VmRSS")
+    before = start_of_peak_mb()
     METHODS[name](logits, targets)
-    return _status_mb("VmHWM") - before
-
-
-def _status_mb(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"/proc/self/status has no {key}; memory is measured on Linux only.")
+    return peak_mb_since_start() - before
 
 
 def bench_memory() -> str:

@@ -38,6 +38,24 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def start_of_peak_mb() -> float:
+    """Start the peak of memory anew; what the process holds now, in MB (10^6 bytes); on Linux."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    return _status_mb("VmRSS")
+
+
+def peak_mb_since_start() -> float:
+    """The most that the process has held since `start_of_peak_mb`, in MB (10^6 bytes)."""
+    return _status_mb("VmHWM")
+
+
+def _status_mb(key: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError(f"/proc/self/status has no {key}; memory is measured on Linux only.")
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; the first column is text, the others are figures."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
