@@ -44,6 +44,7 @@ from .processes import ALONE, Processes
 from .runs import Run
 from .tensors import as_tensor
 from .text_base import SavedBase
+from .text_causal import CausalModel
 from .text_comparison import ByteComparer, TextComparer, TextComparison
 from .text_corpus import corpus_result
 from .text_encoding import TextEncoder

@@ -122,7 +122,7 @@ class SavedBase:
     def read(self, spans: Sequence[Span]) -> OutputRows:
         """The saved rows of spans of checked texts."""
         rows = torch.cat([self._rows(span) for span in spans]).to(self.device)
-        targets = [token_id for span in spans for token_id in span.ids[span.first :]]
+        targets = [token_id for span in spans for token_id in span.targets]
         return OutputRows(
             rows,
             torch.arange(len(rows), device=self.device),
@@ -140,7 +140,7 @@ class SavedBase:
             file = self._files[place.path] = _tensors(place.path)
         ids_scored = file.get_slice("scored")[place.start : place.stop]
         start = place.start + int(torch.searchsorted(ids_scored, first))
-        return file.get_slice("rows")[start : start + span.num_scored]
+        return file.get_slice("rows")[start : start + len(span.targets)]
 
 
 class BaseWriter:

@@ -92,11 +92,12 @@ class PairDraft(Draft):
         top, base_top = [""] * size, [""] * size
         for window, found in self._found:
             assert isinstance(found, PairStats)  # of a ModelPair
-            here = slice(window.first, window.stop)
+            here = window.scored
             nll[here], base_nll[here] = found.nll.numpy(), found.base_nll.numpy()
             kl[here] = found.kl.numpy()
-            top[here] = map(decode, found.top.tolist())
-            base_top[here] = map(decode, found.base_top.tolist())
+            tops = zip(found.top.tolist(), found.base_top.tolist(), strict=True)
+            for place, (own, other) in zip(here, tops, strict=True):
+                top[place], base_top[place] = decode(own), decode(other)
         return TextComparison(
             text=text.text,
             tokens=[decode(i) for i in text.ids[begin:]],

@@ -7,9 +7,9 @@ changes its logits in another way, `find_output_layer` returns None; its own log
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import nn
@@ -42,16 +42,14 @@ class OutputLayer:
 
 def run(
     model: "PreTrainedModel",
-    inputs: torch.Tensor,
+    inputs: Mapping[str, Any],
     layer: nn.Module | None = None,
     layer_input: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """(hidden states that reach the output layer, logits) of input ids (B, T).
-
-    There is no attention mask: a causal model does not see the padding on the right. With one, rows
-    of padding are NaN in some models in float64, and others take no batch.
+    """(hidden states that reach the output layer, logits) of one forward pass.
 
     Args:
+        inputs: what the model is called with, by name.
         layer: the output layer, if there is one. It runs on `layer_input`, by default on a single
             position, so that no logits exist for the whole batch.
 
@@ -68,10 +66,8 @@ def run(
         return (args[0][:1, :1] if layer_input is None else layer_input, *args[1:])
 
     handle = None if layer is None else layer.register_forward_pre_hook(replace_input)
-    # Keys and values are not needed again; not every kind of model has a cache.
-    use_cache = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
     try:
-        output = model(input_ids=inputs, **use_cache)
+        output = model(**inputs)
     finally:
         if handle is not None:
             handle.remove()
@@ -81,15 +77,16 @@ def run(
     return (seen[-1] if seen else None), logits
 
 
-def find_output_layer(model: "PreTrainedModel", device: torch.device) -> OutputLayer | None:
-    """The output layer of a model whose input goes to `device`.
+def find_output_layer(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> OutputLayer | None:
+    """The output layer of a model, or None if no layer gives the model's own logits.
 
-    None if no layer gives the model's own logits.
+    Args:
+        inputs: what the model is called with, for a single row.
     """
     layer = stated_output_layer(model)
     if isinstance(layer, nn.Module):
         for transform in dict.fromkeys([IDENTITY, _stated_transform(model.config)]):
-            if _gives_the_logits(model, layer, transform, device):
+            if _gives_the_logits(model, layer, transform, inputs):
                 return OutputLayer(layer, transform)
     return None
 
@@ -100,14 +97,16 @@ def stated_output_layer(model: "PreTrainedModel") -> nn.Module | None:
 
 
 def _gives_the_logits(
-    model: "PreTrainedModel", layer: nn.Module, transform: LogitTransform, device: torch.device
+    model: "PreTrainedModel",
+    layer: nn.Module,
+    transform: LogitTransform,
+    inputs: Mapping[str, Any],
 ) -> bool:
     """Whether the model's logits are transform(layer(hidden states)), also where those are large.
 
     Soft-capping changes small logits by less than a rounding error, so a large input is put into
     the output layer.
     """
-    inputs = torch.zeros(1, 2, dtype=torch.int64, device=device)
     try:
         hidden, _ = run(model, inputs, layer)
         if hidden is None or hidden.dim() != 3:

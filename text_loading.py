@@ -16,6 +16,7 @@ from transformers import (
 
 from .nll_threads import use_one_thread_after_fork
 from .processes import Processes
+from .text_causal import CausalModel
 from .text_model import LanguageModel
 from .text_probe import is_sharded
 
@@ -235,7 +236,7 @@ class KeptModel:
         if processes.size > 1:  # before the probe, which would run a sharded model
             processes.require_all(processes.attempt(_check_whole, model))
         if known is None or not known.is_current:
-            known = LanguageModel(model, tokenizer, name)
+            known = CausalModel(model, tokenizer, name)
             self._kept = key, known
         return known
 

@@ -1,17 +1,18 @@
-"""A causal language model -> the nll of the next tokens, without logits for a whole batch.
+"""A language model of any kind -> the nll of some tokens, without logits for a whole batch.
 
-The decoder runs on padded batches. The output layer (text_head.py) then runs on the scored
-positions only, a few at a time. A probe (text_probe.py) tells whether the model is causal, and
-whether its batches may hold several rows.
+The model runs on padded batches up to its output layer (text_head.py), which then runs on the
+scored positions only, a few at a time. What a model of one kind is fed with, and what a probe has
+to show of it, is in text_causal.py and its like.
 """
 
-import bisect
 import itertools
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,8 +26,8 @@ from .nll_outputs import TokenStats
 from .nll_transform import IDENTITY
 from .tensors import to_device
 from .text_head import find_output_layer, run
-from .text_lengths import context_length, rotary_lengths
-from .text_probe import check_shape, dtype_of, is_sharded, probe, probed_state, weight_shape
+from .text_lengths import context_length
+from .text_probe import dtype_of, is_sharded, probed_state, weight_shape
 
 logger = logging.getLogger(__name__)
 
@@ -43,25 +44,24 @@ LOGITS_PER_BATCH = 2**26  # elements, where a model's own logits are used: 256 M
 
 @dataclass(frozen=True)
 class Span:
-    """The input of one window: the model reads ids[:-1], and ids[first:] are scored."""
+    """What the model reads for one window, and what is scored there."""
 
-    ids: Sequence[int]
-    first: int
-    place: tuple[int, int] = (0, 0)  # the number of the text, and that of ids[first] in it
-
-    @property
-    def num_scored(self) -> int:
-        """How many ids are scored."""
-        return len(self.ids) - self.first
+    inputs: Sequence[int]  # ids
+    rows: Sequence[int]  # of each scored token the input whose output predicts it
+    targets: Sequence[int]  # the ids of the scored tokens
+    place: tuple[int, int] = (0, 0)  # the number of the text, and that of targets[0] in it
 
 
-class LanguageModel:
+class LanguageModel(ABC):
     """A model and its tokenizer, checked and probed once.
 
     Raises:
         TypeError: not a model, or not a tokenizer.
-        ValueError: a model that is not causal, or that returns no logits.
+        ValueError: a model of another kind, or that returns no logits.
     """
+
+    kind: ClassVar[str]  # as errors name it
+    auto_class: ClassVar[type]  # of transformers, which loads it
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None
@@ -69,21 +69,19 @@ class LanguageModel:
         _check_types(model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
-        if getattr(model.config, "is_encoder_decoder", False):
-            raise ValueError(
-                f"{self.name} is an encoder-decoder; a causal language model is needed."
-            )
+        self._check_kind()
         self.embeddings = _input_embeddings(model, self.name)
-        self._length_limits, self._remembers_lengths = rotary_lengths(model.config)
         # Forward passes put a hook on the model, which passes of another thread would run into.
         self._lock = _LOCKS.setdefault(model, threading.RLock())
         with self.running():
-            self.vocab_size, self.takes_batches = probe(
-                model, self._logits, self.name, self.num_embeddings, self.context_length
-            )
+            self.vocab_size, self.takes_batches = self._probe()
             # The layers of a sharded model run in its own forward pass only, and what fails on one
             # process would leave the others waiting.
-            self.head = None if is_sharded(model) else find_output_layer(model, self.device)
+            self.head = (
+                None
+                if is_sharded(model)
+                else find_output_layer(model, self._model_inputs([Span([0, 0], [], [])]))
+            )
             self._probed_state = probed_state(model)
         if not self.takes_batches:
             logger.warning(
@@ -170,12 +168,8 @@ class LanguageModel:
             )
 
     def batch_key(self, num_inputs: int) -> int:
-        """Windows may share a batch only if their numbers of inputs have the same key.
-
-        LongRoPE (Phi-3) has one set of rotary factors for short and one for long batches, so that
-        the longest row would choose for all.
-        """
-        return bisect.bisect_left(self._length_limits, num_inputs)
+        """Windows may share a batch only if their numbers of inputs have the same key."""
+        return 0
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -193,7 +187,7 @@ class LanguageModel:
         """Start to score a batch of spans; calling what is returned gives the results.
 
         An accelerator works on while the next batch is made ready, until the results are called
-        for: of each span the statistics of ids[first:], on the CPU. With a number for `top_k`, they
+        for: of each span the statistics of its targets, on the CPU. With a number for `top_k`, they
         are all that there are, with the `top_k` likeliest ids; else nll only.
         """
         with self.running():
@@ -207,55 +201,56 @@ class LanguageModel:
 
         def results() -> list[TokenStats]:
             (stats,) = reduction.on_host()
-            return stats.split([span.num_scored for span in spans])
+            return stats.split([len(span.targets) for span in spans])
 
         return results
 
     def read(self, spans: Sequence[Span]) -> OutputRows:
-        """What the decoder makes of a batch of spans, for each ids[first:]; where `running`."""
-        inputs, positions, targets = _padded(spans)
-        if self._remembers_lengths:
-            self._logits(inputs[:1, :1])
-        head = self.head
-        inputs = to_device(inputs, self.device)
+        """What the model makes of a batch of spans, for each target; where `running`."""
+        inputs, head = self._model_inputs(spans), self.head
+        length = max(len(span.inputs) for span in spans)
         hidden, logits = run(self.model, inputs, None if head is None else head.layer)
         rows = logits if head is None else hidden
         assert rows is not None  # the output layer was seen to run in the probe
+        positions: list[int] = []
+        targets: list[int] = []
+        for i, span in enumerate(spans):
+            positions += map((i * length).__add__, span.rows)
+            targets += span.targets
         return OutputRows(
             rows.flatten(0, 1),
-            to_device(positions, rows.device),
-            to_device(targets, rows.device),
+            to_device(_int64(positions), rows.device),
+            to_device(_int64(targets), rows.device),
             (lambda logits: logits) if head is None else head.to_logits(rows.dtype),
             IDENTITY if head is None else head.transform,
             self.vocab_size,
         )
 
-    def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits (B, T, V) of ids (B, T), on the CPU in float32."""
-        _, logits = run(self.model, inputs.to(self.device))
-        check_shape(logits, inputs, self.name, self.num_embeddings)
-        return logits.float().cpu()
+    @abstractmethod
+    def _check_kind(self) -> None:
+        """Raises ValueError for a model of another kind, as its configuration states it."""
+
+    @abstractmethod
+    def _probe(self) -> tuple[int, bool]:
+        """The size of the vocabulary, and whether a row has the same logits beside other rows.
+
+        Raises:
+            ValueError: a model of another kind, or that gives no logits that can be used.
+        """
+
+    @abstractmethod
+    def _model_inputs(self, spans: Sequence[Span]) -> dict[str, Any]:
+        """What the model is called with for a batch of spans, by name; tensors on its device."""
 
 
-def _padded(spans: Sequence[Span]) -> tuple[torch.Tensor, ...]:
-    """Input ids (B, T), and of each token to be scored the position in B T of the hidden state that
-    predicts it, and the id, (scored,) each.
-
-    Padded on the right, whatever the tokenizer says: a causal model does not see what stands behind
-    a token, and the positions 0, 1, 2... that it counts by itself are right. The padding repeats an
-    id of the row, because at a padding id transformers warns that there is no mask.
-    """
-    length = max(len(span.ids) for span in spans) - 1
-    inputs: list[int] = []
-    positions: list[int] = []
-    targets: list[int] = []
-    for row, span in enumerate(spans):
-        read = span.ids[:-1]
-        inputs += [*read, *[read[-1]] * (length - len(read))]
-        first = row * length + span.first - 1
-        positions += range(first, first + len(span.ids) - span.first)
-        targets += span.ids[span.first :]
-    return _int64(inputs).view(-1, length), _int64(positions), _int64(targets)
+def padded(rows: Sequence[Sequence[int]], padding: int | None = None) -> torch.Tensor:
+    """Ids (B, T), on the CPU. Rows are padded on the right, with their own last id by default."""
+    length = max(map(len, rows))
+    ids: list[int] = []
+    for row in rows:
+        ids += row
+        ids += [row[-1] if padding is None else padding] * (length - len(row))
+    return _int64(ids).view(-1, length)
 
 
 def _int64(numbers: list[int]) -> torch.Tensor:

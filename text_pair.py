@@ -76,7 +76,7 @@ class ModelPair:
 
         def results() -> list[PairStats]:
             on_host = stats.with_tensors(to_host(*stats.tensors))
-            return on_host.split([span.num_scored for span in spans])
+            return on_host.split([len(span.targets) for span in spans])
 
         return results
 

@@ -32,7 +32,7 @@ class SavedDraft(Draft):
     def saved(self) -> tuple[Sequence[int], np.ndarray, torch.Tensor]:
         """What `BaseWriter.add` takes."""
         found = self._in_order()
-        scored = [np.arange(window.first, window.stop) for window, _ in found]
+        scored = [np.asarray(window.scored) for window, _ in found]
         rows = [stats.rows for _, stats in found if isinstance(stats, SavedStats)]
         if not rows:  # no token to score
             return self.encoded.ids, np.zeros(0, dtype=np.int64), torch.zeros(0)
@@ -90,7 +90,7 @@ class TextSaver(TextScorer):
     def _writer(self, path: str | os.PathLike, with_contexts: bool) -> BaseWriter:
         model = self._language_model
         with model.running():  # one token shows what kind of output layer there is
-            outputs = model.read([Span((0, 0), 1)])
+            outputs = model.read([Span([0], [0], [0])])
         return BaseWriter(
             path,
             model=self.model.settings(),
@@ -113,6 +113,6 @@ class TextSaver(TextScorer):
         def results() -> list[SavedStats]:
             stats, host_rows = reduction.on_host(rows)
             saved = SavedStats(nll=stats.nll, rows=host_rows)
-            return saved.split([span.num_scored for span in spans])
+            return saved.split([len(span.targets) for span in spans])
 
         return results

@@ -3,6 +3,7 @@
 text_scoring.py scores many texts in batches; totals.py adds up their sums.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -128,7 +129,7 @@ class Draft:
         if not self._found:
             return np.zeros(0, dtype=np.int64)
         return np.concatenate(
-            [np.arange(w.first - w.start, w.stop - w.start) for w, _ in self._in_order()]
+            [np.asarray(window.scored) - window.start for window, _ in self._in_order()]
         )
 
     def score(self, decode: Callable[[int], str], with_expected: bool) -> TextScore:
@@ -139,15 +140,14 @@ class Draft:
         ranks = np.zeros(size, dtype=np.int64)
         expected: list[list[tuple[str, float]]] = [[] for _ in range(size)]
         for window, found in self._found:
-            here = slice(window.first, window.stop)
+            here = window.scored
             nll[here] = found.nll.numpy()
             if found.entropy is not None and found.rank is not None:
                 entropy[here], ranks[here] = found.entropy.numpy(), found.rank.numpy()
             if found.expected_ids is not None and found.expected_nll is not None:
                 rows = zip(found.expected_ids.tolist(), found.expected_nll.tolist(), strict=True)
-                expected[here] = [
-                    [(decode(i), value) for i, value in zip(*row, strict=True)] for row in rows
-                ]
+                for place, row in zip(here, rows, strict=True):
+                    expected[place] = [(decode(i), value) for i, value in zip(*row, strict=True)]
         return TextScore(
             text=text.text,
             tokens=[decode(i) for i in text.ids[begin:]],
@@ -183,9 +183,8 @@ def count_scored(
 def _scored_ranges(windows: list[Window]) -> list[tuple[int, int]]:
     """The ids [first, stop) that the windows score; adjacent ranges are joined."""
     ranges: list[tuple[int, int]] = []
-    for window in windows:
-        first = window.first
+    for first, stop in itertools.chain(*(window.ranges for window in windows)):
         if ranges and ranges[-1][1] == first:
             first, _ = ranges.pop()
-        ranges.append((first, window.stop))
+        ranges.append((first, stop))
     return ranges

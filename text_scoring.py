@@ -238,7 +238,7 @@ class TextScorer:
             batch_size = positive_int(batch_size, "batch_size")
         waiting = deque(self._drafts(portion, numbers))
         jobs = [Job(draft, window) for draft in waiting for window in draft.windows]
-        bar.expect(sum(window.stop - window.first for _, window in jobs))
+        bar.expect(sum(len(window.scored) for _, window in jobs))
         for results in self._results(jobs, batch_size, top_k):
             for (draft, window), found in results:
                 draft.fill(window, found)
@@ -268,14 +268,14 @@ class TextScorer:
     ) -> Iterator[Iterator[tuple[Job, TokenStats]]]:
         """The jobs with their results, batch by batch."""
         # The longest first: if memory runs out, it does so early.
-        jobs = sorted(jobs, key=lambda job: -job.window.num_inputs)
-        lengths = [window.num_inputs for _, window in jobs]
+        jobs = sorted(jobs, key=lambda job: -self._num_inputs(job))
+        lengths = [self._num_inputs(job) for job in jobs]
         most_windows = batch_size if self.model.takes_batches else 1
         running: deque[tuple[list[Job], Callable[[], Sequence[TokenStats]]]] = deque()
         for these in batches(
             lengths, self.model.tokens_per_batch, most_windows, self.model.batch_key
         ):
-            spans = [self._span(draft, window) for draft, window in jobs[these]]
+            spans = [self._span(job) for job in jobs[these]]
             results = self._launch(spans, top_k)
             running.append((jobs[these], results))
             if len(running) == 2:  # an accelerator gets the next batch before this one is read
@@ -293,11 +293,20 @@ class TextScorer:
         first = max(1, text.num_prefix)
         return self.rules.windows(len(text.ids), self.window, self.stride, first)
 
-    def _span(self, draft: Draft, window: Window) -> Span:
-        ids = draft.encoded.ids[window.start : window.stop]
-        if self.starts_each_window:
-            ids = [self.encoder.start_id, *ids[1:]]
-        return Span(ids, window.first - window.start, (draft.number, window.first))
+    def _num_inputs(self, job: Job) -> int:
+        return job.window.num_inputs
+
+    def _span(self, job: Job) -> Span:
+        (draft, window), ids = job, job.draft.encoded.ids
+        inputs = ids[window.start : window.stop - 1]
+        if self.starts_each_window and self.encoder.start_id is not None:
+            inputs[0] = self.encoder.start_id
+        rows: list[int] = []
+        targets: list[int] = []
+        for first, stop in window.ranges:
+            rows += range(first - window.start - 1, stop - window.start - 1)
+            targets += ids[first:stop]
+        return Span(inputs, rows, targets, (draft.number, window.first))
 
 
 def _agreed_portions(

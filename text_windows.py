@@ -5,7 +5,7 @@ but the last and predicts each next id. The ids from `first` on are scored, each
 before it in the window.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -22,6 +22,16 @@ class Window:
     def num_inputs(self) -> int:
         """How many ids the model reads."""
         return self.stop - self.start - 1
+
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """The scored ids as ranges [first, stop), ascending."""
+        return [(self.first, self.stop)]
+
+    @property
+    def scored(self) -> Sequence[int]:
+        """The numbers of the scored ids, ascending."""
+        return range(self.first, self.stop)
 
 
 def sliding_windows(num_ids: int, context: int, stride: int, first: int = 1) -> Iterator[Window]:
