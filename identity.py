@@ -103,10 +103,14 @@ def tokenizer_id(tokenizer) -> str:
             whole = repr(
                 sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else ""
             )
-        parts = repr((state, whole)).encode(errors="surrogatepass")
-        known = state, hashlib.sha256(parts).hexdigest()[:DIGITS]
+        known = state, short_hash(repr((state, whole)))
         _TOKENIZERS[tokenizer] = known
     return known[1]
+
+
+def short_hash(text: str) -> str:
+    """A hash of a text, such as a chat template."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:DIGITS]
 
 
 def quantization_name(config) -> str | None:

@@ -1,7 +1,8 @@
 """The settings that change the number: their checks, and the signature that names them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +89,10 @@ class TextOptions:
         begins inside a text; None for yes, or as the preset says.
     positions: True to also report by position, in buckets of 0, 1, 2-3, 4-7... tokens of context;
         or the edges of the buckets. It changes no number.
+    conversations: whether the texts are conversations, lists of messages.
+    chat_template: a template for them in place of the tokenizer's, or its name among several.
+    chat_template_kwargs: what else the template gets, such as tools or enable_thinking.
+    roles: the roles whose messages are scored.
 
     Raises:
         TypeError, ValueError: a value of the wrong type or out of range, named.
@@ -101,6 +106,10 @@ class TextOptions:
     stride: int | None = None
     start_each_window: bool | None = None
     positions: bool | Sequence[int] = False
+    conversations: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    roles: Sequence[str] = ("assistant",)
     dtype: str = "float32"
     backend: str = "auto"
 
@@ -134,6 +143,28 @@ class TextOptions:
         for name in self.rules.without:
             if getattr(self, name) is not None:
                 raise ValueError(f'{name} has no meaning with preset="{self.preset}".')
+        self._check_conversations()
+
+    def _check_conversations(self) -> None:
+        if not isinstance(self.chat_template, str | None):
+            raise TypeError(f"chat_template must be a string, got {self.chat_template!r}.")
+        if not isinstance(self.chat_template_kwargs, Mapping | None):
+            raise TypeError(
+                "chat_template_kwargs must be a dict, such as {'enable_thinking': False}, got "
+                f"{self.chat_template_kwargs!r}."
+            )
+        roles = self.roles
+        if isinstance(roles, str) or not roles or not all(isinstance(r, str) for r in roles):
+            raise TypeError(f"roles must be names of roles, such as ('assistant',), got {roles!r}.")
+        object.__setattr__(self, "roles", tuple(roles))
+        # The template decides what stands in front of a conversation; texts have no template.
+        names = ("preset", "add_start_token", "max_length", "join_contexts")
+        if not self.conversations:
+            names = ("chat_template", "chat_template_kwargs", "roles")
+        for field in fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                given = "conversations" if self.conversations else "texts that are no conversations"
+                raise ValueError(f"{field.name} has no meaning with {given}.")
 
     @property
     def rules(self) -> Preset:

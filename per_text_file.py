@@ -84,7 +84,7 @@ class PerTextFile:
                 f"{self.path}: line {number} was not written by --per-text."
             ) from error
 
-    def without_finished(self, texts: Iterator[str]) -> Iterator[str]:
+    def without_finished(self, texts: Iterator) -> Iterator:
         """The texts after the finished ones.
 
         Raises:
@@ -98,7 +98,9 @@ class PerTextFile:
                 )
         return texts
 
-    def write(self, number: int, text: str, group: str | None, sums: "TextSums") -> None:
+    def write(
+        self, number: int, text: str | list[dict], group: str | None, sums: "TextSums"
+    ) -> None:
         """Add the sums of a text, and its group if it has one."""
         row = {"text": number, "fingerprint": fingerprint(text), "perplexity": sums.perplexity}
         if group is not None:
@@ -166,6 +168,7 @@ def finite(values: dict) -> dict:
     return found
 
 
-def fingerprint(text: str) -> str:
-    """A hash of a text. --resume compares it to see whether the texts are the same."""
+def fingerprint(text: str | list[dict]) -> str:
+    """A hash of a text or a conversation, by which --resume sees whether it is the same."""
+    text = text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]

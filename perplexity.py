@@ -45,11 +45,13 @@ from .runs import Run
 from .tensors import as_tensor
 from .text_base import SavedBase
 from .text_causal import CausalModel
+from .text_chat import ChatTemplate
 from .text_comparison import ByteComparer, TextComparer, TextComparison
+from .text_conversations import ConversationEncoder
 from .text_corpus import corpus_result
 from .text_encoding import TextEncoder
 from .text_head import OutputLayer
-from .text_input import check_collection, checked_pairs
+from .text_input import check_collection, checked_pairs, with_kind
 from .text_lengths import context_length
 from .text_loading import BaseSource, KeptModel, ModelSource, split_names
 from .text_model import LanguageModel
@@ -256,7 +258,8 @@ class Perplexity(evaluate.Metric):
         if not batch.holds_texts:
             self._pending.add_batch(batch)
         elif sample_weight is None:
-            texts = [text for text, _ in checked_pairs(batch.predictions, None)]
+            pairs = checked_pairs(batch.predictions, None, with_kind(batch.predictions)[1])
+            texts = [text for text, _ in pairs]
             self._pending.add_texts(texts, None if groups is None else checked_groups(groups))
         else:
             raise ValueError("Texts go without sample_weight.")
@@ -382,13 +385,14 @@ class Perplexity(evaluate.Metric):
     def _compute_texts(
         self, texts, contexts, groups, batch_size: int | None, sync: bool, options: dict
     ) -> Result:
-        scorer = self.text_scorer(sync=sync, **options)
         check_collection(texts, "predictions")
         check_collection(contexts, "contexts")
         groups = None if groups is None else checked_groups(groups)
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
         with self._pending.all_texts(texts, groups) as (all_texts, all_groups):
+            all_texts, is_talk = with_kind(all_texts)
+            scorer = self.text_scorer(sync=sync, **{"conversations": is_talk} | options)
             return _corpus_result(scorer, all_texts, contexts, all_groups, batch_size, sync)
 
     def _compute_logits(self, batch: Batch, options: Options, sync: bool) -> Result | None:
@@ -432,7 +436,8 @@ class Perplexity(evaluate.Metric):
             TypeError, ValueError: as `compute`.
         """
         check_collection(texts, "texts")
-        scorer = self.text_scorer(**options)
+        texts, is_talk = with_kind(texts)
+        scorer = self.text_scorer(**{"conversations": is_talk} | options)
         return list(
             scorer.score(
                 texts, contexts, batch_size=batch_size, top_k=top_k, progress=_progress_is_shown()
@@ -501,7 +506,8 @@ class Perplexity(evaluate.Metric):
         check_collection(texts, "texts")
         check_collection(contexts, "contexts")
         groups = None if groups is None else checked_groups(groups)
-        comparer = self.text_comparer(sync=sync, **options)
+        texts, is_talk = with_kind(texts)
+        comparer = self.text_comparer(sync=sync, **{"conversations": is_talk} | options)
         return _corpus_result(comparer, texts, contexts, groups, batch_size, sync)
 
     def compare_tokens(
@@ -510,7 +516,8 @@ class Perplexity(evaluate.Metric):
         """Each text token by token under two models: both nll, the KL divergence, and the token
         that each expected most. Arguments and errors as for `compare`."""
         check_collection(texts, "texts")
-        comparer = self.text_comparer(**options)
+        texts, is_talk = with_kind(texts)
+        comparer = self.text_comparer(**{"conversations": is_talk} | options)
         if isinstance(comparer, ByteComparer):
             raise ValueError("The two models have different tokens, so none can be compared.")
         shown = _progress_is_shown()
@@ -553,6 +560,8 @@ class Perplexity(evaluate.Metric):
                 texts or settings, or a torn one.
         """
         check_collection(texts, "texts")
+        texts, is_talk = with_kind(texts)
+        options = {"conversations": is_talk} | options
         saver = TextSaver(*self._model_and_options(options, sync=False))
         saver.save(path, texts, contexts, batch_size=batch_size, progress=_progress_is_shown())
 

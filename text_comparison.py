@@ -23,11 +23,11 @@ from .pair_totals import (
 )
 from .positions import position_pair_results
 from .text_base import SavedBase
-from .text_encoding import EncodedText, TextEncoder
+from .text_encoding import EncodedText
 from .text_pair import ModelPair
 from .text_schedule import Portion
 from .text_score import Draft
-from .text_scoring import TextScorer
+from .text_scoring import TextScorer, encoder_of
 from .totals import Result, TextSums, exp_or_inf
 
 
@@ -124,7 +124,7 @@ class TextComparer(TextScorer):
         super().__init__(pair, options)
         self._saved = pair.base if isinstance(pair.base, SavedBase) else None
         self._base_encoder = (
-            None if pair.base_tokenizer is None else TextEncoder(pair.base_tokenizer, options)
+            None if pair.base_tokenizer is None else encoder_of(pair.base_tokenizer, options)
         )
 
     def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result:

@@ -5,14 +5,16 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from .options import TextOptions
+from .text_windows import CutIntoWindows, Window
 
 # A token of one byte, in tokenizers with byte fallback such as Llama 2's.
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -31,6 +33,15 @@ class EncodedText:
     num_prefix: int  # ids in front of the text
     places: "Places | None"  # where the ids stand in the text; None from a slow tokenizer
     truncated: bool = False
+
+    @property
+    def given(self) -> Any:
+        """What the user passed."""
+        return self.text
+
+    def windows(self, cut: CutIntoWindows) -> Iterable[Window]:
+        """Windows that score the text once."""
+        return cut(len(self.ids), max(1, self.num_prefix))
 
     def offsets(self) -> list[tuple[int, int]] | None:
         """Characters [start, end) of each token of the text, without gaps; None without places."""
@@ -159,7 +170,11 @@ class TextEncoder:
             return "none"
         return "none(no-bos)" if self.tokenizer.bos_token_id is None else "none(not-added)"
 
-    def encode(self, texts: Sequence[str], contexts: Sequence[str] | None) -> list[EncodedText]:
+    def settings(self) -> dict:
+        """What a signature says of the encoding beside `start_name`."""
+        return {}
+
+    def encode(self, texts: Sequence[Any], contexts: Sequence[str] | None) -> Sequence[EncodedText]:
         """Encode a batch of texts, each behind its context if there are any."""
         texts = list(texts)
         if contexts is None:

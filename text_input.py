@@ -1,16 +1,44 @@
-"""What a user passes as texts: whether they are texts, and each of them checked as it is read."""
+"""What a user passes as texts: whether they are texts or conversations, and each of them checked as
+it is read."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 
 def are_texts(predictions) -> bool:
-    """Whether this is a list, an array or a column of strings, by its first entry."""
+    """Whether this is a list, an array or a column of texts or conversations, by its first one."""
     if isinstance(predictions, (str, Mapping)) or not hasattr(predictions, "__len__"):
         return False
     if getattr(predictions, "shape", None) == ():  # a lone number, which has no length after all
         return False
-    return len(predictions) > 0 and isinstance(next(iter(predictions)), str)
+    first = next(iter(predictions)) if len(predictions) > 0 else None
+    return isinstance(first, str) or is_conversation(first)
+
+
+def is_conversation(entry) -> bool:
+    """Whether this is a list of messages, which need not be complete."""
+    is_list = isinstance(entry, Sequence) and not isinstance(entry, str)
+    return is_list and len(entry) > 0 and isinstance(entry[0], Mapping)
+
+
+def with_kind(texts: Iterable) -> tuple[Iterable, bool]:
+    """The texts, and whether they are conversations, by the first one.
+
+    An error of reading it is raised again where it is read next: there, other processes are told.
+    """
+    rest = iter(texts)
+    try:
+        first = list(itertools.islice(rest, 1))
+    except Exception as error:
+        return _raising(error), False
+    texts = texts if rest is not texts else itertools.chain(first, rest)
+    return texts, bool(first) and is_conversation(first[0])
+
+
+def _raising(error: Exception) -> Iterator:
+    raise error
+    yield
 
 
 def check_collection(texts, name: str) -> None:
@@ -23,22 +51,35 @@ def check_collection(texts, name: str) -> None:
         raise TypeError(f"{name} must be a list of texts, got a table. Pass one of its columns.")
     if texts is not None and not isinstance(texts, Iterable):
         raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}.")
+    if isinstance(texts, Sequence) and len(texts) > 0 and isinstance(texts[0], Mapping):
+        raise TypeError(
+            f"{name} must be a list of conversations, got the messages of one. Wrap it in a list: "
+            "[messages]."
+        )
 
 
 def checked_pairs(
-    texts: Iterable[str], contexts: Iterable[str] | None
-) -> Iterator[tuple[str, str | None]]:
-    """Each text with its context, checked when it is read.
+    texts: Iterable, contexts: Iterable[str] | None, conversations: bool = False
+) -> Iterator[tuple[Any, str | None]]:
+    """Each text with its context, or each conversation, checked when it is read.
 
     Raises:
-        TypeError: a text or context that is no string.
-        ValueError: no texts, more or fewer contexts than texts, or invalid Unicode.
+        TypeError: a text or context that is no string; a conversation that is no list of messages
+            with a role and a content.
+        ValueError: no texts, more or fewer contexts than texts, contexts of conversations, or
+            invalid Unicode.
     """
+    if conversations and contexts is not None:
+        raise ValueError(
+            "Conversations have no contexts: what comes before a turn conditions it. Put a context "
+            "into a message of the user or the system."
+        )
     missing = object()
     if contexts is None:
         pairs = ((text, None) for text in texts)
     else:
         pairs = itertools.zip_longest(texts, contexts, fillvalue=missing)
+    check = _checked_conversation if conversations else _checked
     number = -1
     for number, (text, context) in enumerate(pairs):
         if text is missing or context is missing:
@@ -46,17 +87,57 @@ def checked_pairs(
                 "contexts must hold one prompt for each text; there are more "
                 f"{'contexts' if text is missing else 'texts'}, beyond {number}."
             )
-        text = _checked(text, f"predictions[{number}]")
+        text = check(text, f"predictions[{number}]")
         yield text, None if contexts is None else _checked(context, f"contexts[{number}]")
     if number < 0:
         raise ValueError("predictions holds no texts.")
 
 
+def num_characters(text: str | Sequence[Mapping[str, Any]]) -> int:
+    """How long a text or, roughly, a conversation is."""
+    if isinstance(text, str):
+        return len(text)
+    return sum(len(str(value)) for message in text for value in message.values())
+
+
 def _checked(text, name: str) -> str:
     if not isinstance(text, str):
-        raise TypeError(f"{name} must be a string, got {type(text).__name__}.")
+        hint = " All are texts, or all are conversations." if is_conversation(text) else ""
+        raise TypeError(f"{name} must be a string, got {type(text).__name__}.{hint}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} is no valid Unicode text: {error}.") from None
     return text
+
+
+def _checked_conversation(messages, name: str) -> list[dict[str, Any]]:
+    if not is_conversation(messages):
+        hint = " All are texts, or all are conversations." if isinstance(messages, str) else ""
+        raise TypeError(
+            f"{name} must be a conversation, a list of messages, got {type(messages).__name__}."
+            f"{hint}"
+        )
+    for i, message in enumerate(messages):
+        _check_message(message, f"{name}[{i}]")
+    return [dict(message) for message in messages]
+
+
+def _check_message(message, name: str) -> None:
+    if not isinstance(message, Mapping):
+        raise TypeError(
+            f"{name} must be a message, such as {{'role': 'user', 'content': 'Hello'}}, got "
+            f"{type(message).__name__}."
+        )
+    if not isinstance(message.get("role"), str):
+        raise TypeError(f"{name} has no role: it needs one such as 'user' or 'assistant'.")
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, Sequence):
+        raise TypeError(f"{name} has no content: it needs a text, got {content!r}.")
+    for part in parts:
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            raise TypeError(f"{name} has content that is no text, which is not scored: {part!r}.")
+        _checked(part["text"], f"{name}['content']")

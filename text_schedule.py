@@ -2,6 +2,9 @@
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .text_input import num_characters
 
 # A process sorts and packs one portion at a time. It is large enough for batches of equal length,
 # and small enough to stream, and to lose when a run is interrupted. 2^18 characters are about
@@ -10,10 +13,10 @@ TEXTS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 2**18
 CHARACTERS_AT_FIRST = 2**12
 
-Portion = list[tuple[str, str | None]]  # texts, each with its context
+Portion = list[tuple[Any, str | None]]  # texts or conversations, each with its context
 
 
-def portions(pairs: Iterator[tuple[str, str | None]], num_processes: int = 1) -> Iterator[Portion]:
+def portions(pairs: Iterator[tuple[Any, str | None]], num_processes: int = 1) -> Iterator[Portion]:
     """Lists of consecutive texts with their contexts.
 
     For each process a portion has TEXTS_AT_ONCE texts at most. It ends with the text that fills a
@@ -23,7 +26,7 @@ def portions(pairs: Iterator[tuple[str, str | None]], num_processes: int = 1) ->
     characters, limit = 0, CHARACTERS_AT_FIRST
     for text, context in pairs:
         portion.append((text, context))
-        characters += len(text)
+        characters += num_characters(text)
         if len(portion) == TEXTS_AT_ONCE * num_processes or characters >= limit * num_processes:
             yield portion
             portion, characters = [], 0

@@ -11,12 +11,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from transformers import PreTrainedTokenizerBase
+
 from .nll_outputs import TokenStats
 from .options import TextOptions, positive_int, signature
 from .positions import bucket_edges, position_results
 from .processes import ALONE, Attempt, Processes
+from .text_conversations import ConversationEncoder
 from .text_encoding import EncodedText, TextEncoder
-from .text_input import checked_pairs
+from .text_input import checked_pairs, num_characters
 from .text_model import LanguageModel, Span
 from .text_pair import ModelPair
 from .text_progress import Progress
@@ -40,7 +43,7 @@ class TextScorer:
 
     def __init__(self, model: LanguageModel | ModelPair, options: TextOptions):
         self.model, self.options = model, options
-        self.encoder = TextEncoder(model.tokenizer, options)
+        self.encoder = encoder_of(model.tokenizer, options)
         self.rules = options.rules
         longest = min(model.context_length, self.rules.longest_window or model.context_length)
         self.window = longest if options.window is None else options.window
@@ -90,6 +93,7 @@ class TextScorer:
             "window": self.window,
             "stride": None if "stride" in self.rules.without else self.stride,
             "contexts": self.options.join_contexts if with_contexts else False,
+            **self.encoder.settings(),
         }
 
     def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result:
@@ -190,13 +194,13 @@ class TextScorer:
             for draft in self.drafts(
                 texts, contexts, batch_size=batch_size, progress=progress, num_before=num_before
             ):
-                yield draft.encoded.text, draft.sums()
+                yield draft.encoded.given, draft.sums()
             return
         found = portions(self._pairs(texts, contexts), processes.size)
         settings = self.signature(with_contexts=False)
         with Progress(progress and processes.rank == 0) as bar:
             for portion in _agreed_portions(found, settings, processes):
-                lengths = [len(text) + len(context or "") for text, context in portion]
+                lengths = [num_characters(text) + len(context or "") for text, context in portion]
                 shared = shares(lengths, processes.size)
                 mine = shared[processes.rank]
                 own, numbers = [portion[i] for i in mine], [num_before + i for i in mine]
@@ -218,7 +222,7 @@ class TextScorer:
         """Each text with its context, checked; one joined text where the preset joins them."""
         if contexts is not None and not self.rules.takes_contexts:
             raise ValueError(f'preset="{self.options.preset}" has no contexts.')
-        pairs = checked_pairs(texts, contexts)
+        pairs = checked_pairs(texts, contexts, self.options.conversations)
         if self.rules.joint is None:
             return pairs
         joined = self.rules.joint.join(text for text, _ in pairs)
@@ -289,9 +293,11 @@ class TextScorer:
     ) -> Callable[[], Sequence[TokenStats]]:
         return self.model.launch(spans, self.options.dtype, self.options.backend, top_k)
 
-    def _windows(self, text: EncodedText) -> Iterator[Window]:
-        first = max(1, text.num_prefix)
-        return self.rules.windows(len(text.ids), self.window, self.stride, first)
+    def _windows(self, text: EncodedText) -> Iterable[Window]:
+        def cut(num_ids: int, first: int) -> Iterator[Window]:
+            return self.rules.windows(num_ids, self.window, self.stride, first)
+
+        return text.windows(cut)
 
     def _num_inputs(self, job: Job) -> int:
         return job.window.num_inputs
@@ -307,6 +313,11 @@ class TextScorer:
             rows += range(first - window.start - 1, stop - window.start - 1)
             targets += ids[first:stop]
         return Span(inputs, rows, targets, (draft.number, window.first))
+
+
+def encoder_of(tokenizer: PreTrainedTokenizerBase, options: TextOptions) -> TextEncoder:
+    """What encodes texts, or conversations, as the options say."""
+    return (ConversationEncoder if options.conversations else TextEncoder)(tokenizer, options)
 
 
 def _agreed_portions(

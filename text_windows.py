@@ -5,8 +5,11 @@ but the last and predicts each next id. The ids from `first` on are scored, each
 before it in the window.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+# (ids of a text, first id to score) -> windows
+CutIntoWindows = Callable[[int, int], Iterable["Window"]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,38 @@ class Window:
     def scored(self) -> Sequence[int]:
         """The numbers of the scored ids, ascending."""
         return range(self.first, self.stop)
+
+
+@dataclass(frozen=True)
+class SparseWindow(Window):
+    """A window that scores ids between `first` and `stop` only in some ranges."""
+
+    scored_ranges: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """The scored ids as ranges [first, stop), ascending."""
+        return self.scored_ranges
+
+    @property
+    def scored(self) -> Sequence[int]:
+        """The numbers of the scored ids, ascending."""
+        return [place for first, stop in self.scored_ranges for place in range(first, stop)]
+
+
+def only_scoring(
+    ranges: Sequence[tuple[int, int]], windows: Iterable[Window], begin: int
+) -> Iterator[SparseWindow]:
+    """Windows of the ids from `begin` on, which score only what lies in ranges of all ids.
+
+    Those with nothing to score are left out, and none reads on behind its last scored id.
+    """
+    for window in windows:
+        first, stop = begin + window.first, begin + window.stop
+        parts = tuple((max(a, first), min(b, stop)) for a, b in ranges if a < stop and first < b)
+        if parts:
+            start = begin + window.start
+            yield SparseWindow(start, parts[-1][1], parts[0][0], window.weight, parts)
 
 
 def sliding_windows(num_ids: int, context: int, stride: int, first: int = 1) -> Iterator[Window]:
