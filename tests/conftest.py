@@ -1,5 +1,6 @@
 """What all tests share: an offline environment, and the module loaded as users load it."""
 
+import contextlib
 import functools
 import importlib
 import math
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -50,8 +51,8 @@ def kernels(name: str) -> ModuleType:
     return importlib.import_module(f"kernels.{name}")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def found_once():
+@contextlib.contextmanager
+def found_once() -> Iterator[None]:
     """evaluate hashes and copies the metric's files in each load; they do not change meanwhile."""
     from evaluate import loading
 
@@ -65,6 +66,12 @@ def found_once():
                 path, *args, **options
             ),
         )
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def found_once_by_all_tests():
+    with found_once():
         yield
 
 
