@@ -276,10 +276,10 @@ def test_the_standard_input_is_not_shared():
         assert "error: Several processes cannot share the standard input" in error
 
 
-def test_a_dead_rank_ends_the_run_and_resume_continues_it(tmp_path):
+def test_a_dead_rank_ends_the_run_and_resume_continues_it(tmp_path, alone):
     """Also without a launcher that would end the others; on more ranks or fewer."""
     data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
-    texts = [f"The number {i} is in the list." for i in range(10_000)]  # three portions
+    texts = [f"The number {i} is in the list." for i in range(5_000)]  # several portions
     write_texts(data, texts)
     ranks = start_ranks(2, *COMMAND, "--json", data, "--per-text", out)
     deadline = time.monotonic() + 120
@@ -298,8 +298,9 @@ def test_a_dead_rank_ends_the_run_and_resume_continues_it(tmp_path):
 
     (status, printed, _), _ = run(2, "--json", data, "--per-text", out, "--resume")
     assert status == 0
-    [(_, whole, _)] = run(1, "--json", data)
-    assert_same(json.loads(printed), json.loads(whole), rel=1e-6)
+    whole = alone.compute(predictions=texts, model_id=TINY)
+    del whole["perplexities"]
+    assert_same(json.loads(printed), whole, rel=1e-6)
     assert len(out.read_text().splitlines()) == len(texts) + 1
 
 
