@@ -166,20 +166,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def environments(num_ranks: int) -> list[dict[str, str]]:
+    """What torchrun would set for each rank."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"WORLD_SIZE": str(num_ranks), "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+
+
 def start_ranks(num_ranks: int, *command) -> list[subprocess.Popen]:
     """Start `python *command` as torchrun would, each rank in a process group of its own."""
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment |= {"WORLD_SIZE": str(num_ranks), "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     return [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        for rank in range(num_ranks)
+        for environment in environments(num_ranks)
     ]
 
 
