@@ -1,5 +1,6 @@
 """What all tests share: an offline environment, and the module loaded as users load it."""
 
+import contextlib
 import functools
 import importlib
 import math
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -50,8 +51,8 @@ def kernels(name: str) -> ModuleType:
     return importlib.import_module(f"kernels.{name}")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def found_once():
+@contextlib.contextmanager
+def found_once() -> Iterator[None]:
     """evaluate hashes and copies the metric's files in each load; they do not change meanwhile."""
     from evaluate import loading
 
@@ -65,6 +66,12 @@ def found_once():
                 path, *args, **options
             ),
         )
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def found_once_by_all_tests():
+    with found_once():
         yield
 
 
@@ -159,20 +166,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def environments(num_ranks: int) -> list[dict[str, str]]:
+    """What torchrun would set for each rank."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"WORLD_SIZE": str(num_ranks), "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+
+
 def start_ranks(num_ranks: int, *command) -> list[subprocess.Popen]:
     """Start `python *command` as torchrun would, each rank in a process group of its own."""
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment |= {"WORLD_SIZE": str(num_ranks), "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     return [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        for rank in range(num_ranks)
+        for environment in environments(num_ranks)
     ]
 
 

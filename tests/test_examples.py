@@ -2,13 +2,52 @@
 
 import importlib.util
 import math
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import ROOT
+
+WHY = ROOT / "examples" / "why_numbers_differ.py"
+WHY_PAGE = ROOT / "docs" / "why_numbers_differ.md"
+PEERS_ARE_INSTALLED = all(map(importlib.util.find_spec, ("lm_eval", "torchmetrics")))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    return tmp_path_factory.mktemp("examples") / "picture.png"
+
+
+@pytest.fixture(scope="module")
+def printed(picture):
+    """{example: what it prints}; the longest beside the others, each on one core.
+
+    That one with the packages' own numbers where they are installed.
+    """
+    arguments = {
+        "why_numbers_differ": ["--peers"] if PEERS_ARE_INSTALLED else [],
+        "eval_loss_is_not_perplexity": [],
+        "quantisation": [],
+        "perplexity_by_position": [picture],
+    }
+
+    def run(name):
+        done = subprocess.run(
+            [sys.executable, ROOT / "examples" / f"{name}.py", *arguments[name]],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(arguments, pool.map(run, arguments), strict=True))
 
 
 def figures(text: str) -> dict[tuple[str, str], list[float]]:
@@ -19,51 +58,38 @@ def figures(text: str) -> dict[tuple[str, str], list[float]]:
     }
 
 
-def test_eval_loss_is_not_perplexity():
-    program = ROOT / "examples" / "eval_loss_is_not_perplexity.py"
-    done = subprocess.run(
-        [sys.executable, program], capture_output=True, text=True, timeout=300, check=True
-    )
-    printed = figures(done.stdout)
+def test_eval_loss_is_not_perplexity(printed):
+    found = figures(printed["eval_loss_is_not_perplexity"])
     stated = figures((ROOT / "docs" / "trainer.md").read_text(encoding="utf-8"))
-    assert set(printed) == set(stated)
-    assert len(printed) == 4
-    for case, values in printed.items():
+    assert set(found) == set(stated)
+    assert len(found) == 4
+    for case, values in found.items():
         assert values == pytest.approx(stated[case], rel=1e-3)
         perplexity, exp_eval_loss, reported = values
         assert reported == pytest.approx(perplexity, rel=2e-5, abs=0.01)
         assert exp_eval_loss != pytest.approx(perplexity, rel=0.05)
 
 
-def test_quantisation():
+def test_quantisation(printed):
     """docs/compare.md shows what the program prints, to the last digit but one."""
-    program = ROOT / "examples" / "quantisation.py"
-    done = subprocess.run(
-        [sys.executable, program], capture_output=True, text=True, timeout=300, check=True
-    )
 
     def rows(text):
         lines = re.findall(r"^\| (\d bits) \| (.*) \|$", text, flags=re.MULTILINE)
         return {name: [float(v) for v in re.findall(r"[\d.]+", rest)] for name, rest in lines}
 
-    printed = rows(done.stdout)
+    found = rows(printed["quantisation"])
     stated = rows((ROOT / "docs" / "compare.md").read_text(encoding="utf-8"))
-    assert list(printed) == list(stated) == ["8 bits", "6 bits", "4 bits"]
-    for name, values in printed.items():
+    assert list(found) == list(stated) == ["8 bits", "6 bits", "4 bits"]
+    for name, values in found.items():
         assert values == pytest.approx(stated[name], rel=2e-3, abs=1.1e-4)
 
 
-WHY = ROOT / "examples" / "why_numbers_differ.py"
-WHY_PAGE = ROOT / "docs" / "why_numbers_differ.md"
-PEERS_ARE_INSTALLED = all(map(importlib.util.find_spec, ("lm_eval", "torchmetrics")))
 NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 
 
 @pytest.fixture(scope="module")
-def why_printed():
-    """What the program prints, with the packages' own numbers where they are installed."""
-    command = [sys.executable, WHY, *(["--peers"] if PEERS_ARE_INSTALLED else [])]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+def why_printed(printed):
+    return printed["why_numbers_differ"]
 
 
 def section(text: str, name: str) -> str:
@@ -140,10 +166,7 @@ def test_why_numbers_differ_writes_between_the_markers_only():
         program.put(page, "peers", "")
 
 
-def test_perplexity_by_position(tmp_path):
-    program = ROOT / "examples" / "perplexity_by_position.py"
-    picture = tmp_path / "picture.png"
-    subprocess.run([sys.executable, program, picture], timeout=300, check=True)
+def test_perplexity_by_position(printed, picture):
     assert picture.read_bytes().startswith(b"\x89PNG")
     shown = ROOT / "docs" / "perplexity_by_position.png"
     assert max(picture.stat().st_size, shown.stat().st_size) < 60_000

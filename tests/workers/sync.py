@@ -15,7 +15,7 @@ from pathlib import Path
 import evaluate
 import torch
 import torch.distributed as dist
-from conftest import ROOT, load, random_batch, sibling
+from conftest import ROOT, found_once, load, random_batch, sibling
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate
@@ -366,4 +366,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with found_once():
+        main()
