@@ -2,6 +2,7 @@
 
     python cli.py --model tiny_model book.txt
     python cli.py --model tiny_model --column text data.jsonl --per-text scores.jsonl
+    python cli.py --model ./chat-model --column messages talks.jsonl
     python cli.py --model tiny_model --dataset allenai/c4:en:validation --limit 1000
     python cli.py --model ./llama-int4 --base meta-llama/Llama-3.1-8B data.jsonl
     accelerate launch cli.py --model tiny_model --column text data.jsonl
@@ -9,10 +10,11 @@
 A plain file is one text, in UTF-8. With --lines each line is one; only \\n and \\r\\n end a line.
 A table holds one text per row, in --column: .csv, .tsv, .json, .parquet, and JSON Lines as .jsonl,
 .jsonlines, .jl, .ndjson or .ldjson. All but .parquet may be compressed: .gz, .bz2, .xz, .lzma,
-.zst. Standard input (no files, or -) is read as a plain file. --dataset streams what `load_dataset`
-reads, on the Hub or in a directory, instead of files: NAME:PART is the configuration PART if there
-is one, else the split PART. The processes of torchrun or `accelerate launch` share the texts. Exit
-status: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted.
+.zst. A column of JSON or Parquet may also hold conversations, lists of messages. Standard input (no
+files, or -) is read as a plain file. --dataset streams what `load_dataset` reads, on the Hub or in
+a directory, instead of files: NAME:PART is the configuration PART if there is one, else the split
+PART. The processes of torchrun or `accelerate launch` share the texts. Exit status: 0 done, 1
+failed (one line says why), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -65,6 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     scoring.add_argument("--stride", type=int, help="tokens scored by each window [half of it]")
     scoring.add_argument("--max-length", type=int, help="cut texts to this many tokens [never]")
     scoring.add_argument("--no-start-token", action="store_true", help="no BOS before a text")
+    scoring.add_argument(
+        "--chat-template", type=Path, metavar="FILE", help="for conversations [the tokenizer's]"
+    )
     scoring.add_argument("--batch-size", type=int, help="at most this many windows at once")
 
     model = parser.add_argument_group("model")
@@ -112,10 +117,11 @@ def run(args: argparse.Namespace) -> dict | None:
     processes, device = join_launch()
     rows = processes.require_all(processes.attempt(read, args, processes))
     groups: list[str] = []
-    texts = noting_groups(rows, groups)
+    with_kind = metric_package.sibling("text_input").with_kind
+    texts, are_conversations = with_kind(noting_groups(rows, groups))
     if args.save_base is not None:
         return save_base(args, texts, processes)
-    scorer = load_scorer(args, device, sync=processes.size > 1)
+    scorer = load_scorer(args, device, are_conversations, sync=processes.size > 1)
     signature = scorer.signature(with_contexts=False)
     check_output(args, scorer)
     with contextlib.ExitStack() as stack:
@@ -170,7 +176,7 @@ def sources(args: argparse.Namespace) -> list[str]:
     return (args.files or ["-"]) if args.dataset is None else [args.dataset]
 
 
-def noting_groups(rows: Iterator[Row], groups: list[str]) -> Iterator[str]:
+def noting_groups(rows: Iterator[Row], groups: list[str]) -> Iterator[str | list[dict]]:
     """The texts; the group of each, if it has one, is added to `groups` when it is read."""
     for text, group in rows:
         if group is not None:
@@ -249,10 +255,10 @@ def join_launch() -> "tuple[Processes, torch.device | None]":
 
 
 def load_scorer(
-    args: argparse.Namespace, device: "torch.device | None", sync: bool
+    args: argparse.Namespace, device: "torch.device | None", are_conversations: bool, sync: bool
 ) -> "TextScorer | TextComparer | ByteComparer":
     """What scores texts with the arguments' model and options, or compares it with their base."""
-    options = model_options(args, device)
+    options = model_options(args, device) | {"conversations": are_conversations}
     if args.base is None:
         return metric_package.load().text_scorer(sync=sync, **options)
     is_saved = metric_package.sibling("text_base").SavedBase.is_at(args.base)
@@ -273,6 +279,7 @@ def model_options(args: argparse.Namespace, device: "torch.device | None") -> di
         "stride": args.stride,
         "max_length": args.max_length,
         "add_start_token": not args.no_start_token,
+        "chat_template": None if args.chat_template is None else args.chat_template.read_text(),
         "positions": args.positions,
     }
 

@@ -99,7 +99,8 @@ Options, here and at `evaluate.load`:
         CUDA and else torch.
 
 Texts and a causal language model, in place of logits and references:
-    predictions: texts: a list, a column of a dataset, any iterable. A generator streams.
+    predictions: texts: a list, a column of a dataset, any iterable. A generator streams. Or
+        conversations: lists of messages, each with a role and a content.
     model_id (str): a name on the Hub or a directory; or model= and tokenizer=, objects of
         transformers, which are used as and where they are.
     contexts: one prompt for each text, which conditions it and is not scored.
@@ -116,6 +117,9 @@ Texts and a causal language model, in place of logits and references:
     positions (bool or tuple): also a result for each bucket of tokens of context: True for 0, 1,
         2-3, 4-7 and so on, or the least context of each bucket. Default False.
     preset (str): whose numbers to give, such as "lm-eval"; presets.py lists them. Default: none.
+    roles: whose messages of a conversation are scored. Default ("assistant",).
+    chat_template (str), chat_template_kwargs (dict): a template for conversations in place of the
+        tokenizer's, and what else it gets, such as {"enable_thinking": False}.
     batch_size (int): the most windows at once, besides the bound on their tokens.
     device, model_kwargs (dict), trust_remote_code (bool, default False): how the model is loaded.
     dtype, backend (str): as above.

@@ -20,6 +20,10 @@ Messages = Sequence[Mapping[str, Any]]
 # What marks the words of the assistant in a template.
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 ASSISTANT = "assistant"
+# A tag, and what is not its name: <think> and </think>, <|channel> and <channel|>,
+# <|START_THINKING|> and <|END_THINKING|>.
+TAG = re.compile(r"<[^<>]+>")
+NO_NAME = re.compile(r"start|end|[^a-z]")
 
 
 @dataclass(frozen=True)
@@ -160,23 +164,42 @@ class ChatTemplate:
         message in a prompt, but not in a conversation that ends with the assistant.
         """
         *before, turn = messages
-        prompt, header = self._prompt(before, turn)
+        prompt = self._prompt(before, turn)
         text, start = whole, len(prompt)
         if not whole.startswith(prompt):
-            content = content_of(turn).strip()
-            at = whole.rfind(header, 0, whole.rfind(content) if content else len(whole))
-            if not header or at < 0:
+            at = self._behind_header(self._header(before, prompt), turn, whole)
+            if at is None:
                 raise ValueError(
                     f"The chat template asks for {_turn_named(turn)} by {prompt[-40:]!r}, which is "
                     "not in front of it in the conversation, so it is not known what the model "
-                    "saw. Pass chat_template= or chat_template_kwargs= that render both alike."
+                    "saw. Pass chat_template= or chat_template_kwargs= that render both alike, "
+                    "such as {'enable_thinking': False}."
                 )
-            text = prompt + whole[at + len(header) :]
+            text = prompt + whole[at:]
         if not self._has_prompt:  # then the header, if there is one, is not in the prompt
             content_start = self._start_of_content(turn, text)
             if text[start:content_start].strip():
                 start = content_start
         return text, start
+
+    def _behind_header(self, header: str, turn: Mapping[str, Any], whole: str) -> int | None:
+        """Where the last turn begins in `whole`; None if its header is not there.
+
+        The header may end with empty reasoning, which Gemma 4 and QwQ leave out of a turn, and of
+        which DeepSeek V3 keeps the closing tag.
+        """
+        content = content_of(turn).strip()
+        end = whole.rfind(content) if content else len(whole)
+        tags = [tag.start() for tag in TAG.finditer(header)]
+        for size in sorted({*tags, len(header)} - {0}, reverse=True):
+            at = whole.rfind(header[:size], 0, max(end, 0))
+            if at >= 0:
+                at, left_out = at + size, header[size:]
+                if left_out and not _is_empty_element(left_out):
+                    return None
+                closing = left_out[left_out.rfind("<") :].strip() if left_out else ""
+                return at + len(closing) if whole.startswith(closing, at) else at
+        return None
 
     def _start_of_content(self, turn: Mapping[str, Any], text: str) -> int:
         """Where the content of the last message begins in a text."""
@@ -188,20 +211,26 @@ class ChatTemplate:
             )
         return start
 
-    def _prompt(self, before: Messages, turn: Mapping[str, Any]) -> tuple[str, str]:
-        """The prompt for a turn, and the header in it: from its last special token on, or else its
-        last line."""
+    def _prompt(self, before: Messages, turn: Mapping[str, Any]) -> str:
+        """What the model is asked with for a turn."""
         if before:
-            prompt = self.render(before, add_generation_prompt=True).text
-            starts = [match.start() for match in self._special.finditer(prompt)]
-            return prompt, prompt[starts[-1] if starts else prompt.rstrip().rfind("\n") + 1 :]
-        # Templates need a message in front; the header is what they put behind one.
+            return self.render(before, add_generation_prompt=True).text
+        # Templates need a message in front. What they put behind one is the header.
         alone = self.render([turn]).text
         prompted = self.render([turn], add_generation_prompt=True).text
         pairs = zip(alone, prompted, strict=False)
         num_same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         header = prompted[num_same:]
-        return alone[: alone.find(header) + len(header)], header
+        return alone[: alone.find(header) + len(header)]
+
+    def _header(self, before: Messages, prompt: str) -> str:
+        """What asks for the turn at the end of the prompt, or else its last special token or line
+        and all behind it."""
+        alone = self.render(before).text if before else ""
+        if self._has_prompt and prompt.startswith(alone):
+            return prompt[len(alone) :]
+        starts = [match.start() for match in self._special.finditer(prompt)]
+        return prompt[starts[-1] if starts else prompt.rstrip().rfind("\n") + 1 :]
 
     def _end_of_turn(self, text: str, start: int) -> int:
         """Behind the end-of-turn token of the last turn, which begins at `start`."""
@@ -213,6 +242,13 @@ def content_of(message: Mapping[str, Any]) -> str:
     """The text of a message; empty without one, as in a call of a tool."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _is_empty_element(text: str) -> bool:
+    """Whether this is an opening tag and its closing one, such as <think></think>."""
+    tags = TAG.findall(text)
+    names = {NO_NAME.sub("", tag.lower()) for tag in tags}
+    return len(tags) == len(set(tags)) == 2 and len(names) == 1
 
 
 def _named(messages: Messages) -> str:

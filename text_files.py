@@ -36,9 +36,9 @@ REFUSED = {
 
 
 class Row(NamedTuple):
-    """A text, and the name of its group; None without groups."""
+    """A text or the messages of a conversation, and the name of its group; None without groups."""
 
-    text: str
+    text: str | list[dict]
     group: str | None = None
 
 
@@ -69,10 +69,12 @@ class Columns:
         """The text and the group of a row, from the values of its columns.
 
         Raises:
-            ValueError: the text is no string, or the group neither a string nor a whole number.
+            ValueError: the text is neither a string nor a list of messages, or the group neither a
+                string nor a whole number.
         """
         text = values[self.text]
-        if not isinstance(text, str):
+        is_conversation = isinstance(text, list) and all(isinstance(entry, dict) for entry in text)
+        if not isinstance(text, str) and not is_conversation:
             found = type(text).__name__
             raise ValueError(f"{source}: {self.text!r} of row {number} is no text, but {found}.")
         if self.group is None:

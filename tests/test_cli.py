@@ -71,6 +71,43 @@ def test_files_of_each_kind(tmp_path, kind):
     assert_same(result(*paths), TEXTS)
 
 
+TALKS = [
+    [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    for user, assistant in [("Hello!", "Hi"), ("What is a list?", "naïve 🎉"), ("One", "Two")]
+]
+CHATML = ROOT / "tests" / "chat_templates" / "chatml.jinja"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_conversations_and_their_resumption(tmp_path, kind):
+    path, out = tmp_path / f"talks.{kind}", tmp_path / "out.jsonl"
+    data = datasets.Dataset.from_dict({"messages": TALKS, "domain": ["a", "b", "a"]})
+    {"jsonl": data.to_json, "parquet": data.to_parquet}[kind](path)
+    arguments = [path, "--column", "messages", "--chat-template", CHATML, "--group-by", "domain"]
+    found = result(*arguments, "--per-text", out)
+    template = CHATML.read_text()
+    expected = load().compute(
+        predictions=TALKS, groups=["a", "b", "a"], model_id=TINY, chat_template=template
+    )
+    assert found["signature"] == expected["signature"]
+    for one, other in [(found, expected), (found["groups"]["a"], expected["groups"]["a"])]:
+        assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-6)
+        assert one["num_tokens"] == other["num_tokens"]
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:2]))
+    again = result(*arguments, "--per-text", out, "--resume")
+    assert again["perplexity"] == pytest.approx(found["perplexity"], rel=1e-6)
+    changed = datasets.Dataset.from_dict({"messages": TALKS[::-1], "domain": ["a", "b", "a"]})
+    {"jsonl": changed.to_json, "parquet": changed.to_parquet}[kind](path)
+    done = run(*arguments, "--per-text", out, "--resume")
+    assert (done.returncode, "is of other texts: number 0" in done.stderr) == (1, True)
+
+
+def test_a_chat_template_for_texts_is_refused(tmp_path):
+    done = run("--chat-template", CHATML, stdin="text")
+    assert done.returncode == 1
+    assert "chat_template has no meaning with texts that are no conversations" in done.stderr
+
+
 def test_as_a_command(tmp_path):
     """From another directory."""
     arguments = [*COMMAND, "--json", "--lines"]

@@ -290,6 +290,25 @@ def test_the_command_line_shares_texts_out(tmp_path, alone, number):
     assert [row["perplexity"] for row in rows] == pytest.approx(expected["perplexities"], rel=5e-6)
 
 
+def test_conversations_are_shared_out(tmp_path, alone):
+    template = ROOT / "tests" / "chat_templates" / "chatml.jinja"
+    talks = [
+        [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": text or "x"}]
+        for text in worker.TEXTS[:5]
+    ]
+    data = tmp_path / "talks.jsonl"
+    data.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    (status, printed, error), (other_status, *_) = run(
+        2, "--json", data, "--column", "messages", "--chat-template", template
+    )
+    assert (status, other_status) == (0, 0), error
+    expected = alone.compute(predictions=talks, model_id=TINY, chat_template=template.read_text())
+    found = json.loads(printed)
+    assert found["signature"] == expected["signature"]
+    assert found["num_tokens"] == expected["num_tokens"]
+    assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
+
+
 def test_no_texts_at_all_is_an_error(tmp_path):
     write_texts(tmp_path / "none.jsonl", [])
     for status, printed, error in run(2, tmp_path / "none.jsonl"):

@@ -247,6 +247,39 @@ def test_what_the_template_adds_behind_the_end_of_a_turn_is_not_scored(chats):
     assert scored(tokenizer, talk) == [["Hi<|end|>", "Bye<|end|>"]]
 
 
+@pytest.mark.parametrize(
+    ("reasoning", "kept"),
+    [
+        ("<think>\n</think>\n", ""),  # QwQ
+        ("<|channel>thought\n<channel|>", ""),  # Gemma 4
+        ("<think></think>", "</think>"),  # DeepSeek V3
+    ],
+)
+def test_empty_reasoning_that_the_template_leaves_out_of_a_turn(chats, reasoning, kept):
+    """The model read it; what it said comes behind."""
+    header = "<|im_start|>assistant\n"
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        f"{{% if m.role == 'assistant' %}}{{{{ {kept!r} }}}}{{% endif %}}"
+        "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+        f"{{% if add_generation_prompt %}}{{{{ {header + reasoning!r} }}}}{{% endif %}}"
+    )
+    template = sibling("text_chat").ChatTemplate(chats["chatml"][1], source, {}, ["assistant"])
+    talk = conversation("Hello!", "Hi", "And?", "Bye")
+    first, second = template.renderings(talk)
+    user = "<|im_start|>user\nHello!<|im_end|>\n"
+    assert first.text == f"{user}{header}{reasoning}Hi<|im_end|>\n"
+    assert second.text.endswith(f"And?<|im_end|>\n{header}{reasoning}Bye<|im_end|>\n")
+    assert second.text.startswith(f"{user}{header}{kept}Hi<|im_end|>")
+    assert [r.text[slice(*r.scored[0])] for r in (first, second)] == [
+        "Hi<|im_end|>",
+        "Bye<|im_end|>",
+    ]
+    opened = source.replace(repr(header + reasoning), repr(header + "<think>\n"))
+    with pytest.raises(ValueError, match="asks for the assistant's turn 'Hi' by .*<think>"):
+        scored(chats["chatml"][1], talk, source=opened)
+
+
 def test_a_conversation_that_the_assistant_begins(chats):
     talk = [{"role": "assistant", "content": "Welcome"}, *conversation("Hello!", "Hi")]
     for name in ("chatml", "llama3", "phi3"):
