@@ -26,6 +26,7 @@ from .nll_linear_gradients import LinearNll
 from .nll_outputs import TokenStats
 from .nll_pairs import PairStats
 from .nll_product import Product
+from .nll_share import share_nll
 from .nll_threads import share
 from .nll_tiles import product_nll
 from .nll_torch import BLOCK_ON_CPU
