@@ -62,8 +62,9 @@ def test_precision_is_that_of_the_reduction_or_of_the_logits(given, precision, e
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_shares_under_an_output_layer(softcap):
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(40, 16, generator=generator), torch.randn(300, 16)
-    bias, transform = torch.randn(300, generator=generator), LogitTransform(0.5, softcap)
+    shapes = (40, 16), (300, 16), (300,)
+    hidden, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
+    transform = LogitTransform(0.5, softcap)
     positions = torch.tensor([3, 0, 39, 39])
     outputs = nll_linear.OutputRows(
         hidden, positions, positions, Product(weight, bias), transform, 300
