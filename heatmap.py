@@ -19,7 +19,10 @@ DIFFERENCE_STEPS = {
 }  # fmt: skip
 
 UNSCORED = 'class="unscored"'
-NOT_SCORED = "not scored: nothing stands in front of it"
+NOT_SCORED = "not scored: it only conditions what follows"
+
+# Of a word in its tooltip: a language without spaces has long ones.
+MOST_TOKENS = 12
 
 STYLE = """
 .surprisal { --paper: #ffffff; --ink: #1f1f1f; --hot: #ee8a22; --line: #c9c9c9;
@@ -63,23 +66,34 @@ STYLE = """
 """
 
 
-def heatmap(score) -> str:
+def heatmap(score, words: bool = False) -> str:
     """The HTML of a `TextScore`: a legend in bits, and the text with a tooltip for each token.
 
     A tooltip holds the token, its surprisal -log2 p in bits, its probability p, its rank, the
     entropy of the prediction (the surprisal that the model expected) and, with `top_k`, the
     likeliest tokens. The tab key moves the focus to the first token. Everything that comes from the
     text or the model is escaped.
+
+    Args:
+        words: show each word in place of each token. Its tooltip holds its surprisal, the corrected
+            one if the score has it, and its tokens. White space belongs to the word behind it.
+
+    Raises:
+        ValueError: `words` of a score without offsets.
     """
     steps = range(0, SCALE_BITS + 1, 4)
     legend = "".join(
         f'<i style="--s:{100 * bits // SCALE_BITS}">{bits}{"+" if bits == SCALE_BITS else ""}</i>'
         for bits in steps
     )
-    tokens = "".join(
-        _token(score, i, _colour(nll), tooltip(score, i)) for i, nll in enumerate(score.nll)
-    )
-    return _section("Surprisal of each token", f"Surprisal in bits: <span>{legend}</span>", tokens)
+    if words:
+        spans = _words(score)
+    else:
+        spans = [
+            _token(score, i, _colour(nll), tooltip(score, i)) for i, nll in enumerate(score.nll)
+        ]
+    label = f"Surprisal of each {'word' if words else 'token'}"
+    return _section(label, f"Surprisal in bits: <span>{legend}</span>", "".join(spans))
 
 
 def difference_heatmap(comparison, base: str = "the base", model: str = "the model") -> str:
@@ -124,10 +138,25 @@ def _section(label: str, legend: str, tokens: str) -> str:
 def _token(found, i: int, colour: str, tip: str) -> str:
     """Token i of a `TextScore` or a `TextComparison` as HTML."""
     piece = found.tokens[i] if found.offsets is None else found.text[slice(*found.offsets[i])]
+    return _span(piece, colour, tip, is_first=i == 0)
+
+
+def _words(score) -> list[str]:
+    """The words of a `TextScore` as HTML."""
+    words = score.words
+    # The white space behind the last word is a part of it.
+    ends = [word.end for word in words[:-1]] + [score.offsets[-1][1] for _ in words[-1:]]
+    return [
+        _span(score.text[start:end], _colour(word.nll), word_tooltip(score, word), start == 0)
+        for word, start, end in zip(words, [0, *ends], ends, strict=False)
+    ]
+
+
+def _span(piece: str, colour: str, tip: str, is_first: bool) -> str:
+    """A piece of a text as HTML."""
     # Only the first token of a character shows it; the others show a dot.
     shown = html.escape(visible(piece)) or "·"
-    tab = 0 if i == 0 else -1
-    tip = html.escape(tip)
+    tip, tab = html.escape(tip), 0 if is_first else -1
     return f'<b {colour} tabindex="{tab}" role="note" aria-label="{tip}">{shown}</b>'
 
 
@@ -145,6 +174,22 @@ def tooltip(score, i: int) -> str:
             f"  {probability(nll):>7}  “{visible(token, line_ends=False)}”"
             for token, nll in score.expected[i]
         ]
+    return "\n".join(lines)
+
+
+def word_tooltip(score, word) -> str:
+    """A word of a `TextScore` in a few lines of text."""
+    lines = [f"“{visible(word.text, line_ends=False)}”"]
+    if math.isnan(word.nll):
+        lines.append(NOT_SCORED)
+    else:
+        lines[0] += f"  {word.nll / math.log(2):.2f} bits"
+    if word.corrected_nll is not None and not math.isnan(word.corrected_nll):
+        lines.append(f"corrected for where words end: {word.corrected_nll / math.log(2):.2f} bits")
+    tokens = [visible(score.tokens[i], line_ends=False) for i in word.tokens]
+    shown = " ".join(f"“{token}”" for token in tokens[:MOST_TOKENS])
+    more = " …" if len(tokens) > MOST_TOKENS else ""
+    lines.append(f"{len(tokens)} token{'s' if len(tokens) > 1 else ''}: {shown}{more}")
     return "\n".join(lines)
 
 

@@ -29,6 +29,7 @@ class TokenStats:
     rank: torch.Tensor | None = None  # int32, 1 + the number of logits above that of the target
     expected_ids: torch.Tensor | None = None  # (..., k) int64, the k likeliest ids
     expected_nll: torch.Tensor | None = None  # (..., k) nats, of the dtype of nll
+    share_nll: torch.Tensor | None = None  # of some ids together, nats, as nll_share.py has it
 
     @classmethod
     def empty(

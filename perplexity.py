@@ -26,6 +26,7 @@ from .nll_linear_gradients import LinearNll
 from .nll_outputs import TokenStats
 from .nll_pairs import PairStats
 from .nll_product import Product
+from .nll_share import share_nll
 from .nll_threads import share
 from .nll_tiles import product_nll
 from .nll_torch import BLOCK_ON_CPU
@@ -63,6 +64,8 @@ from .text_schedule import portions
 from .text_score import TextScore
 from .text_scoring import TextScorer
 from .text_windows import Window
+from .text_word_starts import word_start_ids
+from .text_words import Word
 from .totals import NllTotals, Result
 from .trainer_batches import EvalBatch
 from .trainer_documents import document_lengths
@@ -427,24 +430,39 @@ class Perplexity(evaluate.Metric):
         return self._options.replace(**options)
 
     def score(
-        self, texts, *, contexts=None, batch_size: int | None = None, top_k: int = 0, **options
+        self,
+        texts,
+        *,
+        contexts=None,
+        batch_size: int | None = None,
+        top_k: int = 0,
+        corrected: bool = False,
+        **options,
     ) -> list[TextScore]:
         """Each text token by token: its tokens and their places, and for each its nll and rank and
-        the entropy of the prediction, both in nats.
+        the entropy of the prediction, both in nats. `words` has the nll of each word.
 
         Args:
             texts, contexts, batch_size, options: as for `compute`; the options name the model.
             top_k: also give the `top_k` tokens that the model expected most in each place.
+            corrected: also give each word's `corrected_nll`, in which the probability that it ends
+                counts for it and not for the next word.
 
         Raises:
-            TypeError, ValueError: as `compute`.
+            TypeError, ValueError: as `compute`; with `corrected`, tokens that do not carry the
+                space in front of them, as BERT's.
         """
         check_collection(texts, "texts")
         texts, is_talk = with_kind(texts)
         scorer = self.text_scorer(**{"conversations": is_talk} | options)
         return list(
             scorer.score(
-                texts, contexts, batch_size=batch_size, top_k=top_k, progress=_progress_is_shown()
+                texts,
+                contexts,
+                batch_size=batch_size,
+                top_k=top_k,
+                corrected=corrected,
+                progress=_progress_is_shown(),
             )
         )
 

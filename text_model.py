@@ -11,7 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .identity import quantization_name, tokenizer_id, weights_id
 from .nll_linear import OutputRows, launch_rows
 from .nll_outputs import TokenStats
+from .nll_share import share_nll
 from .nll_transform import IDENTITY
 from .tensors import to_device
 from .text_head import find_output_layer, run
@@ -183,24 +184,29 @@ class LanguageModel(ABC):
         dtype: str = "float32",
         backend: str = "auto",
         top_k: int | None = None,
+        share_of: torch.Tensor | None = None,
     ) -> Callable[[], list[TokenStats]]:
         """Start to score a batch of spans; calling what is returned gives the results.
 
         An accelerator works on while the next batch is made ready, until the results are called
         for: of each span the statistics of its targets, on the CPU. With a number for `top_k`, they
-        are all that there are, with the `top_k` likeliest ids; else nll only.
+        are all that there are, with the `top_k` likeliest ids; else nll only. With ids (k,) for
+        `share_of`, also how likely one of them was in each place.
         """
         with self.running():
+            outputs = self.read(spans)
             reduction = launch_rows(
-                self.read(spans),
+                outputs,
                 dtype=dtype,
                 backend=backend,
                 with_all=top_k is not None,
                 top_k=top_k or 0,
             )
+            shares = [] if share_of is None else [share_nll(outputs, share_of, dtype)]
 
         def results() -> list[TokenStats]:
-            (stats,) = reduction.on_host()
+            stats, *on_host = reduction.on_host(*shares)
+            stats = replace(stats, share_nll=on_host[0]) if on_host else stats
             return stats.split([len(span.targets) for span in spans])
 
         return results

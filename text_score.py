@@ -16,6 +16,7 @@ from .positions import bucket_sums
 from .presets import Preset
 from .text_encoding import EncodedText
 from .text_windows import Window
+from .text_words import Word, words_of
 from .totals import NO_POSITIONS, TextSums
 
 
@@ -36,11 +37,23 @@ class TextScore:
     ranks: list[int]  # 1 + the number of likelier tokens; 0 where not scored
     expected: list[list[tuple[str, float]]] | None  # likeliest tokens with their nll; None: top_k=0
     sums: TextSums
+    # -log P(a new word begins) before each token and behind the last, nats; NaN where not known.
+    # None: corrected=False.
+    word_start_nll: list[float] | None = None
 
     @property
     def perplexity(self) -> float:
         """exp(mean nll); NaN when nothing was scored."""
         return self.sums.perplexity
+
+    @property
+    def words(self) -> list[Word]:
+        """The words between white space, each with the nll of its tokens; see `words_of`.
+
+        Raises:
+            ValueError: there are no offsets.
+        """
+        return words_of(self)
 
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
@@ -78,6 +91,7 @@ class Draft:
         self.num_bytes, self.num_words = num_bytes, num_words
         self._edges = edges
         self._found: list[tuple[Window, TokenStats]] = []
+        self._end_share_nll = np.nan
 
     @property
     def is_complete(self) -> bool:
@@ -86,6 +100,9 @@ class Draft:
 
     def fill(self, window: Window, found: TokenStats) -> None:
         """Take the result of a window; those of a text come in any order."""
+        if window.reads_end and found.share_nll is not None:  # the end is no scored token
+            self._end_share_nll = float(found.share_nll[-1])
+            found = found[:-1]
         self._found.append((window, found))
 
     def _in_order(self) -> list[tuple[Window, TokenStats]]:
@@ -129,21 +146,26 @@ class Draft:
         if not self._found:
             return np.zeros(0, dtype=np.int64)
         return np.concatenate(
-            [np.asarray(window.scored) - window.start for window, _ in self._in_order()]
+            [np.asarray(window.scored, np.int64) - window.start for window, _ in self._in_order()]
         )
 
-    def score(self, decode: Callable[[int], str], with_expected: bool) -> TextScore:
+    def score(
+        self, decode: Callable[[int], str], with_expected: bool, with_word_starts: bool = False
+    ) -> TextScore:
         """The score as callers get it; `decode` gives the string of an id."""
         text, begin = self.encoded, self.encoded.num_prefix
         size = len(text.ids)
         nll, entropy = np.full(size, np.nan), np.full(size, np.nan)
         ranks = np.zeros(size, dtype=np.int64)
+        share_nll = np.append(np.full(size, np.nan), self._end_share_nll)
         expected: list[list[tuple[str, float]]] = [[] for _ in range(size)]
         for window, found in self._found:
             here = window.scored
             nll[here] = found.nll.numpy()
             if found.entropy is not None and found.rank is not None:
                 entropy[here], ranks[here] = found.entropy.numpy(), found.rank.numpy()
+            if found.share_nll is not None:
+                share_nll[here] = found.share_nll.numpy()
             if found.expected_ids is not None and found.expected_nll is not None:
                 rows = zip(found.expected_ids.tolist(), found.expected_nll.tolist(), strict=True)
                 for place, row in zip(here, rows, strict=True):
@@ -157,6 +179,7 @@ class Draft:
             ranks=ranks[begin:].tolist(),
             expected=expected[begin:] if with_expected else None,
             sums=self.sums(),
+            word_start_nll=share_nll[begin:].tolist() if with_word_starts else None,
         )
 
 

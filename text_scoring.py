@@ -5,12 +5,14 @@ several processes may share the texts. Neither changes a result: each window fil
 text's `Draft`.
 """
 
+import copy
 import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from .nll_outputs import TokenStats
@@ -25,7 +27,8 @@ from .text_pair import ModelPair
 from .text_progress import Progress
 from .text_schedule import Portion, batches, portions, shares
 from .text_score import Draft, TextScore, count_scored
-from .text_windows import Window, check_window
+from .text_windows import Window, check_window, windows_to_the_end
+from .text_word_starts import word_start_ids
 from .totals import Result, TextSums, standard_error_of_tokens, text_result
 
 
@@ -45,6 +48,7 @@ class TextScorer:
         self.model, self.options = model, options
         self.encoder = encoder_of(model.tokenizer, options)
         self.rules = options.rules
+        self._word_starts: torch.Tensor | None = None  # their share is found, too
         longest = min(model.context_length, self.rules.longest_window or model.context_length)
         self.window = longest if options.window is None else options.window
         if self.window > model.context_length:
@@ -118,6 +122,7 @@ class TextScorer:
         *,
         batch_size: int | None = None,
         top_k: int = 0,
+        corrected: bool = False,
         progress: bool | Callable[[int, int], None] = False,
     ) -> Iterator[TextScore]:
         """The score of each text, in the order of the texts; a generator is read in portions.
@@ -127,20 +132,31 @@ class TextScorer:
             contexts: one prompt for each text, which conditions it and is not scored.
             batch_size: the most windows at once; the number of their tokens is bounded anyway.
             top_k: also give the `top_k` likeliest tokens at each scored position.
+            corrected: also give the corrected nll of words, as `text_words.words_of` says.
             progress: True for a progress bar with tokens per second and the perplexity so far; or
                 a function, which is called with the number of tokens scored and their total.
 
         Raises:
             TypeError: texts or contexts that are not strings.
-            ValueError: no texts, more or fewer contexts than texts, a preset without contexts, or
-                ids that the model does not have.
+            ValueError: no texts, more or fewer contexts than texts, a preset without contexts, ids
+                that the model does not have, or a model or tokenizer that cannot be corrected for.
         """
+        if not isinstance(corrected, bool):
+            raise TypeError(f"corrected must be True or False, got {corrected!r}.")
+        if corrected and self.options.conversations:
+            raise ValueError("corrected=True goes with texts; a turn ends with a token of its own.")
         top_k = positive_int(top_k, "top_k", least=0)
         decode = functools.cache(lambda token_id: str(self.model.tokenizer.decode([token_id])))
-        for draft in self.drafts(
+        scorer = self._with_word_starts() if corrected else self
+        for draft in scorer.drafts(
             texts, contexts, batch_size=batch_size, top_k=top_k, progress=progress
         ):
-            yield draft.score(decode, with_expected=top_k > 0)
+            yield draft.score(decode, with_expected=top_k > 0, with_word_starts=corrected)
+
+    def _with_word_starts(self) -> Self:
+        scorer = copy.copy(self)
+        scorer._word_starts = word_start_ids(self.model)
+        return scorer
 
     def drafts(
         self,
@@ -246,7 +262,7 @@ class TextScorer:
         for results in self._results(jobs, batch_size, top_k):
             for (draft, window), found in results:
                 draft.fill(window, found)
-                bar.add(found.nll.numpy(), window.weight)
+                bar.add(found.nll.numpy()[: len(window.scored)], window.weight)
             bar.show()
             while waiting and waiting[0].is_complete:
                 yield waiting.popleft()
@@ -291,20 +307,28 @@ class TextScorer:
     def _launch(
         self, spans: Sequence[Span], top_k: int | None
     ) -> Callable[[], Sequence[TokenStats]]:
-        return self.model.launch(spans, self.options.dtype, self.options.backend, top_k)
+        arguments = spans, self.options.dtype, self.options.backend, top_k
+        if self._word_starts is None:
+            return self.model.launch(*arguments)
+        assert isinstance(self.model, LanguageModel)  # as word_start_ids says
+        return self.model.launch(*arguments, self._word_starts)
 
     def _windows(self, text: EncodedText) -> Iterable[Window]:
         def cut(num_ids: int, first: int) -> Iterator[Window]:
             return self.rules.windows(num_ids, self.window, self.stride, first)
 
-        return text.windows(cut)
+        windows = text.windows(cut)
+        if self._word_starts is None:
+            return windows
+        ends = self.window, self.model.batch_key
+        return windows_to_the_end(list(windows), len(text.ids), *ends)
 
     def _num_inputs(self, job: Job) -> int:
         return job.window.num_inputs
 
     def _span(self, job: Job) -> Span:
         (draft, window), ids = job, job.draft.encoded.ids
-        inputs = ids[window.start : window.stop - 1]
+        inputs = ids[window.start : window.start + window.num_inputs]
         if self.starts_each_window and self.encoder.start_id is not None:
             inputs[0] = self.encoder.start_id
         rows: list[int] = []
@@ -312,6 +336,9 @@ class TextScorer:
         for first, stop in window.ranges:
             rows += range(first - window.start - 1, stop - window.start - 1)
             targets += ids[first:stop]
+        if window.reads_end:
+            rows.append(window.num_inputs - 1)
+            targets.append(ids[-1])  # any, because its nll is not looked at
         return Span(inputs, rows, targets, (draft.number, window.first))
 
 

@@ -6,7 +6,7 @@ before it in the window.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # (ids of a text, first id to score) -> windows
 CutIntoWindows = Callable[[int, int], Iterable["Window"]]
@@ -14,17 +14,21 @@ CutIntoWindows = Callable[[int, int], Iterable["Window"]]
 
 @dataclass(frozen=True)
 class Window:
-    """ids[start:stop] of a text; ids[first:stop] are scored. start < first < stop."""
+    """ids[start:stop] of a text; ids[first:stop] are scored.
+
+    start < first < stop; one that only `reads_end` scores nothing, first == stop.
+    """
 
     start: int
     stop: int
     first: int
     weight: float = 1.0  # of each scored id
+    reads_end: bool = False  # the model also reads the last id, and so predicts the one behind it
 
     @property
     def num_inputs(self) -> int:
         """How many ids the model reads."""
-        return self.stop - self.start - 1
+        return self.stop - self.start - (not self.reads_end)
 
     @property
     def ranges(self) -> Sequence[tuple[int, int]]:
@@ -66,7 +70,8 @@ def only_scoring(
         parts = tuple((max(a, first), min(b, stop)) for a, b in ranges if a < stop and first < b)
         if parts:
             start = begin + window.start
-            yield SparseWindow(start, parts[-1][1], parts[0][0], window.weight, parts)
+            bounds = start, parts[-1][1], parts[0][0]
+            yield SparseWindow(*bounds, window.weight, scored_ranges=parts)
 
 
 def sliding_windows(num_ids: int, context: int, stride: int, first: int = 1) -> Iterator[Window]:
@@ -121,6 +126,25 @@ def chunk_windows(num_ids: int, context: int, first: int) -> Iterator[Window]:
         )
     for start in range(0, num_ids - context + 1, context):
         yield Window(start, start + context, start + first)
+
+
+def windows_to_the_end(
+    windows: list[Window], num_ids: int, context: int, key: Callable[[int], object]
+) -> list[Window]:
+    """The windows of a text, one of which also reads its last id; none where none scores that.
+
+    The last window does if it has room; else one more, which scores nothing and reads the last ids.
+
+    Args:
+        num_ids, context: as for `sliding_windows`.
+        key: of a number of ids that the model reads at once; with another, it may score otherwise.
+    """
+    if not windows or windows[-1].stop < num_ids:
+        return windows
+    last = replace(windows[-1], reads_end=True)
+    if last.num_inputs <= context and key(last.num_inputs) == key(windows[-1].num_inputs):
+        return [*windows[:-1], last]
+    return [*windows, Window(max(0, num_ids - context), num_ids, num_ids, reads_end=True)]
 
 
 def check_window(context: int, stride: int) -> None:

@@ -223,7 +223,7 @@ def test_a_token_that_is_not_compared():
     nan = math.nan
     (first, _), _ = compared_tokens_of(make_comparison(["a", "b"], [nan, 1], [nan, 2], kl=[nan, 0]))
     assert first["class"] == "unscored"
-    assert first["aria-label"] == "“a”\nnot scored: nothing stands in front of it"
+    assert first["aria-label"] == "“a”\nnot scored: it only conditions what follows"
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -241,3 +241,84 @@ def test_a_notebook_shows_the_difference():
     page = comparison._repr_html_()
     assert page == sibling("heatmap").difference_heatmap(comparison)
     assert "".join(shown for _, shown in Tokens(page).found) == text
+
+
+# Words
+
+
+def make_words(score, *places, corrected=None):
+    """A score with words: (first token, first token of the next word) of each."""
+    words = []
+    for i, (first, stop) in enumerate(places):
+        start, end = score.offsets[first][0], score.offsets[stop - 1][1]
+        text = score.text[start:end]
+        start += len(text) - len(text.lstrip())
+        end -= len(text) - len(text.rstrip())
+        word = sibling("text_words").Word(
+            text.strip(),
+            start,
+            end,
+            range(first, stop),
+            sum(score.nll[first:stop]),
+            None if corrected is None else corrected[i] * LN2,
+        )
+        words.append(word)
+    score.words = words
+    return score
+
+
+def words_in(score):
+    return _tokens_in(sibling("heatmap").heatmap(score, words=True))
+
+
+def test_colour_and_tooltip_of_each_word():
+    score = make_score(["The", " c", "at", "\n"], [4, 3, 5, 0])
+    (the, shown), (cat, shown_cat) = words_in(
+        make_words(score, (0, 1), (1, 4), corrected=[4.5, 7.25])
+    )
+    assert (shown, shown_cat) == ("The", " cat↵\n")  # nothing of the text is lost
+    assert [the["style"], cat["style"]] == ["--s:25", "--s:50"]  # 4 and 8 of 16 bits
+    assert the["aria-label"] == (
+        "“The”  4.00 bits\ncorrected for where words end: 4.50 bits\n1 token: “The”"
+    )
+    assert cat["aria-label"] == (
+        "“cat”  8.00 bits\ncorrected for where words end: 7.25 bits\n3 tokens: “ c” “at” “↵”"
+    )
+    assert [the["tabindex"], cat["tabindex"]] == ["0", "-1"]
+    page = sibling("heatmap").heatmap(score, words=True)
+    assert 'aria-label="Surprisal of each word"' in page
+    assert 'aria-label="Surprisal of each token"' in sibling("heatmap").heatmap(score)
+
+
+def test_words_without_a_correction_or_a_score():
+    score = make_score(["a", " b", " c"], [math.nan, 1, 1])
+    (first, _), (second, _), (third, _) = words_in(make_words(score, (0, 1), (1, 2), (2, 3)))
+    assert first["class"] == "unscored"
+    assert first["aria-label"] == ("“a”\nnot scored: it only conditions what follows\n1 token: “a”")
+    assert second["aria-label"] == "“b”  1.00 bits\n1 token: “ b”"
+    make_words(score, (0, 1), (1, 2), (2, 3), corrected=[math.nan, math.nan, 2])
+    _, (second, _), (third, _) = words_in(score)
+    assert "corrected" not in second["aria-label"]
+    assert "2.00 bits" in third["aria-label"]
+
+
+def test_a_word_of_many_tokens_and_no_words():
+    score = make_score(["x"] * 13, [1] * 13)
+    ((word, _),) = words_in(make_words(score, (0, 13)))
+    assert word["aria-label"].endswith("13 tokens: " + "“x” " * 12 + "…")
+    assert words_in(make_words(make_score([" "], [1]))) == []
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_nothing_of_a_word_becomes_markup(evil):
+    score = make_score([evil, " x"], [1, 1])
+    (shown, _) = words_in(make_words(score, (0, 1), (1, 2)))
+    assert shown[1] == evil
+    assert evil in shown[0]["aria-label"]
+
+
+def test_words_of_the_bundled_model():
+    scores = load().score(["Return the cat.\n", "  \n", ""], model_id=TINY, corrected=True)
+    for score in scores:
+        shown = "".join(text for _, text in words_in(score))
+        assert shown.replace("↵", "") == (score.text if score.words else "")

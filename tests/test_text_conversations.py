@@ -474,6 +474,8 @@ def test_other_errors(ppl, chats, tokenizer):
     for name, value in [("chat_template", "x"), ("roles", ["user"])]:
         with pytest.raises(ValueError, match=f"{name} has no meaning with texts that"):
             ppl.compute(predictions=["text"], **options, **{name: value})
+    with pytest.raises(ValueError, match="corrected=True goes with texts"):
+        ppl.score(TALKS, **options, corrected=True)
     with pytest.raises(TypeError, match="roles must be names"):
         ppl.compute(predictions=TALKS, **options, roles="assistant")
     with pytest.raises(ValueError, match="need a chat template, and this tokenizer has none"):

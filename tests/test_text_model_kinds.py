@@ -79,6 +79,18 @@ def test_short_and_long_texts_do_not_share_rotary_factors(ppl, tokenizer, origin
     assert np.abs(np.subtract(other, alone.nll)).max() > 1e-2
 
 
+def test_a_prediction_behind_a_text_does_not_change_its_rotary_factors(ppl, tokenizer):
+    """With its last id, the text is one too long for the short factors."""
+    torch.manual_seed(0)
+    text = "Return the number of items."
+    num_read = len(ids_of(tokenizer, text)) - 1
+    model = grown(AutoModelForCausalLM.from_config(longrope_config(len(tokenizer), num_read)))
+    (plain,) = ppl.score([text], model=model, tokenizer=tokenizer)
+    (score,) = ppl.score([text], model=model, tokenizer=tokenizer, corrected=True)
+    assert score.nll == pytest.approx(plain.nll, rel=1e-6)
+    assert len(score.word_start_nll) == len(score.nll) + 1
+
+
 def prophetnet(vocab_size):
     sizes = {"hidden_size": 32, "num_decoder_layers": 2, "num_decoder_attention_heads": 2}
     return transformers.ProphetNetForCausalLM(

@@ -89,3 +89,26 @@ def test_impossible_windows_are_named(context, stride, match):
 def test_half_of_a_tiny_window_is_nothing():
     with pytest.raises(ValueError, match="a window of 2 tokens has nothing to score"):
         list(windows.chunk_windows(10, 2, 2))
+
+
+def to_the_end(found, num_ids, context, key=lambda num_inputs: 0):
+    found = windows.windows_to_the_end(list(found), num_ids, context, key)
+    return [(*span, w.reads_end, w.num_inputs) for w, span in zip(found, spans(found), strict=True)]
+
+
+def test_the_end_is_read_with_the_last_window_or_after_it():
+    # 4 ids: the model reads three, and a context of 4 has room for the last.
+    short = list(windows.sliding_windows(4, 4, 2))
+    assert to_the_end(short, 4, 4) == [(0, 4, 1, True, 4)]
+    # 5 ids: it reads four already.
+    full = list(windows.sliding_windows(5, 4, 2))
+    assert to_the_end(full, 5, 4) == [(0, 5, 1, False, 4), (1, 5, 5, True, 4)]
+    # Four ids are read otherwise than three, as LongRoPE does.
+    apart = to_the_end(short, 4, 8, key=lambda num_inputs: num_inputs > 3)
+    assert apart == [(0, 4, 1, False, 3), (0, 4, 4, True, 4)]
+
+
+def test_no_end_where_nothing_before_it_is_scored():
+    assert to_the_end([], 1, 4) == []
+    dropped = windows.chunk_windows(19, context=8, first=5)
+    assert to_the_end(dropped, 19, 8) == [(0, 8, 5, False, 7), (8, 16, 13, False, 7)]
