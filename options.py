@@ -72,6 +72,7 @@ def check_names(given: dict, *kinds) -> None:
 
 
 JOIN_CONTEXTS = ("text", "ids")
+PSEUDO = ("original", "within_word_l2r")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class TextOptions:
         begins inside a text; None for yes, or as the preset says.
     positions: True to also report by position, in buckets of 0, 1, 2-3, 4-7... tokens of context;
         or the edges of the buckets. It changes no number.
+    pseudo: for a masked model, the pseudo-perplexity; one of PSEUDO. Each token is scored where it
+        alone is masked ("original"), or it and the later ones of its word ("within_word_l2r").
 
     Raises:
         TypeError, ValueError: a value of the wrong type or out of range, named.
@@ -101,6 +104,7 @@ class TextOptions:
     stride: int | None = None
     start_each_window: bool | None = None
     positions: bool | Sequence[int] = False
+    pseudo: str | None = None
     dtype: str = "float32"
     backend: str = "auto"
 
@@ -134,6 +138,24 @@ class TextOptions:
         for name in self.rules.without:
             if getattr(self, name) is not None:
                 raise ValueError(f'{name} has no meaning with preset="{self.preset}".')
+        if self.pseudo is not None:
+            self._check_pseudo()
+
+    def _check_pseudo(self) -> None:
+        if self.pseudo not in PSEUDO:
+            raise ValueError(f"pseudo must be one of {PSEUDO} or None, got {self.pseudo!r}.")
+        self.refuse(
+            ("preset", "add_start_token", "stride", "start_each_window", "positions"),
+            f'with pseudo="{self.pseudo}"',
+        )
+
+    def refuse(self, names: Sequence[str], where: str) -> None:
+        """Raises ValueError if one of these options does not have its default value."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_default = type(value) is type(field.default) and value == field.default
+            if field.name in names and not is_default:
+                raise ValueError(f"{field.name} has no meaning {where}.")
 
     @property
     def rules(self) -> Preset:

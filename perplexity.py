@@ -47,15 +47,19 @@ from .text_base import SavedBase
 from .text_causal import CausalModel
 from .text_comparison import ByteComparer, TextComparer, TextComparison
 from .text_corpus import corpus_result
+from .text_encoder_decoder import Seq2SeqModel
 from .text_encoding import TextEncoder
 from .text_head import OutputLayer
 from .text_input import check_collection, checked_pairs
+from .text_labels import Seq2SeqScorer
 from .text_lengths import context_length
 from .text_loading import BaseSource, KeptModel, ModelSource, split_names
+from .text_masked import MaskedModel
 from .text_model import LanguageModel
 from .text_pair import ModelPair, same_tokens
 from .text_probe import probe
 from .text_progress import Progress
+from .text_pseudo import MaskedScorer
 from .text_saving import TextSaver
 from .text_schedule import portions
 from .text_score import TextScore
@@ -68,6 +72,9 @@ from .trainer_groups import EvaluatedGroups
 from .trainer_hooks import TrainerHooks
 from .trainer_outputs import LogitsFinder
 from .user_warnings import warn_user
+
+# What scores texts with each kind of model.
+SCORERS = {CausalModel: TextScorer, MaskedModel: MaskedScorer, Seq2SeqModel: Seq2SeqScorer}
 
 _DESCRIPTION = """\
 Perplexity: exp of the mean negative log-likelihood that a language model gives to the tokens of a \
@@ -452,19 +459,24 @@ class Perplexity(evaluate.Metric):
             TypeError, ValueError: a model, tokenizer or option that does not fit, named.
             ConnectionError: with `sync`, another process refused its model.
         """
-        return TextScorer(*self._model_and_options(options, sync))
-
-    def _model_and_options(self, given: dict, sync: bool) -> tuple[LanguageModel, TextOptions]:
-        """The model that arguments name, and the options among them."""
-        check_names(given, TextOptions, ModelSource)
-        source, options = split_names(given, ModelSource)
-        options = self._text_options(options)
+        check_names(options, TextOptions, ModelSource)
+        source, options = split_names(options, ModelSource)
+        text_options = self._text_options(options)
         processes = Processes.launched() if sync else ALONE
-        return self._kept.get(ModelSource(**source), processes), options
+        kinds = (CausalModel, Seq2SeqModel) if text_options.pseudo is None else (MaskedModel,)
+        model = self._kept.get(ModelSource(**source), processes, kinds)
+        return SCORERS[type(model)](model, text_options)
 
     def _text_options(self, options: dict) -> TextOptions:
         own: dict[str, Any] = {"dtype": self._options.dtype, "backend": self._options.backend}
         return TextOptions(**own | options)
+
+    def _causal_options(self, options: dict, name: str) -> TextOptions:
+        """The options of a method that takes causal models only; raises ValueError for others."""
+        text_options = self._text_options(options)
+        if text_options.pseudo is not None:
+            raise ValueError(f"{name} takes causal models only, so pseudo= does not go with it.")
+        return text_options
 
     def compare(
         self,
@@ -524,7 +536,7 @@ class Perplexity(evaluate.Metric):
         check_names(options, TextOptions, ModelSource, BaseSource)
         names, base_names, options = split_names(options, ModelSource, BaseSource)
         source, base_source = ModelSource(**names), BaseSource(**base_names)
-        text_options = self._text_options(options)
+        text_options = self._causal_options(options, "compare")
         processes = Processes.launched() if sync else ALONE
         model = self._kept.get(source, processes)
         if base_source.saved is not None:
@@ -553,7 +565,10 @@ class Perplexity(evaluate.Metric):
                 texts or settings, or a torn one.
         """
         check_collection(texts, "texts")
-        saver = TextSaver(*self._model_and_options(options, sync=False))
+        check_names(options, TextOptions, ModelSource)
+        source, options = split_names(options, ModelSource)
+        text_options = self._causal_options(options, "save_base")
+        saver = TextSaver(self._kept.get(ModelSource(**source), ALONE), text_options)
         saver.save(path, texts, contexts, batch_size=batch_size, progress=_progress_is_shown())
 
 

@@ -40,7 +40,7 @@ class TextScorer:
 
     def __init__(self, model: LanguageModel | ModelPair, options: TextOptions):
         self.model, self.options = model, options
-        self.encoder = TextEncoder(model.tokenizer, options)
+        self.encoder = self._new_encoder()
         self.rules = options.rules
         longest = min(model.context_length, self.rules.longest_window or model.context_length)
         self.window = longest if options.window is None else options.window
@@ -65,6 +65,11 @@ class TextScorer:
     def starts_each_window(self) -> bool:
         """Whether the start token takes the place of the first id of later windows."""
         return self.options.starts_each_window and self.encoder.start_id is not None
+
+    @property
+    def shortened_contexts(self) -> str:
+        """How a warning names contexts that the model did not read as a whole."""
+        return f"are longer than the window of {self.window} tokens and were cut from the left"
 
     @property
     def joins_texts(self) -> bool:
@@ -288,6 +293,9 @@ class TextScorer:
         self, spans: Sequence[Span], top_k: int | None
     ) -> Callable[[], Sequence[TokenStats]]:
         return self.model.launch(spans, self.options.dtype, self.options.backend, top_k)
+
+    def _new_encoder(self) -> TextEncoder:
+        return TextEncoder(self.model.tokenizer, self.options)
 
     def _windows(self, text: EncodedText) -> Iterator[Window]:
         first = max(1, text.num_prefix)
