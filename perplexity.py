@@ -103,11 +103,12 @@ Options, here and at `evaluate.load`:
     backend (str): what reduces the logits: "triton", "torch", or "auto", the default, for Triton on
         CUDA and else torch.
 
-Texts and a causal language model, in place of logits and references:
+Texts and a language model, in place of logits and references:
     predictions: texts: a list, a column of a dataset, any iterable. A generator streams.
     model_id (str): a name on the Hub or a directory; or model= and tokenizer=, objects of
         transformers, which are used as and where they are.
-    contexts: one prompt for each text, which conditions it and is not scored.
+    contexts: one prompt for each text, which conditions it and is not scored. The encoder of an
+        encoder-decoder reads it.
     join_contexts (str): "text", the default, tokenises a context and its text as one string, and a
         token that spans both belongs to the text; "ids" tokenises each by itself.
     add_start_token (bool or int): put the tokenizer's BOS, or this id, before a text that does
@@ -121,6 +122,8 @@ Texts and a causal language model, in place of logits and references:
     positions (bool or tuple): also a result for each bucket of tokens of context: True for 0, 1,
         2-3, 4-7 and so on, or the least context of each bucket. Default False.
     preset (str): whose numbers to give, such as "lm-eval"; presets.py lists them. Default: none.
+    pseudo (str): for a masked language model, its pseudo-perplexity: "original" masks the token
+        that is scored, "within_word_l2r" also the later ones of its word. Default: none.
     batch_size (int): the most windows at once, besides the bound on their tokens.
     device, model_kwargs (dict), trust_remote_code (bool, default False): how the model is loaded.
     dtype, backend (str): as above.

@@ -49,12 +49,12 @@ AROUND = {
 def make_tokenizer(kind, around=None):
     """WordPiece ("bert"), byte-level BPE ("roberta") or sentencepiece's Unigram ("t5")."""
     special = SPECIAL[kind]
-    names = list(special.values())
+    names, quiet = list(special.values()), {"show_progress": False}
     if kind == "bert":
         made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         made.normalizer = normalizers.BertNormalizer(lowercase=True)
         made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=110, special_tokens=names)
+        trainer = trainers.WordPieceTrainer(vocab_size=110, special_tokens=names, **quiet)
     elif kind == "roberta":
         made = Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -62,12 +62,15 @@ def make_tokenizer(kind, around=None):
         trainer = trainers.BpeTrainer(
             vocab_size=300,
             special_tokens=names,
+            **quiet,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
     else:
         made = Tokenizer(models.Unigram())
         made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=90, unk_token="<unk>", special_tokens=names)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=90, unk_token="<unk>", special_tokens=names, **quiet
+        )
     made.train_from_iterator(CORPUS, trainer)
     around = AROUND[kind] if around is None else around
     ids = [(name, made.token_to_id(name)) for name in around.split() if name != "$A"]

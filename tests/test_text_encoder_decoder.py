@@ -5,7 +5,15 @@ import pytest
 import torch
 import transformers
 from conftest import load
-from other_models import CONTEXT, SEQ2SEQ, TEXTS, labels_nll, make_seq2seq, needs_network
+from other_models import (
+    CONTEXT,
+    SEQ2SEQ,
+    TEXTS,
+    labels_nll,
+    make_seq2seq,
+    make_tokenizer,
+    needs_network,
+)
 from tokenizers.processors import TemplateProcessing
 
 TARGETS = ["The mat.", "playing ", "", "a naïve dog", "un"]
@@ -44,6 +52,15 @@ def test_equals_the_models_own_labels(ppl, models, name):
     assert result["num_truncated_contexts"] == 0
 
 
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_batches_and_the_output_layer_alone(ppl, models, name):
+    """The bias that Marian adds to what its layer gives is no reason to make all logits."""
+    model, tokenizer = models[name]
+    scorer = ppl.text_scorer(model=model, tokenizer=tokenizer)
+    assert scorer.model.takes_batches
+    assert scorer.model.head.layer is model.get_output_embeddings()
+
+
 def test_what_the_decoder_reads(ppl, models):
     """T5 begins with the padding id. mBART puts the language code of the end in front."""
     for name, start in [("t5", "<pad>"), ("mbart", "en_XX")]:
@@ -56,12 +73,18 @@ def test_what_the_decoder_reads(ppl, models):
         assert text.num_prefix == 1
 
 
-def test_special_tokens_at_the_end_have_no_characters(ppl, models):
-    model, tokenizer = models["t5"]
-    (score,) = ppl.score(["a  "], contexts=["a"], model=model, tokenizer=tokenizer)
-    assert score.tokens[-1] == "</s>"
-    assert score.offsets[-1] == (3, 3)
-    assert score.offsets[-2][1] == 3
+def test_special_tokens_have_no_characters(ppl):
+    """Spaces that the tokenizer leaves out belong to the last token of the text."""
+    tokenizer = make_tokenizer("bert")
+    ids = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": tokenizer.sep_token_id}
+    sizes = {"vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**ids, **sizes)).eval()
+    options = {"contexts": ["a"], "model": model, "tokenizer": tokenizer}
+    (score,) = ppl.score(["a  "], **options)
+    assert score.tokens == ["[CLS]", "a", "[SEP]"]
+    assert score.offsets == [(0, 0), (0, 3), (3, 3)]
+    without_end = ppl.compute(predictions=["a b  "], **options, max_length=4)
+    assert (without_end["num_bytes"], without_end["num_tokens"]) == (5, 3)
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])

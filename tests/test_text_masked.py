@@ -1,14 +1,17 @@
 """Pseudo-perplexity of masked models, against loops that read one masked copy at a time."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import load, sibling
+from conftest import flat, load, sibling
 from other_models import CONTEXT, MASKED, TEXTS, make_masked, masked_nll, needs_network
 from text_oracles import grown, make_models
+
+import cli
 
 Job = sibling("text_scoring").Job
 CONTEXTS = ["Sleep. ", "", "The letter ", "The dog reads it. " * 4, "un"]
@@ -277,6 +280,31 @@ def test_comparisons_are_of_causal_models(ppl, masked, tmp_path):
         ppl.compare_tokens(TEXTS, base=model, **named)
     with pytest.raises(ValueError, match="save_base takes causal models only"):
         ppl.save_base(TEXTS, tmp_path / "base", **named)
+
+
+# The command line
+
+
+def test_the_command_line_resumes(masked, tmp_path, capsys):
+    model, tokenizer = masked["roberta"]
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    texts, scores = tmp_path / "texts.txt", tmp_path / "scores.jsonl"
+    texts.write_text("\n".join(TEXTS), encoding="utf-8")
+    command = ["--model", str(tmp_path / "model"), "--lines", str(texts), "--json"]
+    command += ["--pseudo", "original", "--per-text", str(scores)]
+    assert cli.main(command) == 0
+    whole = flat(json.loads(capsys.readouterr().out))
+    nll = np.concatenate([expected_nll(model, tokenizer, text, "original") for text in TEXTS])
+    assert whole["mean_nll",] == pytest.approx(nll.mean(), rel=2e-5)
+    lines = scores.read_bytes().splitlines(keepends=True)
+    scores.write_bytes(b"".join(lines[:3]))  # the settings and two texts
+    assert cli.main([*command, "--resume"]) == 0
+    assert flat(json.loads(capsys.readouterr().out)) == pytest.approx(whole, rel=1e-6)
+    assert cli.main([*command[:-4], "--pseudo", "within_word_l2r", *command[-2:], "--resume"]) == 1
+    assert "is of a run with other settings" in capsys.readouterr().err
+    assert cli.main([*command[:5], "--base", str(tmp_path / "model"), "--pseudo", "original"]) == 1
+    assert "compare takes causal models only" in capsys.readouterr().err
 
 
 # Published values
