@@ -1,17 +1,16 @@
 """An encoder-decoder: its encoder reads a source, and its decoder predicts each next token."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
 from .tensors import to_device
-from .text_head import run
+from .text_head import are_close, run
 from .text_lengths import source_length
 from .text_model import LanguageModel, Span, check_range, num_embeddings, padded
-from .text_probe import NUM_IDS, probe, probe_padding, random_ids
+from .text_probe import NUM_IDS, probe, probe_padding, random_ids, tolerance_of
 
 
 class Seq2SeqModel(LanguageModel):
@@ -26,17 +25,18 @@ class Seq2SeqModel(LanguageModel):
                 f"The encoder of {self.name} reads {name}, as those of speech and of images do; a "
                 f"{self.kind} that reads text is needed."
             )
-        if not hasattr(self.model, "prepare_decoder_input_ids_from_labels"):
+        self._start_id = getattr(self.model.config, "decoder_start_token_id", None)
+        if self._shift is None and self._start_id is None:
             raise ValueError(
-                f"{self.name} does not tell what its decoder reads for given labels (it has no "
-                f"prepare_decoder_input_ids_from_labels); a {self.kind} is needed."
+                f"{self.name} does not tell what its decoder reads first: set "
+                "config.decoder_start_token_id."
             )
 
     @property
     def num_embeddings(self) -> int:
         """How many ids the decoder reads."""
-        decoder = self.model.get_decoder()
-        embeddings = decoder.get_input_embeddings() if decoder is not None else None
+        of_decoder = getattr(self.model.get_decoder(), "get_input_embeddings", None)
+        embeddings = None if of_decoder is None else of_decoder()
         embeddings = embeddings if isinstance(embeddings, nn.Module) else self.embeddings
         return num_embeddings(embeddings, self.model.config)
 
@@ -51,8 +51,30 @@ class Seq2SeqModel(LanguageModel):
 
     def decoder_inputs(self, labels: list[int]) -> list[int]:
         """What the decoder reads to predict these labels, as many ids."""
-        shift: Any = self.model.prepare_decoder_input_ids_from_labels
-        return shift(labels=torch.tensor([labels], device="cpu"))[0].tolist()
+        if self._shift is None:
+            assert self._start_id is not None  # as checked
+            return [self._start_id, *labels[:-1]]
+        return self._shift(labels=torch.tensor([labels], device="cpu"))[0].tolist()
+
+    @property
+    def _shift(self) -> Callable[..., torch.Tensor] | None:
+        """The model's own method; M2M100, for one, has none."""
+        return getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+
+    def _check_labels(self, source: list[int], labels: list[int]) -> None:
+        """Raises ValueError if the model itself, given labels, lets its decoder read otherwise."""
+        span = Span(self.decoder_inputs(labels), [], [], source=source)
+        inputs = self._model_inputs([span])
+        del inputs["decoder_input_ids"]
+        _, logits = run(self.model, inputs | {"labels": torch.tensor([labels], device=self.device)})
+        if not are_close(
+            self._checked(logits, (1, len(labels))), self._logits([span]), tolerance_of(self.model)
+        ):
+            raise ValueError(
+                f"The decoder of {self.name} reads something else for given labels than "
+                f"{'its decoder_start_token_id and ' if self._shift is None else ''}the labels "
+                "one place behind; pass its logits as predictions."
+            )
 
     def _probe(self) -> tuple[int, bool]:
         num_sources = num_embeddings(self.embeddings, self.model.config)
@@ -65,10 +87,11 @@ class Seq2SeqModel(LanguageModel):
         vocab_size, takes_batches = probe(
             self.model, read, self.name, self.num_embeddings, self.context_length
         )
+        targets = random_ids(min(NUM_IDS, self.context_length), self.num_embeddings)[0].tolist()
+        self._check_labels(source, [i % vocab_size for i in targets])
         if not takes_batches:
             return vocab_size, False
         # Does a row have the same logits beside one with a longer source?
-        targets = random_ids(min(NUM_IDS, self.context_length), self.num_embeddings)[0].tolist()
 
         def read_sources(sources: list[list[int]]) -> torch.Tensor:
             return self._logits([Span(targets, [], [], source=source) for source in sources])

@@ -49,7 +49,7 @@ def probe(
     # Is it causal? Then rows have the same logits as far as they are the same.
     _check_causal(logits, prefixes, name, tolerance=0.1 if _is_quantised(model) else 1e-3)
     # Does a row have the same logits alone, and half as long?
-    tolerance = _tolerance(model)
+    tolerance = tolerance_of(model)
     half = (length + 1) // 2
     alone = read(rows[:1, :half])[0]
     takes_batches = takes_batches and are_close(alone, logits[0, :half], tolerance)
@@ -76,7 +76,7 @@ def probe_padding(
     Raises:
         ValueError: logits that depend on chance.
     """
-    alone, tolerance = read(rows[:1])[0], _tolerance(model)
+    alone, tolerance = read(rows[:1])[0], tolerance_of(model)
     try:
         takes_batches = are_close(read(rows)[0, : len(alone)], alone, tolerance)
     except RuntimeError:  # of a model that reads single rows only
@@ -127,7 +127,7 @@ def _is_random(name: str) -> ValueError:
     )
 
 
-def _tolerance(model: nn.Module) -> float:
+def tolerance_of(model: nn.Module) -> float:
     """For logits of the same tokens in batches of two shapes: 16 bits are rounded differently."""
     return 1e-3 if dtype_of(model) in ("float32", "float64") else 0.03
 

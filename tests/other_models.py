@@ -144,6 +144,7 @@ def seq2seq_config(name, tokenizer):
         "bart": transformers.BartConfig,
         "marian": transformers.MarianConfig,
         "mbart": transformers.MBartConfig,
+        "m2m100": transformers.M2M100Config,  # whose class has no way to shift labels
     }
     layers = {
         "encoder_layers": 2,
@@ -163,7 +164,7 @@ def seq2seq_config(name, tokenizer):
     )
 
 
-SEQ2SEQ = {"t5": "t5", "bart": "roberta", "marian": "t5", "mbart": "t5"}
+SEQ2SEQ = {"t5": "t5", "bart": "roberta", "marian": "t5", "mbart": "t5", "m2m100": "t5"}
 
 
 def make_seq2seq(name):

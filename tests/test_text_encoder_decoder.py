@@ -205,6 +205,20 @@ def test_a_model_by_name_is_loaded_as_an_encoder_decoder(ppl, models, tmp_path):
             refused()
 
 
+class ShiftsByTwo(transformers.T5ForConditionalGeneration):
+    """Its method tells another story than its forward pass."""
+
+    def prepare_decoder_input_ids_from_labels(self, labels):
+        return super().prepare_decoder_input_ids_from_labels(labels).roll(1, 1)
+
+
+def test_a_decoder_that_reads_something_else_for_labels_is_refused(ppl, models):
+    model, tokenizer = models["t5"]
+    odd = ShiftsByTwo(model.config)
+    with pytest.raises(ValueError, match="reads something else for given labels than the labels"):
+        ppl.compute(predictions=["a"], contexts=["a"], model=odd, tokenizer=tokenizer)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
