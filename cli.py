@@ -63,6 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument("--preset", help="whose numbers to give, such as lm-eval [none]")
+    scoring.add_argument(
+        "--pseudo", metavar="KIND", help="of a masked model: original or within_word_l2r [none]"
+    )
     scoring.add_argument("--window", type=int, help="tokens read at once [the model's context]")
     scoring.add_argument("--stride", type=int, help="tokens scored by each window [half of it]")
     scoring.add_argument("--max-length", type=int, help="cut texts to this many tokens [never]")
@@ -281,6 +284,7 @@ def model_options(args: argparse.Namespace, device: "torch.device | None") -> di
         "add_start_token": not args.no_start_token,
         "chat_template": None if args.chat_template is None else args.chat_template.read_text(),
         "positions": args.positions,
+        "pseudo": args.pseudo,
     }
 
 

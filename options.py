@@ -73,6 +73,7 @@ def check_names(given: dict, *kinds) -> None:
 
 
 JOIN_CONTEXTS = ("text", "ids")
+PSEUDO = ("original", "within_word_l2r")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class TextOptions:
     chat_template: a template for them in place of the tokenizer's, or its name among several.
     chat_template_kwargs: what else the template gets, such as tools or enable_thinking.
     roles: the roles whose messages are scored.
+    pseudo: for a masked model, the pseudo-perplexity; one of PSEUDO. Each token is scored where it
+        alone is masked ("original"), or it and the later ones of its word ("within_word_l2r").
 
     Raises:
         TypeError, ValueError: a value of the wrong type or out of range, named.
@@ -110,6 +113,7 @@ class TextOptions:
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     roles: Sequence[str] = ("assistant",)
+    pseudo: str | None = None
     dtype: str = "float32"
     backend: str = "auto"
 
@@ -144,6 +148,8 @@ class TextOptions:
             if getattr(self, name) is not None:
                 raise ValueError(f'{name} has no meaning with preset="{self.preset}".')
         self._check_conversations()
+        if self.pseudo is not None:
+            self._check_pseudo()
 
     def _check_conversations(self) -> None:
         if not isinstance(self.chat_template, str | None):
@@ -157,14 +163,26 @@ class TextOptions:
         if isinstance(roles, str) or not roles or not all(isinstance(r, str) for r in roles):
             raise TypeError(f"roles must be names of roles, such as ('assistant',), got {roles!r}.")
         object.__setattr__(self, "roles", tuple(roles))
-        # The template decides what stands in front of a conversation; texts have no template.
-        names = ("preset", "add_start_token", "max_length", "join_contexts")
-        if not self.conversations:
+        if self.conversations:  # the template decides what stands in front
+            names = ("preset", "add_start_token", "max_length", "join_contexts")
+            self.refuse(names, "with conversations")
+        else:
             names = ("chat_template", "chat_template_kwargs", "roles")
+            self.refuse(names, "with texts that are no conversations")
+
+    def _check_pseudo(self) -> None:
+        if self.pseudo not in PSEUDO:
+            raise ValueError(f"pseudo must be one of {PSEUDO} or None, got {self.pseudo!r}.")
+        names = ("preset", "add_start_token", "stride", "start_each_window", "positions")
+        self.refuse((*names, "conversations"), f'with pseudo="{self.pseudo}"')
+
+    def refuse(self, names: Sequence[str], where: str) -> None:
+        """Raises ValueError if one of these options does not have its default value."""
         for field in fields(self):
-            if field.name in names and getattr(self, field.name) != field.default:
-                given = "conversations" if self.conversations else "texts that are no conversations"
-                raise ValueError(f"{field.name} has no meaning with {given}.")
+            value = getattr(self, field.name)
+            is_default = type(value) is type(field.default) and value == field.default
+            if field.name in names and not is_default:
+                raise ValueError(f"{field.name} has no meaning {where}.")
 
     @property
     def rules(self) -> Preset:

@@ -50,15 +50,19 @@ from .text_chat import ChatTemplate
 from .text_comparison import ByteComparer, TextComparer, TextComparison
 from .text_conversations import ConversationEncoder
 from .text_corpus import corpus_result
+from .text_encoder_decoder import Seq2SeqModel
 from .text_encoding import TextEncoder
 from .text_head import OutputLayer
 from .text_input import check_collection, checked_pairs, with_kind
+from .text_labels import Seq2SeqScorer
 from .text_lengths import context_length
 from .text_loading import BaseSource, KeptModel, ModelSource, split_names
+from .text_masked import MaskedModel
 from .text_model import LanguageModel
 from .text_pair import ModelPair, same_tokens
 from .text_probe import probe
 from .text_progress import Progress
+from .text_pseudo import MaskedScorer
 from .text_saving import TextSaver
 from .text_schedule import portions
 from .text_score import TextScore
@@ -73,6 +77,9 @@ from .trainer_groups import EvaluatedGroups
 from .trainer_hooks import TrainerHooks
 from .trainer_outputs import LogitsFinder
 from .user_warnings import warn_user
+
+# What scores texts with each kind of model.
+SCORERS = {CausalModel: TextScorer, MaskedModel: MaskedScorer, Seq2SeqModel: Seq2SeqScorer}
 
 _DESCRIPTION = """\
 Perplexity: exp of the mean negative log-likelihood that a language model gives to the tokens of a \
@@ -101,12 +108,13 @@ Options, here and at `evaluate.load`:
     backend (str): what reduces the logits: "triton", "torch", or "auto", the default, for Triton on
         CUDA and else torch.
 
-Texts and a causal language model, in place of logits and references:
+Texts and a language model, in place of logits and references:
     predictions: texts: a list, a column of a dataset, any iterable. A generator streams. Or
         conversations: lists of messages, each with a role and a content.
     model_id (str): a name on the Hub or a directory; or model= and tokenizer=, objects of
         transformers, which are used as and where they are.
-    contexts: one prompt for each text, which conditions it and is not scored.
+    contexts: one prompt for each text, which conditions it and is not scored. The encoder of an
+        encoder-decoder reads it.
     join_contexts (str): "text", the default, tokenises a context and its text as one string, and a
         token that spans both belongs to the text; "ids" tokenises each by itself.
     add_start_token (bool or int): put the tokenizer's BOS, or this id, before a text that does
@@ -123,6 +131,8 @@ Texts and a causal language model, in place of logits and references:
     roles: whose messages of a conversation are scored. Default ("assistant",).
     chat_template (str), chat_template_kwargs (dict): a template for conversations in place of the
         tokenizer's, and what else it gets, such as {"enable_thinking": False}.
+    pseudo (str): for a masked language model, its pseudo-perplexity: "original" masks the token
+        that is scored, "within_word_l2r" also the later ones of its word. Default: none.
     batch_size (int): the most windows at once, besides the bound on their tokens.
     device, model_kwargs (dict), trust_remote_code (bool, default False): how the model is loaded.
     dtype, backend (str): as above.
@@ -479,19 +489,24 @@ class Perplexity(evaluate.Metric):
             TypeError, ValueError: a model, tokenizer or option that does not fit, named.
             ConnectionError: with `sync`, another process refused its model.
         """
-        return TextScorer(*self._model_and_options(options, sync))
-
-    def _model_and_options(self, given: dict, sync: bool) -> tuple[LanguageModel, TextOptions]:
-        """The model that arguments name, and the options among them."""
-        check_names(given, TextOptions, ModelSource)
-        source, options = split_names(given, ModelSource)
-        options = self._text_options(options)
+        check_names(options, TextOptions, ModelSource)
+        source, options = split_names(options, ModelSource)
+        text_options = self._text_options(options)
         processes = Processes.launched() if sync else ALONE
-        return self._kept.get(ModelSource(**source), processes), options
+        kinds = (CausalModel, Seq2SeqModel) if text_options.pseudo is None else (MaskedModel,)
+        model = self._kept.get(ModelSource(**source), processes, kinds)
+        return SCORERS[type(model)](model, text_options)
 
     def _text_options(self, options: dict) -> TextOptions:
         own: dict[str, Any] = {"dtype": self._options.dtype, "backend": self._options.backend}
         return TextOptions(**own | options)
+
+    def _causal_options(self, options: dict, name: str) -> TextOptions:
+        """The options of a method that takes causal models only; raises ValueError for others."""
+        text_options = self._text_options(options)
+        if text_options.pseudo is not None:
+            raise ValueError(f"{name} takes causal models only, so pseudo= does not go with it.")
+        return text_options
 
     def compare(
         self,
@@ -553,7 +568,7 @@ class Perplexity(evaluate.Metric):
         check_names(options, TextOptions, ModelSource, BaseSource)
         names, base_names, options = split_names(options, ModelSource, BaseSource)
         source, base_source = ModelSource(**names), BaseSource(**base_names)
-        text_options = self._text_options(options)
+        text_options = self._causal_options(options, "compare")
         processes = Processes.launched() if sync else ALONE
         model = self._kept.get(source, processes)
         if base_source.saved is not None:
@@ -584,7 +599,10 @@ class Perplexity(evaluate.Metric):
         check_collection(texts, "texts")
         texts, is_talk = with_kind(texts)
         options = {"conversations": is_talk} | options
-        saver = TextSaver(*self._model_and_options(options, sync=False))
+        check_names(options, TextOptions, ModelSource)
+        source, options = split_names(options, ModelSource)
+        text_options = self._causal_options(options, "save_base")
+        saver = TextSaver(self._kept.get(ModelSource(**source), ALONE), text_options)
         saver.save(path, texts, contexts, batch_size=batch_size, progress=_progress_is_shown())
 
 

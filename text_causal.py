@@ -11,7 +11,7 @@ from .tensors import to_device
 from .text_head import run
 from .text_lengths import rotary_lengths
 from .text_model import LanguageModel, Span, padded
-from .text_probe import check_shape, probe
+from .text_probe import probe
 
 
 class CausalModel(LanguageModel):
@@ -22,16 +22,12 @@ class CausalModel(LanguageModel):
     def _check_kind(self) -> None:
         config = self.model.config
         if getattr(config, "is_encoder_decoder", False):
-            raise ValueError(
-                f"{self.name} is an encoder-decoder; a causal language model is needed."
-            )
+            raise ValueError(f"{self.name} is an encoder-decoder; a {self.kind} is needed.")
         self._length_limits, self._remembers_lengths = rotary_lengths(config)
 
     def _probe(self) -> tuple[int, bool]:
         def read(inputs: torch.Tensor) -> torch.Tensor:
-            logits = self._logits(inputs)
-            check_shape(logits, inputs, self.name, self.num_embeddings)
-            return logits.float().cpu()
+            return self._checked(self._logits(inputs), tuple(inputs.shape))
 
         return probe(self.model, read, self.name, self.num_embeddings, self.context_length)
 

@@ -205,6 +205,7 @@ class ByteComparer:
         self.scorer, self.base = scorer, base
         self.options, self.window = scorer.options, scorer.window
         self.joins_texts = scorer.joins_texts
+        self.shortened_contexts = scorer.shortened_contexts
 
     def signature(self, with_contexts: bool) -> str:
         """Every setting that changes the numbers, in one line."""

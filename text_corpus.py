@@ -75,7 +75,6 @@ def _warnings(
     truncated = [i for i, text in enumerate(sums) if text.context_truncated]
     if with_contexts and truncated:
         yield (
-            f"{len(truncated)} of {len(sums)} contexts are longer than the window of "
-            f"{scorer.window} tokens, the first of them contexts[{truncated[0]}]; they were cut "
-            "from the left."
+            f"{len(truncated)} of {len(sums)} contexts {scorer.shortened_contexts}; the first of "
+            f"them is contexts[{truncated[0]}]."
         )

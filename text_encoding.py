@@ -8,13 +8,16 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from .options import TextOptions
 from .text_windows import CutIntoWindows, Window
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
 
 # A token of one byte, in tokenizers with byte fallback such as Llama 2's.
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -33,6 +36,7 @@ class EncodedText:
     num_prefix: int  # ids in front of the text
     places: "Places | None"  # where the ids stand in the text; None from a slow tokenizer
     truncated: bool = False
+    context_truncated: bool = False  # by the encoder of an encoder-decoder
 
     @property
     def given(self) -> Any:
@@ -57,7 +61,8 @@ class EncodedText:
         last = self._takes_the_rest(stop)
         assert self.places is not None
         ends = self.places.ends
-        return self.text[ends[first - 1] : None if last else ends[stop - 1]]
+        begin = ends[first - 1] if first > 0 else 0
+        return self.text[begin : None if last else ends[stop - 1]]
 
     def num_bytes(self, first: int, stop: int) -> int:
         """UTF-8 bytes of the text that ids[first:stop] stand for; needs places."""
@@ -65,7 +70,7 @@ class EncodedText:
         byte_ends = self.places.byte_ends
         last = self._takes_the_rest(stop)
         end = len(self.text.encode()) if last else int(byte_ends[stop - 1])
-        return end - int(byte_ends[first - 1])
+        return end - int(byte_ends[first - 1] if first > 0 else 0)
 
     def _takes_the_rest(self, stop: int) -> bool:
         # Spaces that a tokenizer leaves out of its offsets belong to the token behind them.
@@ -104,6 +109,18 @@ class Places:
             ends = np.maximum(self.ends - len(context), 0)
             byte_ends = np.maximum(self.byte_ends - len(context.encode()), 0)
             return np.concatenate([before, ends]), np.concatenate([before, byte_ends])
+
+        return Places(find)
+
+    def with_text_up_to(self, num_ids: int, text: str) -> "Places":
+        """The places where the ids behind the first `num_ids` stand for nothing of the text: what
+        tokens leave out at its end belongs to the last of these."""
+
+        def find() -> tuple[np.ndarray, np.ndarray]:
+            ends, byte_ends = self.ends.copy(), self.byte_ends.copy()
+            ends[max(num_ids - 1, 0) :] = len(text)
+            byte_ends[max(num_ids - 1, 0) :] = len(text.encode())
+            return ends, byte_ends
 
         return Places(find)
 
@@ -254,27 +271,33 @@ class TextEncoder:
     ) -> tuple[list[list[int]], list[Places | None]]:
         """The ids of each text, and their places."""
         options = {"split_special_tokens": True} if self.rules.spelt_tokens_are_text else {}
+        encoded = self._call_tokenizer(texts, add_special_tokens=special_tokens, **options)
+        if not self._is_fast:
+            return encoded["input_ids"], [None] * len(texts)
+        places: list[Places | None] = [
+            self._places(*columns)
+            for columns in zip(texts, encoded["offset_mapping"], encoded["input_ids"], strict=True)
+        ]
+        return encoded["input_ids"], places
+
+    def _places(self, text: str, offsets: list[tuple[int, int]], ids: Sequence[int]) -> Places:
+        # An array: 16 bytes for each token, where a list of tuples has an object for each number.
+        columns = text, np.array(offsets, dtype=np.int64), ids
+        return Places(
+            functools.partial(_ends_of_tokens, *columns, self.tokenizer.convert_ids_to_tokens)
+        )
+
+    def _call_tokenizer(self, texts: list[str] | None = None, **options) -> "BatchEncoding":
+        """What the tokenizer returns: ids, and their offsets if it is fast."""
+        defaults = {"truncation": False, "padding": False}
         with self._lock, _tokenizer_left_alone(self.tokenizer):
-            encoded = self.tokenizer(
+            return self.tokenizer(
                 texts,
-                add_special_tokens=special_tokens,
                 return_attention_mask=False,
                 return_token_type_ids=False,
                 return_offsets_mapping=self._is_fast,
-                truncation=False,
-                padding=False,
-                **options,
+                **defaults | options,
             )
-        if not self._is_fast:
-            return encoded["input_ids"], [None] * len(texts)
-        # Arrays: 16 bytes for each token, where a list of tuples has an object for each number.
-        offsets = (np.array(pairs, dtype=np.int64) for pairs in encoded["offset_mapping"])
-        name = self.tokenizer.convert_ids_to_tokens
-        places: list[Places | None] = [
-            Places(functools.partial(_ends_of_tokens, *columns, name))
-            for columns in zip(texts, offsets, encoded["input_ids"], strict=True)
-        ]
-        return encoded["input_ids"], places
 
 
 @contextmanager

@@ -31,13 +31,16 @@ class OutputLayer:
 
     layer: nn.Module
     transform: LogitTransform
+    bias: torch.Tensor | None = None  # (V,), which the model adds to the layer's output
 
     def to_logits(self, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
         """What makes logits (n, V), before the transform, of hidden states (n, H) of this dtype;
         each call may overwrite the logits of the last."""
-        if _is_plain_product(self.layer) and self.layer.weight.dtype == dtype:
-            return Product(self.layer.weight, self.layer.bias)
-        return self.layer
+        layer, bias = self.layer, self.bias
+        one_bias = bias is None or getattr(layer, "bias", None) is None
+        if one_bias and _is_plain_product(layer) and layer.weight.dtype == dtype:
+            return Product(layer.weight, layer.bias if bias is None else bias)
+        return layer if bias is None else lambda hidden: layer(hidden) + bias
 
 
 def run(
@@ -83,11 +86,12 @@ def find_output_layer(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> Ou
     Args:
         inputs: what the model is called with, for a single row.
     """
-    layer = stated_output_layer(model)
+    layer, bias = stated_output_layer(model), _stated_bias(model)
     if isinstance(layer, nn.Module):
         for transform in dict.fromkeys([IDENTITY, _stated_transform(model.config)]):
-            if _gives_the_logits(model, layer, transform, inputs):
-                return OutputLayer(layer, transform)
+            output_layer = OutputLayer(layer, transform, bias)
+            if _gives_the_logits(model, output_layer, inputs):
+                return output_layer
     return None
 
 
@@ -97,16 +101,14 @@ def stated_output_layer(model: "PreTrainedModel") -> nn.Module | None:
 
 
 def _gives_the_logits(
-    model: "PreTrainedModel",
-    layer: nn.Module,
-    transform: LogitTransform,
-    inputs: Mapping[str, Any],
+    model: "PreTrainedModel", head: OutputLayer, inputs: Mapping[str, Any]
 ) -> bool:
-    """Whether the model's logits are transform(layer(hidden states)), also where those are large.
+    """Whether the model's logits are those of its output layer, also where they are large.
 
     Soft-capping changes small logits by less than a rounding error, so a large input is put into
     the output layer.
     """
+    layer = head.layer
     try:
         hidden, _ = run(model, inputs, layer)
         if hidden is None or hidden.dim() != 3:
@@ -117,7 +119,8 @@ def _gives_the_logits(
         if not _is_by_rows(layer, noise):
             return False
         scale = 300 / layer(noise).abs().max().clamp(min=1e-6)
-        expected = transform(layer(noise * scale))
+        expected = layer(noise * scale)
+        expected = head.transform(expected if head.bias is None else expected + head.bias)
         _, logits = run(model, inputs, layer, noise * scale)
         return logits.shape == expected.shape and torch.allclose(
             logits.float(), expected.float(), rtol=1e-3, atol=0.05, equal_nan=True
@@ -164,6 +167,12 @@ def _stated_transform(config: "PretrainedConfig") -> LogitTransform:
         logit_scale=(stated["logit_scale"] or 1.0) / (stated["logits_scaling"] or 1.0),
         softcap=stated["final_logit_softcapping"],
     )
+
+
+def _stated_bias(model: "PreTrainedModel") -> torch.Tensor | None:
+    """(V,): what BART and Marian add to the output of their layer."""
+    bias = getattr(model, "final_logits_bias", None)
+    return bias.flatten() if isinstance(bias, torch.Tensor) else None
 
 
 def are_close(logits: torch.Tensor, others: torch.Tensor, tolerance: float) -> bool:

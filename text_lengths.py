@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # What configurations call their context length.
 STATED_CONTEXTS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions",
+    "max_decoder_position_embeddings",
 )  # fmt: skip
 # model_max_length of a tokenizer that knows no limit is 1e30. Contexts of 10^7 tokens exist.
 NO_LIMIT = 10**9
@@ -30,6 +31,12 @@ def context_length(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
             return length - _positions_of_padding(model, length)
     length = getattr(tokenizer, "model_max_length", NO_LIMIT)
     return int(length) if length < NO_LIMIT else DEFAULT_CONTEXT
+
+
+def source_length(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """How many tokens the encoder of an encoder-decoder reads at once."""
+    stated = getattr(model.config, "max_encoder_position_embeddings", None)  # LED
+    return context_length(model, tokenizer) if stated is None else stated
 
 
 def _positions_of_padding(model: "PreTrainedModel", length: int) -> int:

@@ -1,6 +1,7 @@
 """Where a model comes from: the arguments that name it, how it is loaded, the one that is kept."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -8,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -17,8 +20,9 @@ from transformers import (
 from .nll_threads import use_one_thread_after_fork
 from .processes import Processes
 from .text_causal import CausalModel
+from .text_encoder_decoder import Seq2SeqModel
 from .text_model import LanguageModel
-from .text_probe import is_sharded
+from .text_probe import HINT_AT_PSEUDO, is_sharded
 
 # What a model and its tokenizer are both loaded with.
 SHARED_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -33,7 +37,7 @@ class ModelSource:
         `model_id` takes the place of the model's own.
     device: whatever torch takes; "gpu" for "cuda". None for CUDA where there is one, else the CPU.
         Not used where `model_kwargs` place the model (device_map, quantization_config).
-    model_kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
+    model_kwargs: passed to `from_pretrained` of the model's class.
     trust_remote_code: whether code that comes with the model may run.
 
     Raises:
@@ -75,11 +79,41 @@ class ModelSource:
     def _kwargs(self) -> dict:
         return self.model_kwargs or {}
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
+    def kind(self, kinds: Sequence[type[LanguageModel]]) -> type[LanguageModel]:
+        """Which of the kinds the model is: an encoder-decoder if its configuration says so and that
+        is one of them, else the first, which `load` and then the kind itself check.
+
+        Raises:
+            ValueError: an encoder-decoder, which is not among the kinds.
+        """
+        config = self._config()
+        if not getattr(config, "is_encoder_decoder", False):
+            return kinds[0]
+        if Seq2SeqModel not in kinds:
+            name = self.model_id or getattr(config, "name_or_path", "") or type(self.model).__name__
+            raise ValueError(f"{name} is an encoder-decoder; a {kinds[0].kind} is needed here.")
+        return Seq2SeqModel
+
+    def _config(self) -> PretrainedConfig | None:
+        """The model's configuration; None where there is none, as in a directory of adapters."""
+        if self.model_id is None:
+            return getattr(self.model, "config", None)
+        if "config" in self._kwargs:
+            return self._kwargs["config"]
+        try:
+            return AutoConfig.from_pretrained(
+                self.model_id, trust_remote_code=self.trust_remote_code, **self._shared_kwargs()
+            )
+        except (OSError, ValueError, KeyError):  # `load` tells what is wrong, if anything is
+            return None
+
+    def load(
+        self, kind: type[LanguageModel]
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
         """The model, its tokenizer, and their name with the revision; for `model=`, no name.
 
         Raises:
-            ValueError: the model or its tokenizer cannot be loaded, or is no causal language model.
+            ValueError: the model or its tokenizer cannot be loaded, or is of another kind.
         """
         if self.model_id is None:
             # LanguageModel checks what the user passed, and refuses None.
@@ -89,7 +123,7 @@ class ModelSource:
             tokenizer = (
                 self._load_tokenizer(self.model_id) if self.tokenizer is None else self.tokenizer
             )
-            model = self._load_model(self.model_id)
+            model = self._load_model(self.model_id, kind)
         # torch and transformers raise these for an unknown model, dtype or device.
         except (
             OSError,
@@ -101,21 +135,25 @@ class ModelSource:
         ) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"{self.argument}={self.model_id!r} could not be loaded as a causal language "
-                f"model: {reason}"
+                f"{self.argument}={self.model_id!r} could not be loaded as a {kind.kind}: {reason}"
+                f"{self._hint(kind)}"
             ) from error
         revision = self._kwargs.get("revision")
         name = str(self.model_id)
         return model, tokenizer, name if revision is None else f"{name}@{revision}"
 
     def _load_tokenizer(self, model_id: str | os.PathLike) -> PreTrainedTokenizerBase:
-        shared = {name: self._kwargs[name] for name in SHARED_KWARGS if name in self._kwargs}
         return AutoTokenizer.from_pretrained(
-            model_id, trust_remote_code=self.trust_remote_code, **shared
+            model_id, trust_remote_code=self.trust_remote_code, **self._shared_kwargs()
         )
 
-    def _load_model(self, model_id: str | os.PathLike) -> PreTrainedModel:
-        model = AutoModelForCausalLM.from_pretrained(
+    def _shared_kwargs(self) -> dict:
+        return {name: self._kwargs[name] for name in SHARED_KWARGS if name in self._kwargs}
+
+    def _load_model(
+        self, model_id: str | os.PathLike, kind: type[LanguageModel]
+    ) -> PreTrainedModel:
+        model = kind.auto_class.from_pretrained(
             model_id, trust_remote_code=self.trust_remote_code, **self._kwargs
         )
         if not {"device_map", "quantization_config"} & set(self._kwargs):
@@ -125,6 +163,11 @@ class ModelSource:
             # transformers declares `to` without its `self`.
             model.to("cuda" if device == "gpu" else device)  # pyright: ignore[reportArgumentType]
         return model
+
+    def _hint(self, kind: type[LanguageModel]) -> str:
+        if kind is CausalModel and type(self._config()) in MODEL_FOR_MASKED_LM_MAPPING:
+            return f". {HINT_AT_PSEUDO}"
+        return ""
 
 
 class _BaseModelSource(ModelSource):
@@ -214,10 +257,16 @@ class KeptModel:
     def __init__(self):
         self._kept: tuple[tuple, LanguageModel] | None = None  # with the key of its source
 
-    def get(self, source: ModelSource, processes: Processes) -> LanguageModel:
+    def get(
+        self,
+        source: ModelSource,
+        processes: Processes,
+        kinds: tuple[type[LanguageModel], ...] = (CausalModel,),
+    ) -> LanguageModel:
         """The model of `source`: the kept one if it is the same, else a new one, kept from now on.
 
         Args:
+            kinds: which it may be; the first, unless its configuration tells another.
             processes: those that will share texts, and must each hold the whole model.
 
         Raises:
@@ -227,16 +276,18 @@ class KeptModel:
         key = source.key()
         kept = self._kept  # read once: another thread may ask for another model meanwhile
         known = kept[1] if kept is not None and kept[0] == key else None
+        known = known if isinstance(known, kinds) else None
+        kind = source.kind(kinds) if known is None else type(known)
         if known is None:
             if source.model is None:
                 kept = self._kept = None  # makes room before the next one is loaded
-            model, tokenizer, name = source.load()
+            model, tokenizer, name = source.load(kind)
         else:
             model, tokenizer, name = known.model, known.tokenizer, known.name
         if processes.size > 1:  # before the probe, which would run a sharded model
             processes.require_all(processes.attempt(_check_whole, model))
         if known is None or not known.is_current:
-            known = CausalModel(model, tokenizer, name)
+            known = kind(model, tokenizer, name)
             self._kept = key, known
         return known
 

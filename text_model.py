@@ -28,7 +28,7 @@ from .nll_transform import IDENTITY
 from .tensors import to_device
 from .text_head import find_output_layer, run
 from .text_lengths import context_length
-from .text_probe import dtype_of, is_sharded, probed_state, weight_shape
+from .text_probe import check_shape, dtype_of, is_sharded, probed_state, weight_shape
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Span:
     rows: Sequence[int]  # of each scored token the input whose output predicts it
     targets: Sequence[int]  # the ids of the scored tokens
     place: tuple[int, int] = (0, 0)  # the number of the text, and that of targets[0] in it
+    source: Sequence[int] = ()  # ids that the encoder of an encoder-decoder reads
 
 
 class LanguageModel(ABC):
@@ -62,7 +63,7 @@ class LanguageModel(ABC):
     """
 
     kind: ClassVar[str]  # as errors name it
-    auto_class: ClassVar[type]  # of transformers, which loads it
+    auto_class: ClassVar[Any]  # of transformers, which loads it
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None
@@ -71,7 +72,7 @@ class LanguageModel(ABC):
         self.model, self.tokenizer = model, tokenizer
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self._check_kind()
-        self.embeddings = _input_embeddings(model, self.name)
+        self.embeddings = _input_embeddings(model, self.name, self.kind)
         # Forward passes put a hook on the model, which passes of another thread would run into.
         self._lock = _LOCKS.setdefault(model, threading.RLock())
         with self.running():
@@ -81,7 +82,9 @@ class LanguageModel(ABC):
             self.head = (
                 None
                 if is_sharded(model)
-                else find_output_layer(model, self._model_inputs([Span([0, 0], [], [])]))
+                else find_output_layer(
+                    model, self._model_inputs([Span([0, 0], [], [], source=[0])])
+                )
             )
             self._probed_state = probed_state(model)
         if not self.takes_batches:
@@ -158,15 +161,11 @@ class LanguageModel(ABC):
     @property
     def num_embeddings(self) -> int:
         """How many ids the model reads."""
-        return _num_embeddings(self.embeddings, self.model.config)
+        return num_embeddings(self.embeddings, self.model.config)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises ValueError for an id without an embedding."""
-        if ids and max(ids) >= self.num_embeddings:
-            raise ValueError(
-                f"The tokenizer gives id {max(ids)}, but the model {self.name} has "
-                f"{self.num_embeddings} embeddings: this tokenizer is not the model's."
-            )
+        check_range(ids, self.num_embeddings, self.name)
 
     def batch_key(self, num_inputs: int) -> int:
         """Windows may share a batch only if their numbers of inputs have the same key."""
@@ -232,6 +231,15 @@ class LanguageModel(ABC):
             self.vocab_size,
         )
 
+    def _checked(self, logits: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """Logits (B, T, V) of ids of this shape (B, T), on the CPU in float32, for a probe.
+
+        Raises:
+            ValueError: they have another shape.
+        """
+        check_shape(logits, shape, self.name, self.kind, self.num_embeddings)
+        return logits.float().cpu()
+
     @abstractmethod
     def _check_kind(self) -> None:
         """Raises ValueError for a model of another kind, as its configuration states it."""
@@ -277,17 +285,27 @@ def _check_types(model, tokenizer) -> None:
         )
 
 
-def _input_embeddings(model: PreTrainedModel, name: str) -> nn.Module:
+def _input_embeddings(model: PreTrainedModel, name: str, kind: str) -> nn.Module:
     try:
         embeddings = model.get_input_embeddings()
     except NotImplementedError:
         embeddings = None
     if not isinstance(embeddings, nn.Module):
-        raise TypeError(f"{name} has no input embeddings; a causal language model is needed.")
+        raise TypeError(f"{name} has no input embeddings; a {kind} is needed.")
     return embeddings
 
 
-def _num_embeddings(embeddings: nn.Module, config) -> int:
+def check_range(ids: Sequence[int], num_embeddings: int, name: str) -> None:
+    """Raises ValueError for an id without an embedding in the model of this name."""
+    if ids and max(ids) >= num_embeddings:
+        raise ValueError(
+            f"The tokenizer gives id {max(ids)}, but the model {name} has {num_embeddings} "
+            "embeddings: this tokenizer is not the model's."
+        )
+
+
+def num_embeddings(embeddings: nn.Module, config) -> int:
+    """How many ids a layer of embeddings has, of a model with this configuration."""
     stated = getattr(embeddings, "num_embeddings", None)  # first: a sharded weight has another size
     if stated is not None:
         return stated

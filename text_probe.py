@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NUM_IDS = 24  # of a probe; fewer where the context is shorter
 # Where rows part. The last token alone would not do: ProphetNet looks ahead from the first ones.
 PREFIXES = (2, 6, 12)
+HINT_AT_PSEUDO = 'For the pseudo-perplexity of a masked one pass pseudo="within_word_l2r".'
 
 
 def probe(
@@ -48,21 +49,52 @@ def probe(
     # Is it causal? Then rows have the same logits as far as they are the same.
     _check_causal(logits, prefixes, name, tolerance=0.1 if _is_quantised(model) else 1e-3)
     # Does a row have the same logits alone, and half as long?
-    # 16 bits are rounded differently in a batch of another shape.
-    tolerance = 1e-3 if dtype_of(model) in ("float32", "float64") else 0.03
+    tolerance = tolerance_of(model)
     half = (length + 1) // 2
     alone = read(rows[:1, :half])[0]
     takes_batches = takes_batches and are_close(alone, logits[0, :half], tolerance)
     # If not, does at least the same row have the same logits?
-    if not takes_batches:
-        _check_deterministic(read, rows[:1], name, tolerance)
+    if not takes_batches and not are_close(read(rows[:1]), read(rows[:1]), tolerance):
+        raise _is_random(name)
     return logits.shape[-1], takes_batches
+
+
+def probe_padding(
+    model: "PreTrainedModel",
+    read: Callable[[list[list[int]]], torch.Tensor],
+    name: str,
+    rows: list[list[int]],
+) -> tuple[torch.Tensor, bool]:
+    """The logits (T, V) of the first row, and whether they are the same beside a longer row.
+
+    Args:
+        model: the model, whose dtype sets the tolerance.
+        read: gives the model's logits (B, T, V) of padded rows, on the CPU in float32.
+        name: the model's, for errors.
+        rows: two rows of ids, the first the shorter one.
+
+    Raises:
+        ValueError: logits that depend on chance.
+    """
+    alone, tolerance = read(rows[:1])[0], tolerance_of(model)
+    try:
+        takes_batches = are_close(read(rows)[0, : len(alone)], alone, tolerance)
+    except RuntimeError:  # of a model that reads single rows only
+        takes_batches = False
+    if not takes_batches and not are_close(read(rows[:1])[0], alone, tolerance):
+        raise _is_random(name)
+    return alone, takes_batches
+
+
+def random_ids(length: int, num_embeddings: int, num_rows: int = 2) -> torch.Tensor:
+    """The same at each call: (num_rows, length) int64, on the CPU."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randint(num_embeddings, (num_rows, length), generator=generator, device="cpu")
 
 
 def _rows_that_begin_alike(length: int, num_embeddings: int) -> tuple[list[int], torch.Tensor]:
     """Random ids (B, length), and how many of them each row shares with the first."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    ids, others = torch.randint(num_embeddings, (2, length), generator=generator, device="cpu")
+    ids, others = random_ids(length, num_embeddings)
     prefixes = [length] + [prefix for prefix in (*PREFIXES, length - 1) if prefix < length]
     return prefixes, torch.stack([torch.cat([ids[:k], others[k:]]) for k in prefixes])
 
@@ -83,23 +115,31 @@ def _check_causal(logits: torch.Tensor, prefixes: list[int], name: str, toleranc
         if not are_close(row[:prefix], logits[0, :prefix], tolerance):
             raise ValueError(
                 f"The model {name} looks at the tokens behind the one that it predicts, "
-                "as masked language models and encoders do; a causal language model is needed."
+                "as masked language models and encoders do; a causal language model is needed. "
+                f"{HINT_AT_PSEUDO}"
             )
 
 
-def _check_deterministic(
-    read: Callable[[torch.Tensor], torch.Tensor], row: torch.Tensor, name: str, tolerance: float
+def _is_random(name: str) -> ValueError:
+    return ValueError(
+        f"The model {name} gives other logits for the same ids at each call, as "
+        "Reformer does without hash_seed; a perplexity would be random."
+    )
+
+
+def tolerance_of(model: nn.Module) -> float:
+    """For logits of the same tokens in batches of two shapes: 16 bits are rounded differently."""
+    return 1e-3 if dtype_of(model) in ("float32", "float64") else 0.03
+
+
+def check_shape(
+    logits: torch.Tensor, expected: tuple[int, ...], name: str, kind: str, num_embeddings: int
 ) -> None:
-    if not are_close(read(row), read(row), tolerance):
-        raise ValueError(
-            f"The model {name} gives other logits for the same ids at each call, as "
-            "Reformer does without hash_seed; a perplexity would be random."
-        )
+    """Raises ValueError for logits that are not (B, T, V) for input ids of `expected` shape (B, T).
 
-
-def check_shape(logits: torch.Tensor, inputs: torch.Tensor, name: str, num_embeddings: int) -> None:
-    """Raises ValueError for logits that are not (B, T, V) for input ids (B, T)."""
-    found, expected = tuple(logits.shape), tuple(inputs.shape)
+    `name` is the model's, and `kind` what it should be.
+    """
+    found = tuple(logits.shape)
     if logits.dim() == 3 and found[0] == expected[0] and found[1] > expected[1]:
         raise ValueError(
             f"The model {name} returned logits for {found[1]} positions of {expected[1]} "
@@ -109,12 +149,12 @@ def check_shape(logits: torch.Tensor, inputs: torch.Tensor, name: str, num_embed
     if logits.dim() != 3 or found[:2] != expected:
         raise ValueError(
             f"The model {name} returned logits of shape {found} for input ids of shape "
-            f"{expected}; a causal language model is needed."
+            f"{expected}; a {kind} is needed."
         )
     if 2 * found[2] < num_embeddings:  # some have a few rows fewer than embeddings
         raise ValueError(
             f"The model {name} returned {found[2]} scores for each token, but reads "
-            f"{num_embeddings} ids: it classifies tokens. A causal language model is needed."
+            f"{num_embeddings} ids: it classifies tokens. A {kind} is needed."
         )
 
 

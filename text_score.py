@@ -135,7 +135,8 @@ class Draft:
             num_bytes=self.num_bytes,
             num_words=self.num_words,
             truncated=self.encoded.truncated,
-            context_truncated=bool(self.windows) and self.windows[0].start > 0,
+            context_truncated=self.encoded.context_truncated
+            or (bool(self.windows) and self.windows[0].start > 0),
             positions=bucket_sums(self._contexts(), unweighted, weights, self._edges)
             if self._edges
             else NO_POSITIONS,

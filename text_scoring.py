@@ -46,7 +46,7 @@ class TextScorer:
 
     def __init__(self, model: LanguageModel | ModelPair, options: TextOptions):
         self.model, self.options = model, options
-        self.encoder = encoder_of(model.tokenizer, options)
+        self.encoder = self._new_encoder()
         self.rules = options.rules
         self._word_starts: torch.Tensor | None = None  # their share is found, too
         longest = min(model.context_length, self.rules.longest_window or model.context_length)
@@ -72,6 +72,11 @@ class TextScorer:
     def starts_each_window(self) -> bool:
         """Whether the start token takes the place of the first id of later windows."""
         return self.options.starts_each_window and self.encoder.start_id is not None
+
+    @property
+    def shortened_contexts(self) -> str:
+        """How a warning names contexts that the model did not read as a whole."""
+        return f"are longer than the window of {self.window} tokens and were cut from the left"
 
     @property
     def joins_texts(self) -> bool:
@@ -312,6 +317,9 @@ class TextScorer:
             return self.model.launch(*arguments)
         assert isinstance(self.model, LanguageModel)  # as word_start_ids says
         return self.model.launch(*arguments, self._word_starts)
+
+    def _new_encoder(self) -> TextEncoder:
+        return encoder_of(self.model.tokenizer, self.options)
 
     def _windows(self, text: EncodedText) -> Iterable[Window]:
         def cut(num_ids: int, first: int) -> Iterator[Window]:

@@ -2,7 +2,7 @@
 
 Counting only: no model, no torch. A window is a span of a text's ids. The model reads all of them
 but the last and predicts each next id. The ids from `first` on are scored, each given the ids
-before it in the window.
+before it in the window. A masked model reads all, and one of them is scored.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,6 +56,26 @@ class SparseWindow(Window):
     def scored(self) -> Sequence[int]:
         """The numbers of the scored ids, ascending."""
         return [place for first, stop in self.scored_ranges for place in range(first, stop)]
+
+
+@dataclass(frozen=True)
+class MaskedWindow(Window):
+    """ids[start:stop] of a text; the model reads all of them, and only ids[first] is scored."""
+
+    @property
+    def num_inputs(self) -> int:
+        """How many ids the model reads."""
+        return self.stop - self.start
+
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """The scored ids as ranges [first, stop), ascending."""
+        return [(self.first, self.first + 1)]
+
+    @property
+    def scored(self) -> Sequence[int]:
+        """The numbers of the scored ids, ascending."""
+        return range(self.first, self.first + 1)
 
 
 def only_scoring(
@@ -145,6 +165,18 @@ def windows_to_the_end(
     if last.num_inputs <= context and key(last.num_inputs) == key(windows[-1].num_inputs):
         return [*windows[:-1], last]
     return [*windows, Window(max(0, num_ids - context), num_ids, num_ids, reads_end=True)]
+
+
+def centred_windows(num_ids: int, size: int, first: int) -> Iterator[MaskedWindow]:
+    """One window for each id from `first` on, with that id in its middle.
+
+    Near the ends of a text a window is moved, so that it holds `size` ids, or all that there are.
+    An even size has one id more in front than behind.
+    """
+    size = min(size, num_ids)
+    for at in range(first, num_ids):
+        start = min(max(0, at - size // 2), num_ids - size)
+        yield MaskedWindow(start, start + size, at)
 
 
 def check_window(context: int, stride: int) -> None:

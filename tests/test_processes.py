@@ -216,12 +216,15 @@ def test_sync_and_num_process_exclude_each_other():
         ("texts_added", {}),
         ("texts_in_portions", {}),
         ("texts_with_contexts", {"contexts": worker.CONTEXTS}),
+        ("texts_masked", {"predictions": worker.SHORT_TEXTS} | worker.other_models()["original"]),
+        ("texts_with_sources", {"predictions": worker.SHORT_TEXTS} | worker.other_models()[None]),
         ("texts_joined", {"preset": "hf-docs"}),
         ("one_text", {"predictions": worker.TEXTS[:1]}),
     ],
 )
 def test_texts_are_shared_out(answers, alone, case, arguments):
-    expected = alone.compute(**({"predictions": worker.TEXTS, "model_id": TINY} | arguments))
+    named = {} if "model" in arguments else {"model_id": TINY}
+    expected = alone.compute(**({"predictions": worker.TEXTS} | named | arguments))
     for found in answers[case]:
         # A text of two tokens shows that the float32 model ran on batches of another shape.
         assert found["perplexities"] == pytest.approx(

@@ -5,6 +5,7 @@
 Rank r writes OUT.r, a JSON object of {case: result or error}.
 """
 
+import functools
 import json
 import math
 import os
@@ -20,12 +21,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+)
 from workers import trainer
 
 TINY = {"model_id": str(ROOT / "tiny_model")}
 # Of very unequal length, and one that has nothing to score.
 TEXTS = ["Return the number of items in the list.", "", "The cat. " * 300, "No.", "naïve 漢字 🎉"]
+SHORT_TEXTS = [text[:120] for text in TEXTS]
 ROWS = trainer.make_rows(shift=True)
 NAMES = ["code", "none", "prose", "prose", "other"]
 CONTEXTS = ["", "Question: ", "The dog. ", "Yes or no? ", "Hm. "]
@@ -250,6 +259,33 @@ def texts_with_contexts(rank):
     return load().compute(predictions=TEXTS, contexts=CONTEXTS, **TINY, sync=True)
 
 
+@functools.cache
+def other_models():
+    """pseudo -> arguments of `compute`: a masked model, and without pseudo= an encoder-decoder."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY["model_id"])
+    tokenizer.mask_token = tokenizer.convert_ids_to_tokens(5)
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 2}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ends = {"eos_token_id": 1, "decoder_start_token_id": 0, "forced_eos_token_id": None}
+    torch.manual_seed(0)
+    bert = BertForMaskedLM(BertConfig(**sizes, **layers, intermediate_size=32))
+    bart = BartConfig(**sizes, **heads, **ends, d_model=16, encoder_layers=1, decoder_layers=1)
+    named = {"tokenizer": tokenizer, "contexts": CONTEXTS}
+    return {
+        "original": {"model": bert.eval(), **named, "pseudo": "original"},
+        None: {"model": BartForConditionalGeneration(bart).eval(), **named},
+    }
+
+
+def texts_masked(rank):
+    return load().compute(predictions=SHORT_TEXTS, **other_models()["original"], sync=True)
+
+
+def texts_with_sources(rank):
+    return load().compute(predictions=SHORT_TEXTS, **other_models()[None], sync=True)
+
+
 def texts_joined(rank):
     return load().compute(predictions=TEXTS, preset="hf-docs", **TINY, sync=True)
 
@@ -333,6 +369,8 @@ CASES = [
     texts_added,
     texts_in_portions,
     texts_with_contexts,
+    texts_masked,
+    texts_with_sources,
     texts_joined,
     texts_with_groups,
     one_text,

@@ -1,0 +1,117 @@
+"""An encoder-decoder: its encoder reads a source, and its decoder predicts each next token."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers import AutoModelForSeq2SeqLM
+
+from .tensors import to_device
+from .text_head import are_close, run
+from .text_lengths import source_length
+from .text_model import LanguageModel, Span, check_range, num_embeddings, padded
+from .text_probe import NUM_IDS, probe, probe_padding, random_ids, tolerance_of
+
+
+class Seq2SeqModel(LanguageModel):
+    """An encoder-decoder of texts: a probe shows that its decoder is causal."""
+
+    kind, auto_class = "sequence-to-sequence language model", AutoModelForSeq2SeqLM
+
+    def _check_kind(self) -> None:
+        name = getattr(self.model, "main_input_name", "input_ids")
+        if name != "input_ids":
+            raise ValueError(
+                f"The encoder of {self.name} reads {name}, as those of speech and of images do; a "
+                f"{self.kind} that reads text is needed."
+            )
+        self._start_id = getattr(self.model.config, "decoder_start_token_id", None)
+        if self._shift is None and self._start_id is None:
+            raise ValueError(
+                f"{self.name} does not tell what its decoder reads first: set "
+                "config.decoder_start_token_id."
+            )
+
+    @property
+    def num_embeddings(self) -> int:
+        """How many ids the decoder reads."""
+        of_decoder = getattr(self.model.get_decoder(), "get_input_embeddings", None)
+        embeddings = None if of_decoder is None else of_decoder()
+        embeddings = embeddings if isinstance(embeddings, nn.Module) else self.embeddings
+        return num_embeddings(embeddings, self.model.config)
+
+    @property
+    def source_length(self) -> int:
+        """How many tokens the encoder reads at once."""
+        return source_length(self.model, self.tokenizer)
+
+    def check_source(self, ids: Sequence[int]) -> None:
+        """Raises ValueError for an id without an embedding in the encoder."""
+        check_range(ids, num_embeddings(self.embeddings, self.model.config), self.name)
+
+    def decoder_inputs(self, labels: list[int]) -> list[int]:
+        """What the decoder reads to predict these labels, as many ids."""
+        if self._shift is None:
+            assert self._start_id is not None  # as checked
+            return [self._start_id, *labels[:-1]]
+        return self._shift(labels=torch.tensor([labels], device="cpu"))[0].tolist()
+
+    @property
+    def _shift(self) -> Callable[..., torch.Tensor] | None:
+        """The model's own method; M2M100, for one, has none."""
+        return getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+
+    def _check_labels(self, source: list[int], labels: list[int]) -> None:
+        """Raises ValueError if the model itself, given labels, lets its decoder read otherwise."""
+        span = Span(self.decoder_inputs(labels), [], [], source=source)
+        inputs = self._model_inputs([span])
+        del inputs["decoder_input_ids"]
+        _, logits = run(self.model, inputs | {"labels": torch.tensor([labels], device=self.device)})
+        if not are_close(
+            self._checked(logits, (1, len(labels))), self._logits([span]), tolerance_of(self.model)
+        ):
+            raise ValueError(
+                f"The decoder of {self.name} reads something else for given labels than "
+                f"{'its decoder_start_token_id and ' if self._shift is None else ''}the labels "
+                "one place behind; pass its logits as predictions."
+            )
+
+    def _probe(self) -> tuple[int, bool]:
+        num_sources = num_embeddings(self.embeddings, self.model.config)
+        long, source = random_ids(min(NUM_IDS, self.source_length), num_sources).tolist()
+
+        def read(inputs: torch.Tensor) -> torch.Tensor:
+            return self._logits([Span(row, [], [], source=source) for row in inputs.tolist()])
+
+        # Is the decoder causal?
+        vocab_size, takes_batches = probe(
+            self.model, read, self.name, self.num_embeddings, self.context_length
+        )
+        targets = random_ids(min(NUM_IDS, self.context_length), self.num_embeddings)[0].tolist()
+        self._check_labels(source, [i % vocab_size for i in targets])
+        if not takes_batches:
+            return vocab_size, False
+        # Does a row have the same logits beside one with a longer source?
+
+        def read_sources(sources: list[list[int]]) -> torch.Tensor:
+            return self._logits([Span(targets, [], [], source=source) for source in sources])
+
+        short = source[: (len(source) + 1) // 2]
+        _, takes_batches = probe_padding(self.model, read_sources, self.name, [short, long])
+        return vocab_size, takes_batches
+
+    def _logits(self, spans: list[Span]) -> torch.Tensor:
+        _, logits = run(self.model, self._model_inputs(spans))
+        return self._checked(logits, (len(spans), max(len(span.inputs) for span in spans)))
+
+    def _model_inputs(self, spans: Sequence[Span]) -> dict[str, torch.Tensor | bool]:
+        """The sources with the mask that hides their padding, and what the decoder reads, which
+        needs no mask: a causal decoder does not see what stands behind a token."""
+        sources = [span.source for span in spans]
+        mask = padded([[1] * len(source) for source in sources], padding=0)
+        return {
+            "input_ids": to_device(padded(sources), self.device),
+            "attention_mask": to_device(mask, self.device),
+            "decoder_input_ids": to_device(padded([span.inputs for span in spans]), self.device),
+            "use_cache": False,
+        }
