@@ -26,7 +26,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import metric_package
 from cli_tables import as_table, comparison_table
@@ -58,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     texts.add_argument(
         "--column", default="text", help="the column of a table or dataset with the texts [text]"
+    )
+    texts.add_argument(
+        "--context-column", metavar="COLUMN", help="what conditions each text and is not scored"
     )
     texts.add_argument("--limit", type=int, metavar="N", help="only the first N texts [all]")
 
@@ -119,13 +122,16 @@ def run(args: argparse.Namespace) -> dict | None:
 
     processes, device = join_launch()
     rows = processes.require_all(processes.attempt(read, args, processes))
+    # A rank that cannot read its files tells the others.
+    first = processes.require_all(processes.attempt(first_row, rows, sources(args)))
     groups: list[str] = []
-    with_kind = metric_package.sibling("text_input").with_kind
-    texts, are_conversations = with_kind(noting_groups(rows, groups))
+    rows = noting_groups(itertools.chain([first], rows), groups)
+    with_contexts = args.context_column is not None
     if args.save_base is not None:
-        return save_base(args, texts, processes)
+        return save_base(args, rows, processes)
+    are_conversations = metric_package.sibling("text_input").is_conversation(first.text)
     scorer = load_scorer(args, device, are_conversations, sync=processes.size > 1)
-    signature = scorer.signature(with_contexts=False)
+    signature = scorer.signature(with_contexts)
     check_output(args, scorer)
     with contextlib.ExitStack() as stack:
         log, sums = None, []
@@ -133,23 +139,23 @@ def run(args: argparse.Namespace) -> dict | None:
             settings = per_text_settings(args, signature)
             log = PerTextFile(args.per_text, settings, scorer.sums_type, args.resume)
             stack.enter_context(log)
-            texts, sums = log.without_finished(texts), log.finished
+            rows, sums = log.without_finished(rows), log.finished
         num_finished, *_ = processes.gather(processes.attempt(len, sums))
         if processes.rank > 0:
-            texts = itertools.islice(texts, num_finished, None)
-        mine = processes.attempt(next_text, texts, num_finished, sources(args))
-        first = processes.require_all(mine)  # a rank that cannot read a file tells the others
+            rows = itertools.islice(rows, num_finished, None)
+        first = processes.require_all(processes.attempt(next, rows, None))
         if first is not None:  # all may be finished already
-            remaining = itertools.chain([first], texts)
-            for text, text_sums in scorer.sums(
-                remaining,
+            rows, copy = itertools.tee(itertools.chain([first], rows))
+            scored = scorer.sums(
+                *texts_and_contexts(copy, args),
                 batch_size=args.batch_size,
                 progress=sys.stderr.isatty(),
                 num_before=num_finished,
                 processes=processes,
-            ):
+            )
+            for (_, text_sums), row in zip(scored, rows, strict=False):  # fewer if texts are joined
                 if log is not None:
-                    log.write(len(sums), text, groups[len(sums)] if groups else None, text_sums)
+                    log.write(len(sums), row, text_sums)
                 sums.append(text_sums)
     if processes.size > 1:
         torch.distributed.destroy_process_group()
@@ -160,17 +166,18 @@ def run(args: argparse.Namespace) -> dict | None:
         print(f"warning: {empty} of {len(sums)} texts have no token to score", file=sys.stderr)
     result_of = metric_package.sibling("text_corpus").result_of
     named = None if args.group_by is None else groups
-    return result_of(scorer, sums, named, signature, with_contexts=False)
+    return result_of(scorer, sums, named, signature, with_contexts)
 
 
 def read(args: argparse.Namespace, processes: "Processes") -> Iterator[Row]:
     """The texts that the arguments name, with their groups; each is read when it is asked for."""
     if args.dataset is not None:
-        rows = read_dataset_rows(args.dataset, Columns(args.column, args.group_by))
+        columns = Columns(args.column, args.group_by, args.context_column)
+        rows = read_dataset_rows(args.dataset, columns)
     elif processes.size > 1 and "-" in sources(args):
         raise ValueError("Several processes cannot share the standard input; name files.")
     else:
-        rows = read_rows(args.files, args.lines, args.column, args.group_by)
+        rows = read_rows(args.files, args.lines, args.column, args.group_by, args.context_column)
     return itertools.islice(rows, args.limit)
 
 
@@ -179,12 +186,12 @@ def sources(args: argparse.Namespace) -> list[str]:
     return (args.files or ["-"]) if args.dataset is None else [args.dataset]
 
 
-def noting_groups(rows: Iterator[Row], groups: list[str]) -> Iterator[str | list[dict]]:
-    """The texts; the group of each, if it has one, is added to `groups` when it is read."""
-    for text, group in rows:
-        if group is not None:
-            groups.append(group)
-        yield text
+def noting_groups(rows: Iterator[Row], groups: list[str]) -> Iterator[Row]:
+    """The rows; the group of each, if it has one, is added to `groups` when it is read."""
+    for row in rows:
+        if row.group is not None:
+            groups.append(row.group)
+        yield row
 
 
 def check_output(args: argparse.Namespace, scorer: "TextScorer | TextComparer | ByteComparer"):
@@ -212,10 +219,17 @@ def per_text_settings(args: argparse.Namespace, signature: str) -> dict[str, str
     return settings
 
 
-def save_base(
-    args: argparse.Namespace, texts: Iterator[str], processes: "Processes"
-) -> dict | None:
-    """Write the base of the texts, and return None.
+def texts_and_contexts(
+    rows: Iterator[Row], args: argparse.Namespace
+) -> tuple[Iterator[Any], Iterator[Any] | None]:
+    """The texts or conversations, and the contexts if there are any."""
+    rows, copy = itertools.tee(rows)
+    contexts = None if args.context_column is None else (row.context for row in copy)
+    return (row.text for row in rows), contexts
+
+
+def save_base(args: argparse.Namespace, rows: Iterator[Row], processes: "Processes") -> None:
+    """Write the base of the texts.
 
     Raises:
         ValueError: there are several processes, which cannot write one base.
@@ -223,22 +237,23 @@ def save_base(
     if processes.size > 1:
         raise ValueError("--save-base runs in one process.")
     metric, options = metric_package.load(), model_options(args, device=None)
-    metric.save_base(texts, args.save_base, batch_size=args.batch_size, **options)
+    texts, contexts = texts_and_contexts(rows, args)
+    options["batch_size"] = args.batch_size
+    metric.save_base(texts, args.save_base, contexts=contexts, **options)
     print(f"saved {args.save_base}; compare with it by --base {args.save_base}", file=sys.stderr)
-    return None
 
 
-def next_text(texts: Iterator[str], num_finished: int, sources: list[str]) -> str | None:
-    """The first text that is not finished; None if all are.
+def first_row(rows: Iterator[Row], sources: list[str]) -> Row:
+    """The first row.
 
     Raises:
         ValueError: the files or the dataset hold no texts at all.
     """
-    text = next(texts, None)
-    if text is None and num_finished == 0:
+    row = next(rows, None)
+    if row is None:
         names = ("the standard input" if name == "-" else name for name in sources)
         raise ValueError(f"There are no texts in {', '.join(names)}.")
-    return text
+    return row
 
 
 def join_launch() -> "tuple[Processes, torch.device | None]":

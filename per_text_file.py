@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import numpy as np
 
 if TYPE_CHECKING:
+    from text_files import Row
     from totals import TextSums
 
 
@@ -84,28 +85,27 @@ class PerTextFile:
                 f"{self.path}: line {number} was not written by --per-text."
             ) from error
 
-    def without_finished(self, texts: Iterator) -> Iterator:
-        """The texts after the finished ones.
+    def without_finished(self, rows: "Iterator[Row]") -> "Iterator[Row]":
+        """The rows after the finished ones.
 
         Raises:
             ValueError: the finished texts are not those of the interrupted run.
         """
         for number, known in enumerate(self._fingerprints):
-            text = next(texts, None)
-            if text is None or fingerprint(text) != known:
+            row = next(rows, None)
+            if row is None or fingerprint(row.text, row.context) != known:
                 raise ValueError(
                     f"{self.path} is of other texts: number {number} is not the one scored then."
                 )
-        return texts
+        return rows
 
-    def write(
-        self, number: int, text: str | list[dict], group: str | None, sums: "TextSums"
-    ) -> None:
+    def write(self, number: int, row: "Row", sums: "TextSums") -> None:
         """Add the sums of a text, and its group if it has one."""
-        row = {"text": number, "fingerprint": fingerprint(text), "perplexity": sums.perplexity}
-        if group is not None:
-            row["group"] = group
-        self._write_line(finite(row) | _as_json(dataclasses.asdict(sums)))
+        known = fingerprint(row.text, row.context)
+        line = {"text": number, "fingerprint": known, "perplexity": sums.perplexity}
+        if row.group is not None:
+            line["group"] = row.group
+        self._write_line(finite(line) | _as_json(dataclasses.asdict(sums)))
 
     @staticmethod
     def _line(row: dict) -> bytes:
@@ -168,7 +168,9 @@ def finite(values: dict) -> dict:
     return found
 
 
-def fingerprint(text: str | list[dict]) -> str:
-    """A hash of a text or a conversation, by which --resume sees whether it is the same."""
-    text = text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=str)
+def fingerprint(text: str | list[dict], context: str | None = None) -> str:
+    """A hash of a text or a conversation, and its context if it has one, by which --resume sees
+    whether it is the same."""
+    whole = text if context is None else [context, text]
+    text = whole if isinstance(whole, str) else json.dumps(whole, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]

@@ -36,23 +36,31 @@ REFUSED = {
 
 
 class Row(NamedTuple):
-    """A text or the messages of a conversation, and the name of its group; None without groups."""
+    """A text or the messages of a conversation, the name of its group, and its context."""
 
     text: str | list[dict]
-    group: str | None = None
+    group: str | None = None  # None without groups
+    context: str | None = None  # None without contexts
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that are read: that of the texts, and that of the groups if any."""
+    """The columns of a table that are read: of the texts and, if any, of groups and contexts."""
 
     text: str
     group: str | None = None
+    context: str | None = None
 
     @property
     def names(self) -> list[str]:
         """Each column once."""
-        return list(dict.fromkeys([self.text] if self.group is None else [self.text, self.group]))
+        names = (self.text, self.group, self.context)
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def need_a_table(self) -> bool:
+        """Whether a text alone is not enough."""
+        return len(self.names) > 1
 
     def check(self, place: str, found: Sequence[str]) -> None:
         """Raises ValueError unless each column is there once; `found` are those that are there."""
@@ -66,26 +74,30 @@ class Columns:
                 )
 
     def row(self, source: str, number: int, values: Mapping[str, Any]) -> Row:
-        """The text and the group of a row, from the values of its columns.
+        """The text, the group and the context of a row, from the values of its columns.
 
         Raises:
-            ValueError: the text is neither a string nor a list of messages, or the group neither a
-                string nor a whole number.
+            ValueError: the text is neither a string nor a list of messages, the context no string,
+                or the group neither a string nor a whole number.
         """
         text = values[self.text]
         is_conversation = isinstance(text, list) and all(isinstance(entry, dict) for entry in text)
         if not isinstance(text, str) and not is_conversation:
             found = type(text).__name__
             raise ValueError(f"{source}: {self.text!r} of row {number} is no text, but {found}.")
+        context = None if self.context is None else values[self.context]
+        if self.context is not None and not isinstance(context, str):
+            found = type(context).__name__
+            raise ValueError(f"{source}: {self.context!r} of row {number} is no text, but {found}.")
         if self.group is None:
-            return Row(text)
+            return Row(text, context=context)
         group = values[self.group]
         if not isinstance(group, str | int) or isinstance(group, bool):
             raise ValueError(
                 f"{source}: {self.group!r} of row {number} must be a string or a whole number to "
                 f"name a group, got {group!r}."
             )
-        return Row(text, str(group))
+        return Row(text, str(group), context)
 
 
 # What --group-by takes for a group of each file.
@@ -93,7 +105,11 @@ BY_FILE = "file"
 
 
 def read_rows(
-    files: list[str], lines: bool, column: str, group_by: str | None = None
+    files: list[str],
+    lines: bool,
+    column: str,
+    group_by: str | None = None,
+    context_column: str | None = None,
 ) -> Iterator[Row]:
     """The texts of the files, one after another. Nothing is read before it is needed.
 
@@ -101,8 +117,10 @@ def read_rows(
         files: their names; "-", or an empty list, is the standard input.
         lines: each line of a plain-text file is a text. It ends at a newline and nowhere else; a
             carriage return directly before the newline is not part of it.
-        column: the column of a table that holds the texts. A JSON row may also be the text itself.
+        column: the column of a table that holds the texts. A JSON row may also be the text itself,
+            if that is all.
         group_by: the column of a table that names each text's group; BY_FILE for the file's name.
+        context_column: the column of a table that holds each text's context.
 
     Raises:
         ValueError: at once, a kind of file that is not supported, or one without columns to group
@@ -110,7 +128,7 @@ def read_rows(
             place in it.
         OSError: while reading, a file that cannot be opened.
     """
-    columns = Columns(column, None if group_by == BY_FILE else group_by)
+    columns = Columns(column, None if group_by == BY_FILE else group_by, context_column)
     sources = [(name, *_opener_and_reader(name, lines, columns)) for name in files or ["-"]]
     return _read_all(sources, by_file=group_by == BY_FILE)
 
@@ -118,7 +136,7 @@ def read_rows(
 def _read_all(sources: list[tuple[str, Callable, Callable]], by_file: bool) -> Iterator[Row]:
     for name, opener, reader in sources:
         for row in _read(name, opener, reader):
-            yield Row(row.text, name) if by_file else row
+            yield row._replace(group=name) if by_file else row
 
 
 def _opener_and_reader(name: str, lines: bool, columns: Columns) -> tuple[Callable, Callable]:
@@ -135,10 +153,11 @@ def _opener_and_reader(name: str, lines: bool, columns: Columns) -> tuple[Callab
         )
     if suffix in TABLES:
         return opener, partial(TABLES[suffix], columns=columns)
-    if columns.group is not None:
+    if columns.need_a_table:
         place = "The standard input" if name == "-" else name
+        _, *missing = columns.names
         raise ValueError(
-            f"{place} is plain text and has no columns to group by. --group-by {BY_FILE} makes a "
+            f"{place} is plain text and has no column {missing[0]!r}. --group-by {BY_FILE} makes a "
             "group of each file."
         )
     return opener, _read_lines if lines else _read_whole
@@ -278,7 +297,7 @@ def _read_json(name: str, file: BinaryIO, columns: Columns) -> Iterator[Row]:
         return dict(items)
 
     for number, row in enumerate(_json_values(name, file, to_row)):
-        if isinstance(row, str) and columns.group is None:
+        if isinstance(row, str) and not columns.need_a_table:
             yield Row(row)
             continue
         if not isinstance(row, dict):

@@ -611,7 +611,7 @@ def test_what_does_not_go_with_save_base(tmp_path):
         assert done.returncode == 2
         message = "--save-base goes without --base and without output options"
         assert message in done.stderr
-    done = run(tmp_path / "missing.txt", "--base", tmp_path / "nothing")
+    done = run("--base", tmp_path / "nothing", stdin="text")
     assert done.returncode == 1
     assert "could not be loaded as a causal language model" in done.stderr
 

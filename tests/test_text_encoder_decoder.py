@@ -1,5 +1,7 @@
 """Encoder-decoders: the nll of labels given a source, against the model's own labels=."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,8 @@ from other_models import (
     needs_network,
 )
 from tokenizers.processors import TemplateProcessing
+
+import cli
 
 TARGETS = ["The mat.", "playing ", "", "a naïve dog", "un"]
 SOURCES = [TEXTS[0], "a", "Playing, walking.", "", TEXTS[1]]
@@ -203,6 +207,44 @@ def test_a_model_by_name_is_loaded_as_an_encoder_decoder(ppl, models, tmp_path):
     ):
         with pytest.raises(ValueError, match="is an encoder-decoder; a (masked|causal) language"):
             refused()
+
+
+def test_the_command_line_reads_sources_and_resumes(ppl, models, tmp_path, capsys):
+    model, tokenizer = models["t5"]
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    data, out = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl"
+
+    def write(sources):
+        names = ("text", "source", "kind")
+        rows = zip(TARGETS, sources, "ababa", strict=True)
+        lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+        data.write_text("\n".join(lines))
+
+    write(SOURCES)
+    command = ["--model", str(tmp_path / "model"), "--json", str(data), "--group-by", "kind"]
+    assert cli.main(command) == 1
+    assert "pass contexts=" in capsys.readouterr().err
+    command += ["--context-column", "source", "--per-text", str(out)]
+    assert cli.main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = ppl.compute(
+        predictions=TARGETS,
+        contexts=SOURCES,
+        model_id=str(tmp_path / "model"),
+        groups=list("ababa"),
+    )
+    assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
+    assert found["signature"] == expected["signature"]
+    assert found["groups"]["a"]["num_tokens"] == expected["groups"]["a"]["num_tokens"]
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:3]))
+    assert cli.main([*command, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["perplexity"] == pytest.approx(
+        found["perplexity"], rel=1e-6
+    )
+    write(["another source", *SOURCES[1:]])
+    assert cli.main([*command, "--resume"]) == 1
+    assert "is of other texts: number 0" in capsys.readouterr().err
 
 
 class ShiftsByTwo(transformers.T5ForConditionalGeneration):

@@ -85,7 +85,7 @@ PACKERS[".zst"] = zstd
 def read(path, data: bytes | None = None, lines=False, column="body") -> list[str]:
     if data is not None:
         path.write_bytes(data)
-    return [text for text, _ in text_files.read_rows([str(path)], lines, column)]
+    return [row.text for row in text_files.read_rows([str(path)], lines, column)]
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_the_standard_input_stands_among_files(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(BOM + b"zwei\r\n")))
     names = [str(tmp_path / "one.txt"), "-", str(tmp_path / "table.csv")]
     rows = text_files.read_rows(names, False, "body", "file")
-    assert list(rows) == list(zip(["one", "zwei\r\n", "three"], names, strict=True))
+    assert [row[:2] for row in rows] == list(zip(["one", "zwei\r\n", "three"], names, strict=True))
 
 
 @pytest.mark.parametrize("name", ["x.foo", "x", "x.txt.gz"])
@@ -203,7 +203,7 @@ def test_json_lines_by_another_name_are_plain_text_with_a_warning(tmp_path, caps
 @pytest.mark.parametrize("lines", [False, True])
 def test_json_lines_on_the_standard_input_are_plain_text_with_a_warning(monkeypatch, capsys, lines):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(BOM + b'{"body": "one"}')))
-    assert list(text_files.read_rows([], lines, "body")) == [('{"body": "one"}', None)]
+    assert list(text_files.read_rows([], lines, "body")) == [('{"body": "one"}', None, None)]
     assert capsys.readouterr().err.startswith("warning: standard input looks like JSON Lines")
 
 
@@ -229,8 +229,8 @@ def test_a_column_names_the_groups(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data)
     rows = text_files.read_rows([str(path)], False, "body", "kind")
-    assert list(rows) == [("one", "news"), ("two", "7")]
-    assert next(text_files.read_rows([str(path)], False, "body", "body")) == ("one", "one")
+    assert [row[:2] for row in rows] == [("one", "news"), ("two", "7")]
+    assert next(text_files.read_rows([str(path)], False, "body", "body"))[:2] == ("one", "one")
 
 
 NO_NAME = " must be a string or a whole number to name a group, got "
@@ -240,7 +240,7 @@ def test_a_parquet_column_of_whole_numbers_names_groups(tmp_path):
     path = tmp_path / "rows.parquet"
     path.write_bytes(parquet_bytes({"year": [2024, 2025], "body": ["one", "two"]}))
     rows = text_files.read_rows([str(path)], False, "body", "year")
-    assert list(rows) == [("one", "2024"), ("two", "2025")]
+    assert [row[:2] for row in rows] == [("one", "2024"), ("two", "2025")]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_a_group_that_is_missing(tmp_path, name, data, message):
 def test_plain_text_has_no_columns_to_group_by():
     """It is said at once, before anything is read."""
     for files, place in (["a.csv", "a.txt"], "a.txt"), ([], "The standard input"):
-        with pytest.raises(ValueError, match=f"^{place} is plain text and has no columns to group"):
+        with pytest.raises(ValueError, match=f"^{place} is plain text and has no column 'kind'"):
             text_files.read_rows(files, False, "body", "kind")
 
 
