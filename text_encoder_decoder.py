@@ -45,6 +45,12 @@ class Seq2SeqModel(LanguageModel):
         """How many tokens the encoder reads at once."""
         return source_length(self.model, self.tokenizer)
 
+    @property
+    def tokens_per_batch(self) -> int:
+        """How many tokens a batch may hold, sources and padding included."""
+        # Each half of the model reads about half of them.
+        return 2 * super().tokens_per_batch
+
     def check_source(self, ids: Sequence[int]) -> None:
         """Raises ValueError for an id without an embedding in the encoder."""
         check_range(ids, num_embeddings(self.embeddings, self.model.config), self.name)
