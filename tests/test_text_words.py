@@ -11,6 +11,7 @@ import transformers
 from conftest import sibling
 from hypothesis import given
 from hypothesis import strategies as st
+from other_models import needs_network
 from text_oracles import CONTEXT, TEXTS, TINY, config_of, ids_of, inputs_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -421,15 +422,13 @@ def _bpe():
 # Published
 
 
+@needs_network
 def test_what_minicons_documents(ppl, monkeypatch):
     """The surprisals of its documentation for gpt2-xl, in bits, with and without the correction.
 
     It takes tokens that begin with a space, and neither line ends nor the end of the text.
     """
-    try:
-        scorer = ppl.text_scorer(model_id="gpt2-xl")
-    except (OSError, ValueError):
-        pytest.skip("no folder gpt2-xl here")
+    scorer = ppl.text_scorer(model_id="openai-community/gpt2-xl")
     spaces = [i for token, i in scorer.model.tokenizer.get_vocab().items() if token[0] == "Ġ"]
     monkeypatch.setattr(
         sibling("text_scoring"), "word_start_ids", lambda model: torch.tensor(sorted(spaces))
