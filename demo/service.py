@@ -3,6 +3,8 @@
 All numbers come from the metric. No Gradio here.
 """
 
+import contextlib
+import functools
 import inspect
 import logging
 import threading
@@ -18,6 +20,7 @@ from demo.settings import Model, Settings
 from demo.views import LabelledComparison, LabelledScore
 
 if TYPE_CHECKING:
+    from text_score import TextScore
     from text_scoring import TextScorer
 
 text_comparison = metric_package.sibling("text_comparison")
@@ -84,16 +87,32 @@ class Metrics:
             self._retry_at[model.label] = time.monotonic() + RETRY_S
             raise told from None
 
-    def score(self, text: str, label: str, progress: Callable[[int, int], None]) -> LabelledScore:
-        """A text under a model; `progress` gets the tokens done and in all.
+    def score(
+        self,
+        text: str,
+        label: str,
+        progress: Callable[[int, int], None],
+        words: bool = False,
+    ) -> LabelledScore:
+        """A text under a model.
+
+        Args:
+            progress: gets the tokens done and in all.
+            words: the score is for its words: corrected, if the model's tokens allow it.
 
         Raises:
-            Visible: there is no text, it is too long, or it takes too long.
+            Visible: there is no text, it is too long, or it takes too long; or words under a model
+                that does not tell where its tokens stand.
         """
         self._check(text)
         scorer = self.scorer(label)
+        if words and not scorer.model.tokenizer.is_fast:
+            raise Visible(
+                f"{label} does not tell where its tokens stand in the text, so no words can be "
+                "shown. Choose tokens."
+            )
         with self._slots:
-            return self._score(scorer, text, label, progress)
+            return self._score(scorer, text, label, progress, words)
 
     def compare(
         self, text: str, label_a: str, label_b: str, progress: Callable[[int, int], None]
@@ -150,11 +169,16 @@ class Metrics:
         return encoded.ids
 
     def _score(
-        self, scorer: "TextScorer", text: str, label: str, progress: Callable[[int, int], None]
+        self,
+        scorer: "TextScorer",
+        text: str,
+        label: str,
+        progress: Callable[[int, int], None],
+        words: bool,
     ) -> LabelledScore:
         self._ids(scorer, text, label)
         tell = _bounded(progress, self._settings.limits.time_s)
-        (score,) = scorer.score([text], top_k=TOP_K, progress=tell)
+        score = _score_of(scorer, text, tell, words)
         model = self._models[label]
         signature = scorer.signature(with_contexts=False)
         # Without this machine's paths.
@@ -206,6 +230,18 @@ class Metrics:
         """Whether it comes from the metric; other threads warn too."""
         package = Path(inspect.getfile(type(self._logits))).parent
         return warning.category is UserWarning and Path(warning.filename).parent in (package, HERE)
+
+
+def _score_of(
+    scorer: "TextScorer", text: str, progress: Callable[[int, int], None], words: bool
+) -> "TextScore":
+    ask = functools.partial(scorer.score, [text], top_k=TOP_K, progress=progress)
+    if words:
+        with contextlib.suppress(ValueError):  # not all tokens carry the space in front of them
+            (score,) = ask(corrected=True)
+            return score
+    (score,) = ask()
+    return score
 
 
 def _bounded(progress: Callable[[int, int], None], seconds: int) -> Callable[[int, int], None]:

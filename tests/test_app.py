@@ -118,8 +118,8 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
-def score(client, text, model=LABEL):
-    line, picture, points, result = client.predict(text, model, api_name="/score")
+def score(client, text, model=LABEL, *show):
+    line, picture, points, result = client.predict(text, model, *show, api_name="/score")
     return line, picture, points, result
 
 
@@ -140,6 +140,24 @@ def test_score_under_another_model(client, other_model):
     _, _, _, result = score(client, PROSE, OTHER)
     expected = load().compute(predictions=[PROSE], model_id=str(other_model))
     assert result["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
+
+
+def test_score_shows_words(client):
+    _, picture, points, result = score(client, PROSE, LABEL, "words")
+    _, _, same_points, same_result = score(client, PROSE)
+    assert (points, result) == (same_points, pytest.approx(same_result))
+    (expected,) = load().score([PROSE], model_id=TINY, corrected=True)
+    assert picture.count('aria-label="“') == len(expected.words)
+    bits = expected.words[3].corrected_nll / math.log(2)
+    assert f"corrected for where words end: {bits:.2f} bits" in picture
+
+
+def test_what_to_show_can_be_left_out(client, url):
+    """Programs that know of two fields go on working, however they call."""
+    tokens = score(client, "The list.", LABEL, "tokens")[1]
+    assert score(client, "The list.")[1] == tokens
+    for route in ("call", "queue", "run", "api"):
+        assert "Surprisal of each token" in answer_of(url, route, "score", ["The list.", LABEL])
 
 
 def test_compare_two_models(client, other_model):
@@ -222,7 +240,7 @@ def test_nothing_of_a_visitor_is_kept_or_told(client, settings):
 def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
     """The results of the last few stay, 1 MB each here; of the others some 10 kB of entries in
     Gradio's tables."""
-    monkeypatch.setattr(app.heatmap, "heatmap", lambda score: f"{time.monotonic()}" + "x" * 2**20)
+    monkeypatch.setattr(app.heatmap, "heatmap", lambda *_: f"{time.monotonic()}" + "x" * 2**20)
     monkeypatch.setattr(app, "SESSIONS", 2)
     page, url = serve(replace(settings, queue=Queue(size=2, concurrency=1)))
     session = {"session_hash": "one"} if way == "left in one session" else {}
@@ -686,6 +704,20 @@ def test_type_score_and_hover(page):
     page.keyboard.press("ArrowRight")
     assert tokens.nth(1).evaluate("(token) => token === document.activeElement")
     page.locator(".vega-embed").first.wait_for()
+
+
+def test_words_in_place_of_tokens(page):
+    page.get_by_label("words").check()  # no text yet: nothing happens
+    page.get_by_label("Text", exact=True).fill(PROSE)
+    page.get_by_label("tokens").check()
+    tokens = page.get_by_label("Surprisal of each token").locator("b")
+    tokens.first.wait_for()
+    assert tokens.count() > len(PROSE.split())
+    page.get_by_label("words").check()
+    words = page.get_by_label("Surprisal of each word").locator("b")
+    words.first.wait_for()
+    shown = "".join(words.all_inner_texts())
+    assert (shown, words.count()) == (PROSE, len(PROSE.split()))
 
 
 def test_markup_in_the_text_stays_text(page):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, load
+from conftest import ROOT, load, sibling
 from demo_models import ABSENT, LABEL, load_absent_by, settings_with
 from tokenizers import Tokenizer, normalizers
 from tokenizers.models import WordLevel
@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from demo import service
 from demo.settings import Model, Queue
+
+TEXT = "Return the number of items in the list."
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,32 @@ def test_a_model_that_cannot_be_loaded_is_tried_every_five_minutes(settings, mon
     assert tried == [1000.0, 1301.0]
 
 
+def words_of(metrics):
+    return metrics.score(TEXT, LABEL, lambda *_: None, words=True).score.words
+
+
+def test_words_are_corrected_where_the_tokens_allow_it(settings, monkeypatch):
+    (expected,) = load().score([TEXT], model_id=str(ROOT / "tiny_model"), corrected=True)
+    metrics = service.Metrics(settings)
+    corrected = [word.corrected_nll for word in expected.words]
+    assert [word.corrected_nll for word in words_of(metrics)] == pytest.approx(corrected, rel=1e-5)
+
+    def refuse(model):
+        raise ValueError("corrected=True needs a causal model.")
+
+    monkeypatch.setattr(sibling("text_scoring"), "word_start_ids", refuse)
+    plain = words_of(metrics)
+    assert [word.nll for word in plain] == pytest.approx([w.nll for w in expected.words], rel=1e-5)
+    assert {word.corrected_nll for word in plain} == {None}
+
+
+def test_no_words_where_tokens_have_no_place(settings, monkeypatch):
+    metrics = service.Metrics(settings)
+    monkeypatch.setattr(type(metrics.scorer(LABEL).model.tokenizer), "is_fast", False)
+    with pytest.raises(service.Visible, match="no words can be shown. Choose tokens"):
+        words_of(metrics)
+
+
 def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch):
     metrics = service.Metrics(replace(settings, queue=Queue(size=40, concurrency=2)))
     at_once, most, lock = 0, 0, threading.Lock()
@@ -75,7 +103,6 @@ def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch)
 
 
 HALF = Model("Half", "tiny_model", None, "bfloat16")
-TEXT = "Return the number of items in the list."
 
 
 def compare(metrics, text=TEXT):
