@@ -38,7 +38,7 @@ import metric_package
 from demo.body import BoundedBody
 from demo.logits_file import write_example
 from demo.service import Metrics, Visible
-from demo.settings import Settings, read_settings
+from demo.settings import Example, Settings, read_settings
 from demo.views import (
     LabelledScore,
     chart,
@@ -52,6 +52,10 @@ from demo.views import (
 
 heatmap = metric_package.sibling("heatmap")
 TOKENS, WORDS = "tokens", "words"  # what a heatmap can show
+CONVERSATION_HINT = """User: …
+Assistant: …
+
+or JSON: [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]"""
 MESSAGE_CHARACTERS = 400  # of a message to a visitor, which may repeat what they sent
 # Gradio keeps the texts and results of this many visitors in memory, up to 4 MB each. This page
 # never reads them again.
@@ -68,9 +72,11 @@ element.addEventListener("keydown", (event) => {
   if (next) { next.focus(); event.preventDefault(); }
 });
 """
+# Four tabs fit on a phone, where Gradio would hide some in a menu.
 # Gradio writes a prefix behind each comma, so that no list may stand in `:is()`.
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+@media (max-width: 480px) { .tab-container button { padding: 0 7px !important; } }
 .verdict { font-size: 1.1em; }
 .results :is(td, th) { padding: 5px 8px !important; font-size: 0.9em; }
 .results :is(td, th):not(:last-child) { white-space: nowrap; }
@@ -122,8 +128,7 @@ def as_json(result: dict) -> dict:
 
 
 def make_handlers(settings: Settings) -> dict[str, Callable]:
-    """What the endpoints /score, /compare, /logits and /example do, and a change of what /score
-    shows."""
+    """What the endpoints do, by their names, and `score_again`, a change of what /score shows."""
     metrics = Metrics(settings)
     directory = tempfile.TemporaryDirectory(prefix="perplexity-demo-")  # deleted at exit
     write_example(Path(directory.name) / "example.npz")
@@ -136,6 +141,11 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
 
     def score_again(text: str, model: str, show: str, progress=gr.Progress()):  # noqa: B008
         return score(text, model, show, progress) if text and text.strip() else gr.skip()
+
+    @on_gpu
+    @told
+    def converse(conversation: str, model: str, progress=gr.Progress()):  # noqa: B008
+        return shown(metrics.converse(conversation, model, _shown_by(progress)))
 
     @on_gpu
     @told
@@ -162,6 +172,7 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     return {
         "score": score,
         "score_again": score_again,
+        "conversation": converse,
         "compare": compare,
         "logits": logits,
         "example": example,
@@ -237,6 +248,14 @@ def make_app(settings: Settings) -> gr.Blocks:
     def model_choice(label: str) -> gr.Dropdown:
         return gr.Dropdown(labels, value=settings.default_model, label=label)
 
+    def examples_of(examples: list[Example], box: gr.Textbox) -> None:
+        gr.Examples(
+            [[example.text] for example in examples],
+            [box],
+            example_labels=[example.label for example in examples],
+            api_visibility="private",
+        )
+
     def score_outputs(title: str) -> list[Component]:
         line = gr.Markdown(elem_classes="verdict")
         picture = gr.HTML(js_on_load=ARROW_KEYS)
@@ -255,12 +274,7 @@ def make_app(settings: Settings) -> gr.Blocks:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
         with gr.Tab("Text"):
             text = text_box("Text")
-            gr.Examples(
-                [[example.text] for example in settings.examples],
-                [text],
-                example_labels=[example.label for example in settings.examples],
-                api_visibility="private",
-            )
+            examples_of(settings.examples, text)
             with gr.Row():
                 model = model_choice("Model")
                 show = gr.Radio([TOKENS, WORDS], value=TOKENS, label="Show", min_width=200)
@@ -269,6 +283,24 @@ def make_app(settings: Settings) -> gr.Blocks:
             button.click(handlers["score"], inputs, outputs, api_name="score", **of_model)
             show.input(
                 handlers["score_again"], inputs, outputs, api_visibility="private", **of_model
+            )
+        with gr.Tab("Conversation"):
+            gr.Markdown(
+                "How surprised is the model by what the assistant says? All else is grey: it only "
+                "conditions what follows. A model without a chat template of its own, such as the "
+                "bundled one or GPT-2, was not trained on conversations and reads plain lines."
+            )
+            conversation = text_box("Conversation", placeholder=CONVERSATION_HINT)
+            examples_of(settings.conversation_examples, conversation)
+            model = model_choice("Model")
+            button = gr.Button("Score", variant="primary")
+            outputs = score_outputs("Surprisal of what the assistant says")
+            button.click(
+                handlers["conversation"],
+                [conversation, model],
+                outputs,
+                api_name="conversation",
+                **of_model,
             )
         with gr.Tab("Compare"):
             gr.Markdown(

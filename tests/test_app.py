@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 import app
 from demo import service
+from demo.conversation import read_conversation
 from demo.settings import Model, Queue
 
 TINY = str(ROOT / "tiny_model")
@@ -53,7 +54,7 @@ def other_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(other_model):
-    return settings_with(Model(OTHER, str(other_model), None, None), ABSENT)
+    return settings_with(Model(OTHER, str(other_model), None, None, None), ABSENT)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,6 +159,22 @@ def test_what_to_show_can_be_left_out(client, url):
     assert score(client, "The list.")[1] == tokens
     for route in ("call", "queue", "run", "api"):
         assert "Surprisal of each token" in answer_of(url, route, "score", ["The list.", LABEL])
+
+
+def test_a_conversation_over_the_api(client, settings):
+    pasted = settings.conversation_examples[0].text
+    line, picture, points, result = client.predict(pasted, LABEL, api_name="/conversation")
+    (expected,) = load().score(
+        [read_conversation(pasted)],
+        model_id=TINY,
+        chat_template=settings.models[0].chat_template,
+    )
+    assert line.startswith(f"**Perplexity {expected.perplexity:.1f}** (95% interval")
+    assert result["num_bytes"] == expected.sums.num_bytes
+    assert picture.count('class="unscored"') == sum(math.isnan(nll) for nll in expected.nll)
+    assert sum(bits is not None for _, bits in points["data"]) == expected.sums.num_tokens
+    told = message_of(lambda: client.predict("<b>Hi</b>", LABEL, api_name="/conversation"))
+    assert "The first line, &#x27;&lt;b&gt;Hi&lt;/b&gt;&#x27;, begins no turn" in told
 
 
 def test_compare_two_models(client, other_model):
@@ -745,6 +762,22 @@ def test_an_example_and_an_over_long_text(page):
     assert "Traceback" not in page.content()
 
 
+def test_a_conversation_in_the_browser(page, url):
+    for theme in ("light", "dark"):
+        page.goto(f"{url}?__theme={theme}")
+        page.get_by_role("tab", name="Conversation").click()
+        press(page, "Four questions")
+        page.wait_for_function("document.querySelectorAll('textarea')[1].value.length > 0")
+        press(page, "Score")
+        page.locator(".surprisal b").first.wait_for()
+        grey = page.locator(".surprisal b.unscored").first
+        scored = page.locator(".surprisal b:not(.unscored)").first
+        colour = "(token) => getComputedStyle(token).color"
+        assert grey.evaluate(colour) != scored.evaluate(colour)
+        assert grey.evaluate(CONTRAST) >= 4.5
+        assert "Assistant:↵\nIt returns the" in page.locator(".surprisal div").inner_text()
+
+
 def test_compare_in_the_browser(page):
     page.get_by_role("tab", name="Compare").click()
     page.get_by_label("Text A").fill(PROSE)
@@ -815,7 +848,7 @@ def test_the_page_fits(browser, url, theme, width):
     press(page, "Fluent")
     press(page, "Score")
     page.locator(".surprisal b").first.wait_for()
-    for tab in ("Text", "Compare", "Logits"):
+    for tab in ("Text", "Conversation", "Compare", "Logits"):
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(200)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
