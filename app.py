@@ -27,6 +27,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 from gradio import themes
+from gradio.components import Component
 from gradio.queueing import Event, Queue
 from gradio.server_messages import EventMessage, ProcessCompletedMessage
 from gradio.utils import get_upload_folder, is_in_or_equal
@@ -37,8 +38,9 @@ import metric_package
 from demo.body import BoundedBody
 from demo.logits_file import write_example
 from demo.service import Metrics, Visible
-from demo.settings import Settings, read_settings
+from demo.settings import Example, Settings, read_settings
 from demo.views import (
+    LabelledScore,
     chart,
     comparison,
     comparison_table,
@@ -49,6 +51,11 @@ from demo.views import (
 )
 
 heatmap = metric_package.sibling("heatmap")
+TOKENS, WORDS = "tokens", "words"  # what a heatmap can show
+CONVERSATION_HINT = """User: …
+Assistant: …
+
+or JSON: [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]"""
 MESSAGE_CHARACTERS = 400  # of a message to a visitor, which may repeat what they sent
 # Gradio keeps the texts and results of this many visitors in memory, up to 4 MB each. This page
 # never reads them again.
@@ -65,9 +72,11 @@ element.addEventListener("keydown", (event) => {
   if (next) { next.focus(); event.preventDefault(); }
 });
 """
+# Four tabs fit on a phone, where Gradio would hide some in a menu.
 # Gradio writes a prefix behind each comma, so that no list may stand in `:is()`.
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+@media (max-width: 480px) { .tab-container button { padding: 0 7px !important; } }
 .verdict { font-size: 1.1em; }
 .results :is(td, th) { padding: 5px 8px !important; font-size: 0.9em; }
 .results :is(td, th):not(:last-child) { white-space: nowrap; }
@@ -119,18 +128,24 @@ def as_json(result: dict) -> dict:
 
 
 def make_handlers(settings: Settings) -> dict[str, Callable]:
-    """What the endpoints /score, /compare, /logits and /example do."""
+    """What the endpoints do, by their names, and `score_again`, a change of what /score shows."""
     metrics = Metrics(settings)
     directory = tempfile.TemporaryDirectory(prefix="perplexity-demo-")  # deleted at exit
     write_example(Path(directory.name) / "example.npz")
 
     @on_gpu
     @told
-    def score(text: str, model: str, progress=gr.Progress()):  # noqa: B008, Gradio's way
-        labelled = metrics.score(text, model, _shown_by(progress))
-        result, score = figures(labelled), labelled.score
-        del result["perplexities"], result["mean_perplexity"]  # for one text, the perplexity
-        return verdict(result), heatmap.heatmap(score), chart(score), as_json(result)
+    def score(text: str, model: str, show: str, progress=gr.Progress()):  # noqa: B008, Gradio's way
+        words = show == WORDS
+        return shown(metrics.score(text, model, _shown_by(progress), words), words)
+
+    def score_again(text: str, model: str, show: str, progress=gr.Progress()):  # noqa: B008
+        return score(text, model, show, progress) if text and text.strip() else gr.skip()
+
+    @on_gpu
+    @told
+    def converse(conversation: str, model: str, progress=gr.Progress()):  # noqa: B008
+        return shown(metrics.converse(conversation, model, _shown_by(progress)))
 
     @on_gpu
     @told
@@ -154,11 +169,26 @@ def make_handlers(settings: Settings) -> dict[str, Callable]:
     def example():
         return str(Path(directory.name) / "example.npz")
 
-    return {"score": score, "compare": compare, "logits": logits, "example": example}
+    return {
+        "score": score,
+        "score_again": score_again,
+        "conversation": converse,
+        "compare": compare,
+        "logits": logits,
+        "example": example,
+    }
+
+
+def shown(labelled: LabelledScore, words: bool = False) -> tuple:
+    """A score as the page shows it: a line, a heatmap, a chart, and all figures."""
+    result, score = figures(labelled), labelled.score
+    del result["perplexities"], result["mean_perplexity"]  # for one text, the perplexity
+    return verdict(result), heatmap.heatmap(score, words), chart(score), as_json(result)
 
 
 class Page(gr.Blocks):
-    """Gradio's page. It takes files only if they were uploaded, whichever field they come in."""
+    """Gradio's page. It takes files only if they were uploaded, whichever field they come in. The
+    last fields of a call may be left out, however it is sent."""
 
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
         """Refuse other files here: Gradio fetches any address before a field sees it.
@@ -167,6 +197,8 @@ class Page(gr.Blocks):
             gr.Error: the file was not uploaded.
         """
         traverse(inputs, _refuse_from_elsewhere, is_file_obj_with_meta)
+        # Gradio's client does the same; other programs send what they know of.
+        inputs = [*inputs, *(field.value for field in block_fn.inputs[len(inputs) :])]
         return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
 
 
@@ -216,6 +248,25 @@ def make_app(settings: Settings) -> gr.Blocks:
     def model_choice(label: str) -> gr.Dropdown:
         return gr.Dropdown(labels, value=settings.default_model, label=label)
 
+    def examples_of(examples: list[Example], box: gr.Textbox) -> None:
+        gr.Examples(
+            [[example.text] for example in examples],
+            [box],
+            example_labels=[example.label for example in examples],
+            api_visibility="private",
+        )
+
+    def score_outputs(title: str) -> list[Component]:
+        line = gr.Markdown(elem_classes="verdict")
+        picture = gr.HTML(js_on_load=ARROW_KEYS)
+        points = gr.LinePlot(
+            x="token", y="bits", label=title, height=240,
+            x_title="token", y_title="bits", y_lim=[0, None],
+        )  # fmt: skip
+        with gr.Accordion("All figures", open=False):
+            result = gr.JSON(label="Result")
+        return [line, picture, points, result]
+
     # Uploads are deleted after an hour. Nothing else that a visitor sends is written to disk.
     # Gradio's memory keeps the texts and results of the last SESSIONS visitors, and at most
     # queue.size results that nobody fetched.
@@ -223,24 +274,34 @@ def make_app(settings: Settings) -> gr.Blocks:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
         with gr.Tab("Text"):
             text = text_box("Text")
-            gr.Examples(
-                [[example.text] for example in settings.examples],
-                [text],
-                example_labels=[example.label for example in settings.examples],
-                api_visibility="private",
+            examples_of(settings.examples, text)
+            with gr.Row():
+                model = model_choice("Model")
+                show = gr.Radio([TOKENS, WORDS], value=TOKENS, label="Show", min_width=200)
+            button = gr.Button("Score", variant="primary")
+            inputs, outputs = [text, model, show], score_outputs("Surprisal along the text")
+            button.click(handlers["score"], inputs, outputs, api_name="score", **of_model)
+            show.input(
+                handlers["score_again"], inputs, outputs, api_visibility="private", **of_model
             )
+        with gr.Tab("Conversation"):
+            gr.Markdown(
+                "How surprised is the model by what the assistant says? All else is grey: it only "
+                "conditions what follows. A model without a chat template of its own, such as the "
+                "bundled one or GPT-2, was not trained on conversations and reads plain lines."
+            )
+            conversation = text_box("Conversation", placeholder=CONVERSATION_HINT)
+            examples_of(settings.conversation_examples, conversation)
             model = model_choice("Model")
             button = gr.Button("Score", variant="primary")
-            line = gr.Markdown(elem_classes="verdict")
-            picture = gr.HTML(js_on_load=ARROW_KEYS)
-            points = gr.LinePlot(
-                x="token", y="bits", label="Surprisal along the text", height=240,
-                x_title="token", y_title="bits", y_lim=[0, None],
-            )  # fmt: skip
-            with gr.Accordion("All figures", open=False):
-                result = gr.JSON(label="Result")
-            outputs = [line, picture, points, result]
-            button.click(handlers["score"], [text, model], outputs, api_name="score", **of_model)
+            outputs = score_outputs("Surprisal of what the assistant says")
+            button.click(
+                handlers["conversation"],
+                [conversation, model],
+                outputs,
+                api_name="conversation",
+                **of_model,
+            )
         with gr.Tab("Compare"):
             gr.Markdown(
                 "Two texts under one model; or one text under two models, with the second text "

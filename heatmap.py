@@ -25,12 +25,12 @@ NOT_SCORED = "not scored: it only conditions what follows"
 MOST_TOKENS = 12
 
 STYLE = """
-.surprisal { --paper: #ffffff; --ink: #1f1f1f; --hot: #ee8a22; --line: #c9c9c9;
+.surprisal { --paper: #ffffff; --ink: #1f1f1f; --grey: #6f6f6f; --hot: #ee8a22; --line: #c9c9c9;
   --less: #58a6e8; --more: #f2806f;
   color: var(--ink); font: 15px/1.9 system-ui, sans-serif; }
 @media not print {
   .dark .surprisal, [data-jp-theme-light="false"] .surprisal, [data-theme="dark"] .surprisal {
-    --paper: #16181d; --ink: #f4f4f4; --hot: #b3480a; --line: #4a4d55;
+    --paper: #16181d; --ink: #f4f4f4; --grey: #989ba3; --hot: #b3480a; --line: #4a4d55;
     --less: #1f6db3; --more: #b5382b; } }
 .surprisal p { margin: 0 0 .6em; }
 .surprisal span { display: inline-flex; border: 1px solid var(--line); }
@@ -43,7 +43,7 @@ STYLE = """
   overflow-y: auto; }
 .surprisal b { font-weight: inherit; border-radius: 3px; padding: .12em 0;
   box-shadow: inset -1px 0 var(--paper); cursor: help; }
-.surprisal b.unscored { background: var(--paper); border-bottom: 2px dotted var(--line); }
+.surprisal b.unscored { background: var(--paper); color: var(--grey); }
 .surprisal .less { --hot: var(--less); --edge: -.035px; }
 .surprisal .more { --hot: var(--more); --edge: .035px; }
 .surprisal :is(.less, .more) {

@@ -3,6 +3,9 @@
 All numbers come from the metric. No Gradio here.
 """
 
+import contextlib
+import dataclasses
+import functools
 import inspect
 import logging
 import threading
@@ -10,18 +13,21 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import metric_package
+from demo.conversation import Message, read_conversation
 from demo.logits_file import read_logits_file
 from demo.settings import Model, Settings
-from demo.views import LabelledComparison, LabelledScore
+from demo.views import LabelledComparison, LabelledConversation, LabelledScore
 
 if TYPE_CHECKING:
+    from text_score import TextScore
     from text_scoring import TextScorer
 
 text_comparison = metric_package.sibling("text_comparison")
 text_pair = metric_package.sibling("text_pair")
+text_scoring = metric_package.sibling("text_scoring")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TOP_K = 5
@@ -84,16 +90,68 @@ class Metrics:
             self._retry_at[model.label] = time.monotonic() + RETRY_S
             raise told from None
 
-    def score(self, text: str, label: str, progress: Callable[[int, int], None]) -> LabelledScore:
-        """A text under a model; `progress` gets the tokens done and in all.
+    def score(
+        self,
+        text: str,
+        label: str,
+        progress: Callable[[int, int], None],
+        words: bool = False,
+    ) -> LabelledScore:
+        """A text under a model.
+
+        Args:
+            progress: gets the tokens done and in all.
+            words: the score is for its words: corrected, if the model's tokens allow it.
 
         Raises:
-            Visible: there is no text, it is too long, or it takes too long.
+            Visible: there is no text, it is too long, or it takes too long; or words under a model
+                that does not tell where its tokens stand.
         """
         self._check(text)
         scorer = self.scorer(label)
+        if words and not scorer.model.tokenizer.is_fast:
+            raise Visible(
+                f"{label} does not tell where its tokens stand in the text, so no words can be "
+                "shown. Choose tokens."
+            )
         with self._slots:
-            return self._score(scorer, text, label, progress)
+            self._ids(scorer, text, label)
+            found = _score_of(scorer, text, self._bounded(progress), words)
+        return LabelledScore(label, found, self._signature(scorer, label))
+
+    def converse(
+        self, pasted: str, label: str, progress: Callable[[int, int], None]
+    ) -> LabelledConversation:
+        """What the assistant says in a conversation, as JSON or as typed turns, under a model.
+
+        Raises:
+            Visible: as `score`; there is no conversation, or the chat template of the model refuses
+                it.
+        """
+        self._check(pasted, "conversation")
+        try:
+            messages = read_conversation(pasted)
+        except ValueError as error:
+            raise Visible(str(error)) from None
+        of_texts = self.scorer(label)
+        with self._slots:
+            try:
+                scorer = self._conversation_scorer(of_texts, label)
+                self._ids(scorer, messages, label, "conversation")
+            except (ValueError, TypeError) as error:
+                raise Visible(f"{label} cannot read this conversation. {error}") from None
+            found = _score_of(scorer, messages, self._bounded(progress))
+        if found.sums.num_tokens == 0:
+            raise Visible(f"No token of {label} begins in what the assistant says.")
+        return LabelledConversation(
+            label, found, self._signature(scorer, label), _special_tokens(scorer)
+        )
+
+    def _conversation_scorer(self, scorer: "TextScorer", label: str) -> "TextScorer":
+        """A scorer of conversations with the model of a scorer of texts."""
+        template = self._models[label].chat_template
+        options = dataclasses.replace(scorer.options, conversations=True, chat_template=template)
+        return text_scoring.TextScorer(scorer.model, options)
 
     def compare(
         self, text: str, label_a: str, label_b: str, progress: Callable[[int, int], None]
@@ -115,27 +173,29 @@ class Metrics:
             comparer = text_comparison.TextComparer(
                 text_pair.ModelPair(b.model, a.model), b.options
             )
-            tell = _bounded(progress, 2 * self._settings.limits.time_s)  # two models
+            tell = self._bounded(progress, num_models=2)
             (found,) = comparer.comparisons([text], progress=tell)
         return LabelledComparison(label_a, label_b, found)
 
-    def _check(self, text: str) -> None:
+    def _check(self, text: str, kind: str = "text") -> None:
         """Raises Visible: there is no text, or it is too long."""
         most = self._settings.limits.text_characters
         if not isinstance(text, str) or not text.strip():
-            raise Visible("There is no text. Type or paste one.")
+            raise Visible(f"There is no {kind}. Type or paste one.")
         if len(text) > most:
             raise Visible(
-                f"The text has {len(text):,} characters; here at most {most:,} can be scored. Use "
-                "the module for more."
+                f"The {kind} has {len(text):,} characters; here at most {most:,} can be scored. "
+                "Use the module for more."
             )
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise Visible("The text holds half a character (a lone surrogate).") from None
+            raise Visible(f"The {kind} holds half a character (a lone surrogate).") from None
 
-    def _ids(self, scorer: "TextScorer", text: str, label: str) -> Sequence[int]:
-        """The tokens of a text.
+    def _ids(
+        self, scorer: "TextScorer", text: str | list[Message], label: str, kind: str = "text"
+    ) -> Sequence[int]:
+        """The tokens of a text, or of all the texts that a conversation needs.
 
         Raises:
             Visible: there are too many.
@@ -144,22 +204,29 @@ class Metrics:
         (encoded,) = scorer.encoder.encode([text], None)
         if len(encoded.ids) > most:
             raise Visible(
-                f"For {label} the text has {len(encoded.ids):,} tokens; here at most {most:,} can "
-                "be scored. Use the module for more."
+                f"For {label} the {kind} has {len(encoded.ids):,} tokens; here at most {most:,} "
+                "can be scored. Use the module for more."
             )
         return encoded.ids
 
-    def _score(
-        self, scorer: "TextScorer", text: str, label: str, progress: Callable[[int, int], None]
-    ) -> LabelledScore:
-        self._ids(scorer, text, label)
-        tell = _bounded(progress, self._settings.limits.time_s)
-        (score,) = scorer.score([text], top_k=TOP_K, progress=tell)
-        model = self._models[label]
-        signature = scorer.signature(with_contexts=False)
-        # Without this machine's paths.
-        signature = signature.replace(_path_or_name(model.id), model.id)
-        return LabelledScore(label, score, signature)
+    def _bounded(
+        self, progress: Callable[[int, int], None], num_models: int = 1
+    ) -> Callable[[int, int], None]:
+        """`progress`, which raises Visible when the time for each of the models is over."""
+        seconds = num_models * self._settings.limits.time_s
+        deadline = time.monotonic() + seconds
+
+        def tell(done: int, total: int) -> None:
+            if time.monotonic() > deadline:
+                raise Visible(f"This took longer than {seconds} s. Try a shorter text.")
+            progress(done, total)
+
+        return tell
+
+    def _signature(self, scorer: "TextScorer", label: str) -> str:
+        """All settings in one line, without this machine's paths."""
+        name = self._models[label].id
+        return scorer.signature(with_contexts=False).replace(_path_or_name(name), name)
 
     def logits(
         self,
@@ -208,16 +275,25 @@ class Metrics:
         return warning.category is UserWarning and Path(warning.filename).parent in (package, HERE)
 
 
-def _bounded(progress: Callable[[int, int], None], seconds: int) -> Callable[[int, int], None]:
-    """`progress`, which from so many seconds on raises Visible."""
-    deadline = time.monotonic() + seconds
+def _special_tokens(scorer: "TextScorer") -> frozenset[str]:
+    tokenizer = scorer.model.tokenizer
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(str(tokenizer.decode([i])) for i, token in added if token.special)
 
-    def tell(done: int, total: int) -> None:
-        if time.monotonic() > deadline:
-            raise Visible(f"This took longer than {seconds} s. Try a shorter text.")
-        progress(done, total)
 
-    return tell
+def _score_of(
+    scorer: "TextScorer",
+    text: Any,  # or the messages of a conversation
+    progress: Callable[[int, int], None],
+    words: bool = False,
+) -> "TextScore":
+    ask = functools.partial(scorer.score, [text], top_k=TOP_K, progress=progress)
+    if words:
+        with contextlib.suppress(ValueError):  # not all tokens carry the space in front of them
+            (score,) = ask(corrected=True)
+            return score
+    (score,) = ask()
+    return score
 
 
 def _have_same_tokens(a: "TextScorer", b: "TextScorer") -> bool:

@@ -7,6 +7,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 import yaml
+from jinja2 import TemplateError, TemplateSyntaxError
+from transformers.utils.chat_template_utils import render_jinja_template
 
 DTYPES = ("float32", "bfloat16", "float16")
 THEMES = ("base", "citrus", "default", "glass", "monochrome", "ocean", "origin", "soft")
@@ -20,6 +22,7 @@ class Model:
     id: str
     revision: str | None
     dtype: str | None
+    chat_template: str | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Queue:
 
 @dataclass(frozen=True)
 class Example:
-    """A text to start from."""
+    """A text, or a conversation, to start from."""
 
     label: str
     text: str
@@ -60,6 +63,7 @@ class Settings:
     limits: Limits
     queue: Queue
     examples: list[Example]
+    conversation_examples: list[Example]
     theme: str
 
 
@@ -117,13 +121,27 @@ def _check(settings: Settings) -> None:
         if model.dtype is not None and model.dtype not in DTYPES:
             names = ", ".join(DTYPES)
             raise ValueError(f"models[{i}].dtype must be one of {names} or null: {model.dtype!r}.")
+        _check_template(model.chat_template, f"models[{i}].chat_template")
     if settings.default_model not in labels:
         raise ValueError(
             f"default_model must be the label of a model, one of {labels}, "
             f"got {settings.default_model!r}."
         )
-    for i, example in enumerate(settings.examples):
-        if len(example.text) > settings.limits.text_characters:
-            raise ValueError(f"examples[{i}].text is longer than limits.text_characters.")
+    for name in ("examples", "conversation_examples"):
+        for i, example in enumerate(getattr(settings, name)):
+            if len(example.text) > settings.limits.text_characters:
+                raise ValueError(f"{name}[{i}].text is longer than limits.text_characters.")
     if settings.theme not in THEMES:
         raise ValueError(f"theme must be one of {', '.join(THEMES)}, got {settings.theme!r}.")
+
+
+def _check_template(template: str | None, key: str) -> None:
+    """Check the syntax, with transformers' own tags."""
+    if template is None:
+        return
+    try:
+        render_jinja_template(conversations=[[]], chat_template=template)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{key} is no Jinja template: {error}") from error
+    except (TemplateError, TypeError):
+        pass  # it asks for messages, or for the tokens of a tokenizer

@@ -63,6 +63,20 @@ class LabelledScore(Side):
 
 
 @dataclass(frozen=True)
+class LabelledConversation(LabelledScore):
+    """The score of a conversation, in which what the assistant says is scored."""
+
+    special: frozenset[str]  # tokens that stand for no text, such as that of the end of a turn
+
+    @cached_property
+    def parts(self) -> "Parts | None":
+        """Sums of the parts of what the assistant says; None if that is too short."""
+        tokens = np.array(self.score.tokens)
+        is_said = ~np.isnan(self.score.nll) & ~np.isin(tokens, list(self.special))
+        return parts_of(self.score, is_said)
+
+
+@dataclass(frozen=True)
 class LabelledComparison:
     """A text under models A and B with the same tokens, and the labels of the models."""
 
@@ -95,15 +109,20 @@ class Parts:
     num_bytes: np.ndarray  # of the scored tokens
 
 
-def parts_of(score: "TextScore | OneOfTwo") -> Parts | None:
+def parts_of(score: "TextScore | OneOfTwo", has_bytes: np.ndarray | bool = True) -> Parts | None:
     """The text in parts of equal bytes, which are the same for all models.
 
     Tokens of one text are not independent, but parts of it nearly are: the method of batch means
     (Law, Simulation Modeling and Analysis). None if the text is too short for FEWEST_PARTS.
+
+    Args:
+        has_bytes: (tokens,), whether the bytes of a token count. The first token of a text counts
+            even where it is not scored, so that all models have the same parts.
     """
     if score.offsets is None:
         return None
     sizes = np.array([len(score.text[start:end].encode()) for start, end in score.offsets])
+    sizes = np.where(has_bytes, sizes, 0)
     count = int(min(MOST_PARTS, sizes.sum() // BYTES_PER_PART))
     if count < FEWEST_PARTS:
         return None
@@ -157,10 +176,12 @@ def verdict(result: dict) -> str:
 
 
 def chart(score: "TextScore") -> pd.DataFrame:
-    """Surprisal along the text: a row for each scored token."""
+    """Surprisal along the text: a row for each scored token, and one of NaN where the next is not
+    scored, which breaks the line."""
     nll = np.array(score.nll, dtype=float)
-    scored = np.flatnonzero(~np.isnan(nll))
-    return pd.DataFrame({"token": scored + 1, "bits": nll[scored] / math.log(2)})
+    is_scored = ~np.isnan(nll)
+    shown = np.flatnonzero(is_scored | np.append(False, is_scored[:-1]))
+    return pd.DataFrame({"token": shown + 1, "bits": nll[shown] / math.log(2)})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import metric_package
 from demo.settings import Model, Settings, read_settings
 
 LABEL = "Tiny Llama (bundled)"
-ABSENT = Model("Absent", "nobody/nothing", None, None)
+ABSENT = Model("Absent", "nobody/nothing", None, None, None)
 
 
 def settings_with(*more: Model) -> Settings:

@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 import app
 from demo import service
+from demo.conversation import read_conversation
 from demo.settings import Model, Queue
 
 TINY = str(ROOT / "tiny_model")
@@ -53,7 +54,7 @@ def other_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(other_model):
-    return settings_with(Model(OTHER, str(other_model), None, None), ABSENT)
+    return settings_with(Model(OTHER, str(other_model), None, None, None), ABSENT)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,8 +119,8 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
-def score(client, text, model=LABEL):
-    line, picture, points, result = client.predict(text, model, api_name="/score")
+def score(client, text, model=LABEL, *show):
+    line, picture, points, result = client.predict(text, model, *show, api_name="/score")
     return line, picture, points, result
 
 
@@ -140,6 +141,40 @@ def test_score_under_another_model(client, other_model):
     _, _, _, result = score(client, PROSE, OTHER)
     expected = load().compute(predictions=[PROSE], model_id=str(other_model))
     assert result["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
+
+
+def test_score_shows_words(client):
+    _, picture, points, result = score(client, PROSE, LABEL, "words")
+    _, _, same_points, same_result = score(client, PROSE)
+    assert (points, result) == (same_points, pytest.approx(same_result))
+    (expected,) = load().score([PROSE], model_id=TINY, corrected=True)
+    assert picture.count('aria-label="“') == len(expected.words)
+    bits = expected.words[3].corrected_nll / math.log(2)
+    assert f"corrected for where words end: {bits:.2f} bits" in picture
+
+
+def test_what_to_show_can_be_left_out(client, url):
+    """Programs that know of two fields go on working, however they call."""
+    tokens = score(client, "The list.", LABEL, "tokens")[1]
+    assert score(client, "The list.")[1] == tokens
+    for route in ("call", "queue", "run", "api"):
+        assert "Surprisal of each token" in answer_of(url, route, "score", ["The list.", LABEL])
+
+
+def test_a_conversation_over_the_api(client, settings):
+    pasted = settings.conversation_examples[0].text
+    line, picture, points, result = client.predict(pasted, LABEL, api_name="/conversation")
+    (expected,) = load().score(
+        [read_conversation(pasted)],
+        model_id=TINY,
+        chat_template=settings.models[0].chat_template,
+    )
+    assert line.startswith(f"**Perplexity {expected.perplexity:.1f}** (95% interval")
+    assert result["num_bytes"] == expected.sums.num_bytes
+    assert picture.count('class="unscored"') == sum(math.isnan(nll) for nll in expected.nll)
+    assert sum(bits is not None for _, bits in points["data"]) == expected.sums.num_tokens
+    told = message_of(lambda: client.predict("<b>Hi</b>", LABEL, api_name="/conversation"))
+    assert "The first line, &#x27;&lt;b&gt;Hi&lt;/b&gt;&#x27;, begins no turn" in told
 
 
 def test_compare_two_models(client, other_model):
@@ -222,7 +257,7 @@ def test_nothing_of_a_visitor_is_kept_or_told(client, settings):
 def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
     """The results of the last few stay, 1 MB each here; of the others some 10 kB of entries in
     Gradio's tables."""
-    monkeypatch.setattr(app.heatmap, "heatmap", lambda score: f"{time.monotonic()}" + "x" * 2**20)
+    monkeypatch.setattr(app.heatmap, "heatmap", lambda *_: f"{time.monotonic()}" + "x" * 2**20)
     monkeypatch.setattr(app, "SESSIONS", 2)
     page, url = serve(replace(settings, queue=Queue(size=2, concurrency=1)))
     session = {"session_hash": "one"} if way == "left in one session" else {}
@@ -688,6 +723,20 @@ def test_type_score_and_hover(page):
     page.locator(".vega-embed").first.wait_for()
 
 
+def test_words_in_place_of_tokens(page):
+    page.get_by_label("words").check()  # no text yet: nothing happens
+    page.get_by_label("Text", exact=True).fill(PROSE)
+    page.get_by_label("tokens").check()
+    tokens = page.get_by_label("Surprisal of each token").locator("b")
+    tokens.first.wait_for()
+    assert tokens.count() > len(PROSE.split())
+    page.get_by_label("words").check()
+    words = page.get_by_label("Surprisal of each word").locator("b")
+    words.first.wait_for()
+    shown = "".join(words.all_inner_texts())
+    assert (shown, words.count()) == (PROSE, len(PROSE.split()))
+
+
 def test_markup_in_the_text_stays_text(page):
     text = "<img src=x onerror=alert(1)><script>alert(2)"
     page.get_by_label("Text", exact=True).fill(text)
@@ -711,6 +760,22 @@ def test_an_example_and_an_over_long_text(page):
     press(page, "Score")
     page.get_by_text("25,000 characters; here at most 20,000").wait_for()
     assert "Traceback" not in page.content()
+
+
+def test_a_conversation_in_the_browser(page, url):
+    for theme in ("light", "dark"):
+        page.goto(f"{url}?__theme={theme}")
+        page.get_by_role("tab", name="Conversation").click()
+        press(page, "Four questions")
+        page.wait_for_function("document.querySelectorAll('textarea')[1].value.length > 0")
+        press(page, "Score")
+        page.locator(".surprisal b").first.wait_for()
+        grey = page.locator(".surprisal b.unscored").first
+        scored = page.locator(".surprisal b:not(.unscored)").first
+        colour = "(token) => getComputedStyle(token).color"
+        assert grey.evaluate(colour) != scored.evaluate(colour)
+        assert grey.evaluate(CONTRAST) >= 4.5
+        assert "Assistant:↵\nIt returns the" in page.locator(".surprisal div").inner_text()
 
 
 def test_compare_in_the_browser(page):
@@ -783,7 +848,7 @@ def test_the_page_fits(browser, url, theme, width):
     press(page, "Fluent")
     press(page, "Score")
     page.locator(".surprisal b").first.wait_for()
-    for tab in ("Text", "Compare", "Logits"):
+    for tab in ("Text", "Conversation", "Compare", "Logits"):
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(200)
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,19 +1,25 @@
 """Who waits for whom when models load and texts are scored; no page is needed for that."""
 
+import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, load
+from conftest import ROOT, load, sibling
 from demo_models import ABSENT, LABEL, load_absent_by, settings_with
 from tokenizers import Tokenizer, normalizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from demo import service
+import metric_package
+from demo import service, views
+from demo.conversation import read_conversation
 from demo.settings import Model, Queue
+
+TEXT = "Return the number of items in the list."
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +57,135 @@ def test_a_model_that_cannot_be_loaded_is_tried_every_five_minutes(settings, mon
     assert tried == [1000.0, 1301.0]
 
 
+def words_of(metrics):
+    return metrics.score(TEXT, LABEL, lambda *_: None, words=True).score.words
+
+
+def test_words_are_corrected_where_the_tokens_allow_it(settings, monkeypatch):
+    (expected,) = load().score([TEXT], model_id=str(ROOT / "tiny_model"), corrected=True)
+    metrics = service.Metrics(settings)
+    corrected = [word.corrected_nll for word in expected.words]
+    assert [word.corrected_nll for word in words_of(metrics)] == pytest.approx(corrected, rel=1e-5)
+
+    def refuse(model):
+        raise ValueError("corrected=True needs a causal model.")
+
+    monkeypatch.setattr(sibling("text_scoring"), "word_start_ids", refuse)
+    plain = words_of(metrics)
+    assert [word.nll for word in plain] == pytest.approx([w.nll for w in expected.words], rel=1e-5)
+    assert {word.corrected_nll for word in plain} == {None}
+
+
+def test_no_words_where_tokens_have_no_place(settings, monkeypatch):
+    metrics = service.Metrics(settings)
+    monkeypatch.setattr(type(metrics.scorer(LABEL).model.tokenizer), "is_fast", False)
+    with pytest.raises(service.Visible, match="no words can be shown. Choose tokens"):
+        words_of(metrics)
+
+
+@pytest.fixture(scope="module")
+def talk(settings):
+    return settings.conversation_examples[0].text
+
+
+def converse(metrics, pasted, label=LABEL):
+    return metrics.converse(pasted, label, lambda *_: None)
+
+
+def with_template(settings, template, **limits):
+    """The bundled model with this template."""
+    model = replace(settings.models[0], chat_template=template)
+    limits = replace(settings.limits, **limits)
+    return service.Metrics(replace(settings, models=[model], limits=limits))
+
+
+def test_a_conversation_has_the_numbers_of_compute(settings, talk):
+    metrics = service.Metrics(settings)
+    found = converse(metrics, talk)
+    messages = read_conversation(talk)
+    options = {
+        "model_id": str(ROOT / "tiny_model"),
+        "chat_template": settings.models[0].chat_template,
+    }
+    expected = load().compute(predictions=[messages], **options)
+    result = views.figures(found)
+    for name in ("perplexity", "bits_per_byte", "num_tokens", "num_bytes", "num_words"):
+        assert result[name] == pytest.approx(expected[name], rel=1e-6)
+    assert result["signature"] == expected["signature"].replace(str(ROOT), "").replace("/", "")
+    said = [m["content"] for m in messages if m["role"] == "assistant"]
+    assert result["num_bytes"] == found.parts.num_bytes.sum() == len("".join(said))
+    assert found.parts.nll.sum() == pytest.approx(found.score.sums.nll_sum)
+    assert result["num_parts"] == len("".join(said)) // 32
+    assert result["parts_ci_low"] < result["perplexity"] < result["parts_ci_high"]
+    as_json = converse(metrics, json.dumps({"messages": messages}))
+    assert as_json.score.nll == pytest.approx(found.score.nll, nan_ok=True)
+
+
+def test_texts_and_conversations_share_a_model(settings, talk, monkeypatch):
+    metrics = service.Metrics(settings)
+    model = metrics.scorer(LABEL).model
+    monkeypatch.setattr(metric_package, "load", None)
+    assert metrics._conversation_scorer(metrics.scorer(LABEL), LABEL).model is model
+    score = words_of(metrics)
+    converse(metrics, talk)
+    assert words_of(metrics) == score
+
+
+def test_a_conversation_has_the_limits_of_a_text(settings, talk, monkeypatch):
+    metrics = service.Metrics(settings)
+    for pasted, message in (
+        ("", "There is no conversation. Type or paste one"),
+        (None, "There is no conversation"),
+        (" \n", "There is no conversation"),
+        ("Assistant: \ud800", "The conversation holds half a character"),
+        (
+            "Assistant: " + "x" * 19_990,
+            "The conversation has 20,001 characters; here at most 20,000",
+        ),
+        ("Assistant: " + "漢" * 6_000, "the conversation has 18,0.. tokens; here at most 6,000"),
+        ("Hello", "The first line, 'Hello', begins no turn"),
+        ("[" * 5_000, "nested too deeply"),
+    ):
+        with pytest.raises(service.Visible, match=message):
+            converse(metrics, pasted)
+    clock = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(service.Visible, match="longer than 60 s"):
+        converse(metrics, talk)
+
+
+def test_several_renderings_of_a_conversation_count_together(settings):
+    """Qwen 3's template drops earlier reasoning, so that each turn is a text of its own."""
+    template = (ROOT / "tests/chat_templates/qwen3.jinja").read_text()
+    pasted = "User: Go on.\nAssistant: <think>\nHm.\n</think>\n\nThe list.\n" * 3
+    whole = converse(with_template(settings, template), pasted)
+    assert whole.score.text.count("Go on.") == 1 + 2 + 3
+    few = with_template(settings, template, text_tokens=len(whole.score.tokens) - 1)
+    with pytest.raises(service.Visible, match=f"has {len(whole.score.tokens)} tokens; here at"):
+        converse(few, pasted)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            None,
+            rf"^{re.escape(LABEL)} cannot read this conversation\. Conversations need a chat temp",
+        ),
+        ("{{ raise_exception('Only one turn.') }}", "refuses the conversation .* Only one turn"),
+        ("{{ messages[0].content + 1 }}", "The chat template refuses the conversation"),
+        (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}",
+            f"^No token of {re.escape(LABEL)} begins in what the assistant says",
+        ),
+    ],
+)
+def test_a_template_that_does_not_do(settings, template, message):
+    with pytest.raises(service.Visible, match=message):
+        converse(with_template(settings, template), "User: Name it.\nAssistant: a")
+
+
 def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch):
     metrics = service.Metrics(replace(settings, queue=Queue(size=40, concurrency=2)))
     at_once, most, lock = 0, 0, threading.Lock()
@@ -74,8 +209,7 @@ def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch)
     assert most == 2
 
 
-HALF = Model("Half", "tiny_model", None, "bfloat16")
-TEXT = "Return the number of items in the list."
+HALF = Model("Half", "tiny_model", None, "bfloat16", None)
 
 
 def compare(metrics, text=TEXT):

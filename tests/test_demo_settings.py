@@ -29,7 +29,7 @@ def test_the_file_of_the_repository_is_good(tmp_path):
 
 def test_every_key_is_documented():
     text = (ROOT / "app_config.yaml").read_text(encoding="utf-8")
-    for model_key in ("label", "id", "revision", "dtype"):
+    for model_key in GOOD["models"][0]:
         assert f"#   {model_key}: " in text
     for group in ("limits", "queue"):
         for key in GOOD[group]:
@@ -50,8 +50,15 @@ MISTAKES = [
     (("models", 0, "dtype"), "int8", r"models\[0\]\.dtype must be one of float32, .* 'int8'"),
     (("models", 0, "revision"), 7, r"models\[0\]\.revision must be a text, got 7"),
     (("models", 0, "trust_remote_code"), True, r"models\[0\]\.trust_remote_code is no setting"),
+    (("models", 0, "chat_template"), "", r"models\[0\]\.chat_template must be a text, got ''"),
+    (
+        ("models", 1, "chat_template"),
+        "{% generation %}{{ messages",
+        r"models\[1\]\.chat_template is no Jinja template: unexpected end",
+    ),
     (("default_model",), "GPT-9", r"default_model must be the label of a model.*'GPT-9'"),
     (("examples", 1, "text"), "x" * 30000, r"examples\[1\]\.text is longer than limits"),
+    (("conversation_examples", 0, "text"), "x" * 30000, r"conversation_examples\[0\]\.text is lon"),
     (("theme",), "neon", r"theme must be one of base, .* got 'neon'"),
 ]
 
@@ -73,6 +80,29 @@ def test_every_key_is_needed(tmp_path, key):
     values = {name: value for name, value in GOOD.items() if name != key}
     with pytest.raises(ValueError, match=f"{key} is missing"):
         read(tmp_path, values)
+
+
+@pytest.mark.parametrize("key", GOOD["models"][0])
+def test_every_key_of_a_model_is_needed(tmp_path, key):
+    values = copy.deepcopy(GOOD)
+    del values["models"][1][key]
+    with pytest.raises(ValueError, match=rf"models\[1\]\.{key} is missing"):
+        read(tmp_path, values)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{{ bos_token + messages[0]['content'] }}",
+        "{% generation %}{{ raise_exception('no') }}{% endgeneration %}",
+        *(path.read_text() for path in sorted((ROOT / "tests/chat_templates").glob("*.jinja"))),
+    ],
+)
+def test_templates_that_a_model_may_have(tmp_path, template):
+    values = copy.deepcopy(GOOD)
+    values["models"][0]["chat_template"] = template
+    assert read(tmp_path, values).models[0].chat_template == template
 
 
 def test_no_yaml_at_all(tmp_path):

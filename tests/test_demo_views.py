@@ -79,6 +79,25 @@ def test_a_text_of_long_characters_is_cut_by_bytes(scorer):
     assert len(parts.nll) == len(text.encode()) // 32
 
 
+def conversation(score, special=()):
+    return views.LabelledConversation("tiny", score, "signature", frozenset(special))
+
+
+def test_the_parts_of_a_conversation_by_hand():
+    """Turns of 20 tokens, 8 bytes each, every other one scored: 10 parts as in a text of 40."""
+    nll = np.repeat(np.arange(10.0), 4)
+    asked = np.full(20, math.nan)
+    talk = made(np.concatenate([asked, nll[:20], asked, nll[20:], asked])).score
+    parts = conversation(talk).parts
+    assert parts.nll.tolist() == [4.0 * i for i in range(10)]
+    assert parts.num_bytes.tolist() == [32] * 10
+    tokens = ["said"] * 100
+    tokens[39] = "<end>"
+    parts = conversation(replace(talk, tokens=tokens), ["<end>"]).parts
+    assert (parts.num_tokens.sum(), parts.num_bytes.sum()) == (40, 39 * 8)
+    assert conversation(replace(talk, tokens=tokens), ["<end>", "said"]).parts is None
+
+
 def test_no_interval_for_a_short_text_or_without_places(scorer):
     assert views.parts_of(score(scorer, "Return the list.").score) is None
     without_places = replace(made(np.ones(40)).score, offsets=None)
@@ -101,6 +120,13 @@ def test_the_chart_leaves_out_what_is_not_scored():
     points = views.chart(made(np.array([math.nan, math.log(2), math.log(8)])).score)
     assert points["token"].tolist() == [2, 3]
     assert points["bits"].tolist() == pytest.approx([1, 3])
+
+
+def test_the_line_breaks_where_nothing_is_scored():
+    nan = math.nan
+    bits = views.chart(made(np.array([nan, 1.0, 2.0, nan, nan, 3.0, nan, nan])).score)
+    assert bits["token"].tolist() == [2, 3, 4, 6, 7]
+    assert bits["bits"].isna().tolist() == [False, False, True, False, True]
 
 
 def test_one_text_under_two_models_is_compared_in_pairs():
