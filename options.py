@@ -160,7 +160,8 @@ class TextOptions:
                 f"{self.chat_template_kwargs!r}."
             )
         roles = self.roles
-        if isinstance(roles, str) or not roles or not all(isinstance(r, str) for r in roles):
+        is_list = isinstance(roles, Sequence) and not isinstance(roles, str)
+        if not is_list or not roles or not all(isinstance(role, str) for role in roles):
             raise TypeError(f"roles must be names of roles, such as ('assistant',), got {roles!r}.")
         object.__setattr__(self, "roles", tuple(roles))
         if self.conversations:  # the template decides what stands in front
@@ -182,7 +183,8 @@ class TextOptions:
             value = getattr(self, field.name)
             is_default = type(value) is type(field.default) and value == field.default
             if field.name in names and not is_default:
-                raise ValueError(f"{field.name} has no meaning {where}.")
+                name = "A conversation" if field.name == "conversations" else field.name
+                raise ValueError(f"{name} has no meaning {where}.")
 
     @property
     def rules(self) -> Preset:

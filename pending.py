@@ -16,7 +16,7 @@ from .groups import add_groups, check_number, checked_groups
 from .options import Options
 from .processes import ALONE, Attempt, Processes
 from .runs import Run
-from .text_input import are_texts
+from .text_input import are_texts, is_conversation
 from .user_warnings import warn_user
 
 
@@ -83,6 +83,8 @@ class Pending:
             self._check_takes_texts()
             if self._texts and texts:
                 _check_all_or_none(bool(self._groups), groups is not None)
+                if is_conversation(self._texts[0]) != is_conversation(texts[0]):
+                    raise ValueError("All are texts, or all are conversations; call reset first.")
             self._texts += texts
             self._groups += groups or []
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -19,11 +18,16 @@ Messages = Sequence[Mapping[str, Any]]
 
 # What marks the words of the assistant in a template.
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ASSISTANT = "assistant"
+USER, ASSISTANT = "user", "assistant"
+# Takes the place of a content, to see where a template puts it.
+CONTENT = "thecontentofthisturn"
 # A tag, and what is not its name: <think> and </think>, <|channel> and <channel|>,
 # <|START_THINKING|> and <|END_THINKING|>.
 TAG = re.compile(r"<[^<>]+>")
 NO_NAME = re.compile(r"start|end|[^a-z]")
+# What transformers gives to a template, or takes for its own.
+RESERVED = ("messages", "conversations", "chat_template", "add_generation_prompt")
+RESERVED += ("continue_final_message", "return_assistant_tokens_mask")
 
 
 @dataclass(frozen=True)
@@ -64,23 +68,24 @@ class ChatTemplate:
                 "Conversations need a chat template, and this tokenizer has none. Pass "
                 "chat_template=, or texts instead of messages."
             )
+        for name in RESERVED:
+            if name in variables:
+                raise ValueError(
+                    f"chat_template_kwargs must not have {name!r}, which is set for each turn."
+                )
         self.source = tokenizer.get_chat_template(source, variables.get("tools"))
-        self.roles = tuple(roles)
+        self.roles = tuple(sorted(set(roles)))
         self._variables = {**tokenizer.special_tokens_map, **variables}
         self._is_marked = GENERATION.search(self.source) is not None
-        self._has_prompt = "add_generation_prompt" in self.source
         specials = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         specials |= set(tokenizer.all_special_tokens)
-        longest_first = sorted(filter(None, specials), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        # The template may add more behind the end-of-turn token: white space, or the end of all.
-        self._end = re.compile(rf"({self._special.pattern})(?:\s|{self._special.pattern})*\Z")
+        self._specials = tuple(sorted(filter(None, specials), key=len, reverse=True))
 
     def render(self, messages: Messages, add_generation_prompt: bool = False) -> Rendering:
         """The messages as text, and what the template marks as the assistant's in it.
 
         Raises:
-            ValueError: the template refuses them.
+            ValueError: the template refuses them, or makes no text of them.
         """
         # Many templates fail at None, or print it, where a missing key is right.
         given = [{k: v for k, v in message.items() if v is not None} for message in messages]
@@ -93,9 +98,10 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._variables,
             )
-        except (TemplateError, TypeError) as error:
+            (text,), marks = found
+            text.encode()
+        except Exception as error:  # a template is a program, which may fail in any way
             raise ValueError(f"The chat template refuses {_named(messages)}: {error}") from error
-        (text,), marks = found
         return Rendering(text, marks[0] if marks else [])
 
     def renderings(self, messages: Messages) -> list[Rendering]:
@@ -130,112 +136,120 @@ class ChatTemplate:
     def _turn(self, messages: Messages) -> Rendering:
         """The last message, behind what the model sees of those before it."""
         whole = self.render(messages)
-        if self._is_marked and self.roles == (ASSISTANT,):
-            return self._marked_turn(messages, whole)
-        if messages[-1]["role"] == ASSISTANT:
-            text, start = self._behind_prompt(messages, whole.text)
-        else:  # no prompt asks for it
-            text, start = whole.text, self._start_of_content(messages[-1], whole.text)
-        return Rendering(text, [(start, self._end_of_turn(text, start))])
-
-    def _marked_turn(self, messages: Messages, whole: Rendering) -> Rendering:
-        """The last message as the template marks it, without what the prompt holds of it, and
-        without what follows its end-of-turn token."""
-        num_before = len(self.render(messages[:-1]).scored) if len(messages) > 1 else 0
-        marks = whole.scored[num_before:]
+        seen, at = self._seen_before(messages, whole.text)
+        text, moved = seen + whole.text[at:], len(seen) - at
+        end = self._end_of_turn(messages, whole.text, at)
+        if not self._is_marked or self.roles != (ASSISTANT,):
+            return Rendering(text, [(at + moved, end + moved)])
+        marks = [(first, stop) for first, stop in whole.scored if stop >= at]
         if not marks:
             raise ValueError(
                 f"The chat template marks nothing that the assistant says in {_named(messages)}. "
                 "Its {% generation %} must enclose the content."
             )
-        text, start = whole.text, marks[0][0]
-        with contextlib.suppress(ValueError):  # then the marks alone tell
-            text, start = self._behind_prompt(messages, text)
-        end = self._end_of_turn(text, start)
-        moved = len(text) - len(whole.text)
-        clipped = [(max(first + moved, start), min(stop + moved, end)) for first, stop in marks]
-        return Rendering(text, [(first, stop) for first, stop in clipped if first < stop])
+        # Without what the prompt holds of the turn, and what follows its end-of-turn token.
+        clipped = [(max(first, at) + moved, min(stop, end) + moved) for first, stop in marks]
+        scored = [(first, stop) for first, stop in clipped if first < stop]
+        return Rendering(text, scored or [(at + moved, at + moved)])
 
-    def _behind_prompt(self, messages: Messages, whole: str) -> tuple[str, int]:
-        """The text in which the last turn is scored, and where it begins.
+    def _seen_before(self, messages: Messages, whole: str) -> tuple[str, int]:
+        """What the model sees before the last turn, and where that turn begins in `whole`.
 
-        That is `whole`, if it begins with the prompt for the turn. Else it is the prompt and what
-        follows the header of the turn in `whole`: Mistral's template, for one, shows the system
-        message in a prompt, but not in a conversation that ends with the assistant.
+        It sees the prompt for the turn. `whole` begins with it, or has at least the header of the
+        turn: Mistral's template, for one, shows the system message in a prompt, but not in a
+        conversation that ends with the assistant. Where nothing asks for a turn, it begins with its
+        content, and with the blanks in front of that if there is no header.
+
+        Raises:
+            ValueError: it is not known what the model saw.
         """
         *before, turn = messages
-        prompt = self._prompt(before, turn)
-        text, start = whole, len(prompt)
-        if not whole.startswith(prompt):
-            at = self._behind_header(self._header(before, prompt), turn, whole)
-            if at is None:
-                raise ValueError(
-                    f"The chat template asks for {_turn_named(turn)} by {prompt[-40:]!r}, which is "
-                    "not in front of it in the conversation, so it is not known what the model "
-                    "saw. Pass chat_template= or chat_template_kwargs= that render both alike, "
-                    "such as {'enable_thinking': False}."
-                )
-            text = prompt + whole[at:]
-        if not self._has_prompt:  # then the header, if there is one, is not in the prompt
-            content_start = self._start_of_content(turn, text)
-            if text[start:content_start].strip():
-                start = content_start
-        return text, start
+        plain = self.render(before).text if before else ""
+        shown = self.render([*before, {"role": turn["role"], "content": CONTENT}]).text
+        content = shown.rfind(CONTENT)
+        prompt, header = self._prompt(before, shown) if turn["role"] == ASSISTANT else (plain, "")
+        if header and before and whole.startswith(prompt):
+            return prompt, len(prompt)
+        is_prefix = whole.startswith(plain) and shown.startswith(plain)
+        if not header and (is_prefix or turn["role"] != ASSISTANT):
+            blank = is_prefix and not shown[len(plain) : content].strip()
+            begin = len(plain) if blank else content
+            if content >= 0 and whole.startswith(shown[:begin]):
+                return whole[:begin], begin
+        else:
+            at, left_out = self._behind_header(header or self._last_piece(plain), shown, content)
+            if at > 0 and whole.startswith(shown[:at]):
+                return prompt if before else whole[:at] + left_out, at
+        raise ValueError(
+            f"It is not known what the model saw before {_turn_named(turn)}. The chat template "
+            f"asks for it by {(prompt or header)[-40:]!r}, and does not show that in front of it. "
+            "Pass chat_template= or chat_template_kwargs= that render both alike, such as "
+            "{'enable_thinking': False}."
+        )
 
-    def _behind_header(self, header: str, turn: Mapping[str, Any], whole: str) -> int | None:
-        """Where the last turn begins in `whole`; None if its header is not there.
+    def _prompt(self, before: Messages, shown: str) -> tuple[str, str]:
+        """What the model is asked with for a turn, and what of it asks.
 
-        The header may end with empty reasoning, which Gemma 4 and QwQ leave out of a turn, and of
-        which DeepSeek V3 keeps the closing tag.
+        Templates need a message; for the first turn it is the turn as it is `shown`.
         """
-        content = content_of(turn).strip()
-        end = whole.rfind(content) if content else len(whole)
+        if before:
+            prompt = self.render(before, add_generation_prompt=True).text
+            return prompt, prompt[_num_same(self.render(before).text, prompt) :]
+        turn = {"role": ASSISTANT, "content": CONTENT}
+        prompt = self.render([turn], add_generation_prompt=True).text
+        return "", prompt[_num_same(shown, prompt) :]
+
+    def _behind_header(self, header: str, shown: str, content: int) -> tuple[int, str]:
+        """Where a header ends in front of the content, and what is left out of it; (-1, "") if it
+        is not there.
+
+        Left out may be empty reasoning at its end, as by Gemma 4 and QwQ; DeepSeek V3 keeps the
+        closing tag of it.
+        """
         tags = [tag.start() for tag in TAG.finditer(header)]
         for size in sorted({*tags, len(header)} - {0}, reverse=True):
-            at = whole.rfind(header[:size], 0, max(end, 0))
-            if at >= 0:
-                at, left_out = at + size, header[size:]
-                if left_out and not _is_empty_element(left_out):
-                    return None
-                closing = left_out[left_out.rfind("<") :].strip() if left_out else ""
-                return at + len(closing) if whole.startswith(closing, at) else at
-        return None
+            found, left_out = shown.rfind(header[:size], 0, max(content, 0)), header[size:]
+            if found < 0 or (left_out and not _is_empty_element(left_out)):
+                continue
+            between = shown[found + size : content]
+            closing = left_out[left_out.rfind("<") :].strip() if left_out else ""
+            if not between.strip().removeprefix(closing):
+                kept = between.find(closing) + len(closing) if closing in between else 0
+                return found + size + kept, left_out
+        return -1, ""
 
-    def _start_of_content(self, turn: Mapping[str, Any], text: str) -> int:
-        """Where the content of the last message begins in a text."""
-        start = text.rfind(content_of(turn).strip())
-        if start < 0:
-            raise ValueError(
-                f"The chat template changes the content of {_turn_named(turn)}, so it is not known "
-                "where it begins."
-            )
-        return start
+    def _last_piece(self, text: str) -> str:
+        """A text from its last special token on, or else its last line."""
+        starts = [text.rfind(special) for special in self._specials]
+        begin = max(starts, default=-1)
+        return text[begin if begin >= 0 else text.rstrip().rfind("\n") + 1 :]
 
-    def _prompt(self, before: Messages, turn: Mapping[str, Any]) -> str:
-        """What the model is asked with for a turn."""
-        if before:
-            return self.render(before, add_generation_prompt=True).text
-        # Templates need a message in front. What they put behind one is the header.
-        alone = self.render([turn]).text
-        prompted = self.render([turn], add_generation_prompt=True).text
-        pairs = zip(alone, prompted, strict=False)
-        num_same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-        header = prompted[num_same:]
-        return alone[: alone.find(header) + len(header)]
-
-    def _header(self, before: Messages, prompt: str) -> str:
-        """What asks for the turn at the end of the prompt, or else its last special token or line
-        and all behind it."""
-        alone = self.render(before).text if before else ""
-        if self._has_prompt and prompt.startswith(alone):
-            return prompt[len(alone) :]
-        starts = [match.start() for match in self._special.finditer(prompt)]
-        return prompt[starts[-1] if starts else prompt.rstrip().rfind("\n") + 1 :]
-
-    def _end_of_turn(self, text: str, start: int) -> int:
+    def _end_of_turn(self, messages: Messages, whole: str, start: int) -> int:
         """Behind the end-of-turn token of the last turn, which begins at `start`."""
-        end = self._end.search(text, start)
-        return len(text) if end is None else end.end(1)
+        ends = self._ends_of_specials(whole, start)
+        if len(ends) < 2:
+            return ends[0] if ends else len(whole)
+        # Of several, those that stay when another message follows: Phi 3 ends all with one more.
+        role = ASSISTANT if messages[-1]["role"] == USER else USER
+        with contextlib.suppress(ValueError):  # the template may refuse it
+            longer = self.render([*messages, {"role": role, "content": CONTENT}]).text
+            same = _num_same(whole, longer)
+            ends = [end for end in ends if end <= same] or ends
+        return ends[-1]
+
+    def _ends_of_specials(self, text: str, start: int) -> list[int]:
+        """Where special tokens end behind which nothing but such and white space follows."""
+        ends: list[int] = []
+        at = len(text)
+        while at > start:
+            if text[at - 1].isspace():
+                at -= 1
+            elif text.endswith(self._specials, start, at):
+                ends.append(at)
+                at -= next(len(s) for s in self._specials if text.endswith(s, start, at))
+            else:
+                break
+        return ends[::-1]
 
 
 def content_of(message: Mapping[str, Any]) -> str:
@@ -249,6 +263,12 @@ def _is_empty_element(text: str) -> bool:
     tags = TAG.findall(text)
     names = {NO_NAME.sub("", tag.lower()) for tag in tags}
     return len(tags) == len(set(tags)) == 2 and len(names) == 1
+
+
+def _num_same(text: str, other: str) -> int:
+    """How many characters two texts have in common at their start."""
+    pairs = zip(text, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _named(messages: Messages) -> str:

@@ -4,9 +4,11 @@ A token counts as the speaker's if it begins in what the speaker says: one that 
 of the turn and reaches into the content does not.
 """
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,12 +88,13 @@ class ConversationEncoder(TextEncoder):
 
     def _start_id(self) -> int | None:
         """The BOS, if the template puts it in front."""
-        try:
-            text = self.template.render([{"role": "user", "content": "a"}]).text
-        except ValueError:  # a template may ask for more
-            return None
-        first = self.tokenizer(text, add_special_tokens=False).input_ids[:1]
-        return self.tokenizer.bos_token_id if first == [self.tokenizer.bos_token_id] else None
+        bos, user = self.tokenizer.bos_token_id, {"role": "user", "content": "a"}
+        for messages in ([user], [{"role": "system", "content": "a"}, user]):
+            with contextlib.suppress(ValueError):  # a template may ask for a system message
+                text = self.template.render(messages).text
+                first = self.tokenizer(text, add_special_tokens=False).input_ids[:1]
+                return bos if first == [bos] else None
+        return None
 
     @property
     def start_name(self) -> str:
@@ -103,7 +106,7 @@ class ConversationEncoder(TextEncoder):
         variables = self.options.chat_template_kwargs
         return {
             "chat_template": short_hash(self.template.source),
-            "chat_template_kwargs": short_hash(repr(variables)) if variables else None,
+            "chat_template_kwargs": short_hash(_canonical(variables)) if variables else None,
             "roles": ",".join(self.template.roles),
         }
 
@@ -152,6 +155,13 @@ class ConversationEncoder(TextEncoder):
             scored=scored,
             special=self._special,
         )
+
+
+def _canonical(variables: Mapping[str, Any]) -> str:
+    """Equal for equal variables, in whichever order; a tool that is a function goes by its name."""
+    return json.dumps(
+        variables, sort_keys=True, default=lambda it: getattr(it, "__name__", str(it))
+    )
 
 
 def _ids_of(rendering: Rendering, places: Places) -> Iterator[tuple[int, int]]:

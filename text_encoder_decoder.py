@@ -26,11 +26,14 @@ class Seq2SeqModel(LanguageModel):
                 f"{self.kind} that reads text is needed."
             )
         self._start_id = getattr(self.model.config, "decoder_start_token_id", None)
-        if self._shift is None and self._start_id is None:
+        try:
+            self.decoder_inputs([0, 0])
+        # The model's own method reads the configuration, in which the id may be missing.
+        except (AttributeError, AssertionError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{self.name} does not tell what its decoder reads first: set "
                 "config.decoder_start_token_id."
-            )
+            ) from error
 
     @property
     def num_embeddings(self) -> int:

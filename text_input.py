@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 
 def are_texts(predictions) -> bool:
     """Whether this is a list, an array or a column of texts or conversations, by its first one."""
@@ -19,6 +21,8 @@ def are_texts(predictions) -> bool:
 def is_conversation(entry) -> bool:
     """Whether this is a list of messages, which need not be complete."""
     is_list = isinstance(entry, Sequence) and not isinstance(entry, str)
+    if isinstance(entry, np.ndarray):  # a cell of a table
+        is_list = entry.ndim == 1
     return is_list and len(entry) > 0 and isinstance(entry[0], Mapping)
 
 
@@ -114,12 +118,11 @@ def _checked(text, name: str) -> str:
 def _checked_conversation(messages, name: str) -> list[dict[str, Any]]:
     if not is_conversation(messages):
         hint = " All are texts, or all are conversations." if isinstance(messages, str) else ""
-        raise TypeError(
-            f"{name} must be a conversation, a list of messages, got {type(messages).__name__}."
-            f"{hint}"
-        )
+        found = "an empty one" if messages == [] else type(messages).__name__
+        raise TypeError(f"{name} must be a conversation, a list of messages, got {found}.{hint}")
     for i, message in enumerate(messages):
         _check_message(message, f"{name}[{i}]")
+    # Plain objects, which all processes print alike.
     return [dict(message) for message in messages]
 
 
@@ -135,7 +138,7 @@ def _check_message(message, name: str) -> None:
     if content is None and message.get("tool_calls"):
         return
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, Sequence):
+    if not isinstance(parts, Sequence | np.ndarray):
         raise TypeError(f"{name} has no content: it needs a text, got {content!r}.")
     for part in parts:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):

@@ -52,7 +52,7 @@ def words_of(score) -> list[Word]:
     if not places:
         return []
     found = []
-    for tokens, first, last in _groups(score.offsets, places, _num_unscored_starts(score)):
+    for tokens, first, last in _groups(score.offsets, places, _tokens_of_words(score)):
         start, stop = places[first][0], places[last][1]
         nll = sum(score.nll[tokens.start : tokens.stop])
         corrected = None
@@ -64,22 +64,24 @@ def words_of(score) -> list[Word]:
     return found
 
 
-def _num_unscored_starts(score) -> int:
-    """How many special tokens the tokenizer put in front, which nothing predicts."""
-    number = 0
-    while score.offsets[number][1] == 0 and math.isnan(score.nll[number]):
-        number += 1
-    return number
+def _tokens_of_words(score) -> list[int]:
+    """The numbers of all tokens but those that are not scored and stand for no more than white
+    space, such as the line end behind the header of a turn, or a special token in front of all."""
+    return [
+        i
+        for i, (start, end) in enumerate(score.offsets)
+        if score.text[start:end].strip() or (start == end > 0) or not math.isnan(score.nll[i])
+    ]
 
 
 def _groups(
-    offsets: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]], begin: int
+    offsets: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]], tokens: Sequence[int]
 ) -> Iterator[tuple[range, int, int]]:
-    """(numbers of tokens, number of their first word, of their last) of each group of tokens from
-    number `begin` on; no word is in two groups, and no group could be divided."""
+    """(numbers of tokens, number of their first word, of their last) of each group of these tokens;
+    no word is in two groups, and no group could be divided."""
     starts, ends = zip(*places, strict=True)
     group: tuple[range, int, int] | None = None
-    for i in range(begin, len(offsets)):
+    for i in tokens:
         start, end = offsets[i]
         first = min(bisect.bisect_right(ends, start), len(places) - 1)
         last = max(first, bisect.bisect_left(starts, end) - 1)

@@ -276,7 +276,7 @@ def test_empty_reasoning_that_the_template_leaves_out_of_a_turn(chats, reasoning
         "Bye<|im_end|>",
     ]
     opened = source.replace(repr(header + reasoning), repr(header + "<think>\n"))
-    with pytest.raises(ValueError, match="asks for the assistant's turn 'Hi' by .*<think>"):
+    with pytest.raises(ValueError, match="saw before the assistant's turn 'Hi'. .* by .*<think>"):
         scored(chats["chatml"][1], talk, source=opened)
 
 
@@ -324,6 +324,117 @@ def test_other_roles(chats):
     everybody = [["Be brief.", "Hello!", "Hi", "And?", "Bye"]]
     everybody = [[f"{content}<|im_end|>" for content in everybody[0]]]
     assert scored(tokenizer, talk, roles=["system", "user", "assistant"]) == everybody
+
+
+@pytest.mark.parametrize("content", ["end", "d", "im", "<", "", " ", "user", "<|im_end|>"])
+def test_a_content_that_is_elsewhere_in_the_text_too(chats, content):
+    _, tokenizer = chats["chatml"]
+    talk = conversation(content, content, "And?", content)
+    (said,) = scored(tokenizer, talk, roles=["user", "assistant"])
+    assert said == [f"{text}<|im_end|>" for text in (content, content, "And?", content)]
+
+
+def test_a_turn_without_content(chats):
+    _, tokenizer = chats["mistral"]
+    assert scored(tokenizer, conversation("Hello!", "", "And?", "Bye")) == [[" </s>", " Bye</s>"]]
+    function = {"name": "add", "arguments": {"x": 1}}
+    call = {"type": "function", "id": "a" * 9, "function": function}
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+    ((said,),) = scored(tokenizer, [*conversation("Add"), turn])
+    assert said.startswith("[TOOL_CALLS]")
+    assert said.endswith("</s>")
+
+
+def test_turns_of_the_assistant_one_after_the_other(chats):
+    talk = [*conversation("Hello!", "Hi"), {"role": "assistant", "content": "there"}]
+    _, tokenizer = chats["chatml"]
+    assert scored(tokenizer, talk) == [["Hi<|im_end|>", "there<|im_end|>"]]
+    # One that asks only behind the user, and one that joins both turns in one.
+    asks = "{% if add_generation_prompt and messages[-1].role == 'user' %}"
+    only_users = template_of("chatml").replace("{% if add_generation_prompt %}", asks)
+    assert scored(tokenizer, talk, source=only_users) == [["Hi<|im_end|>", "there<|im_end|>"]]
+    joins = (
+        "{% for m in messages %}{% if loop.first or m.role != messages[loop.index0 - 1].role %}"
+        "{{ '<|im_start|>' + m.role + '\n' }}{% endif %}{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    with pytest.raises(ValueError, match="saw before the assistant's turn 'there'"):
+        scored(tokenizer, talk, source=joins)
+
+
+def test_a_turn_that_ends_with_several_special_tokens(chats):
+    """All of them stay when another message follows, and so belong to the turn."""
+    _, tokenizer = chats["chatml"]
+    talk = conversation("Hello!", "Hi</s>", "And?", "<s></s>")
+    assert scored(tokenizer, talk) == [["Hi</s><|im_end|>", "<s></s><|im_end|>"]]
+
+
+def test_marks_around_the_content_alone(ppl, chats):
+    model, tokenizer = chats["chatml"]
+    source = marked_template("chatml").replace(
+        "{{message['content'] + '<|im_end|>'}}{% endgeneration %}",
+        "{{message['content']}}{% endgeneration %}{{'<|im_end|>'}}",
+    )
+    talk = conversation("Hello!", "", "And?", "Bye", "Thanks")
+    assert scored(tokenizer, talk, source=source) == [["", "Bye"]]
+    options = {"model": model, "tokenizer": tokenizer, "chat_template": source}
+    with pytest.warns(UserWarning, match="have no token to score"):
+        result = ppl.compute(predictions=[talk[:2], talk], **options)
+    assert math.isnan(result["perplexities"][0])
+
+
+def test_what_a_template_gets_in_any_order(ppl, chats):
+    """The signature is that of the meaning; a tool is known by its name."""
+    model, tokenizer = chats["chatml"]
+
+    def signature(variables):
+        options = {"model": model, "tokenizer": tokenizer, "roles": ["user", "assistant"]}
+        scorer = ppl.text_scorer(conversations=True, chat_template_kwargs=variables, **options)
+        return scorer.signature(with_contexts=False)
+
+    def add(x: int):
+        """Add one.
+
+        Args:
+            x: a number.
+        """
+
+    def another():
+        return add
+
+    assert signature({"a": 1, "b": add}) == signature({"b": add, "a": 1})
+    assert signature({"a": 1, "b": add}) != signature({"a": 1, "b": another})
+    assert "|roles:assistant,user|" in signature({})
+    for name in ("messages", "add_generation_prompt", "continue_final_message"):
+        with pytest.raises(ValueError, match=f"chat_template_kwargs must not have '{name}'"):
+            signature({name: True})
+
+
+def test_bos_of_a_template_that_asks_for_a_system_message(ppl, chats):
+    model, tokenizer = chats["llama3"]
+    asks = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    options = {
+        "model": model,
+        "tokenizer": tokenizer,
+        "chat_template": asks + template_of("llama3"),
+    }
+    signature = ppl.text_scorer(conversations=True, **options).signature(with_contexts=False)
+    assert "|start_each_window:yes|" in signature
+
+
+def test_words_of_a_conversation(ppl, chats):
+    model, tokenizer = chats["chatml"]
+    (score,) = ppl.score([TALKS[1]], model=model, tokenizer=tokenizer)
+    words = [word for word in score.words if not math.isnan(word.nll)]
+    assert [w.text for w in words] == [
+        "Hi",
+        "there,",
+        "naïve",
+        "🎉<|im_end|>",
+        "The",
+        "end.<|im_end|>",
+    ]
+    assert sum(word.nll for word in words) == pytest.approx(score.sums.nll_sum, rel=1e-6)
 
 
 def test_bytes_and_words_are_those_of_what_is_said(ppl, chats):
@@ -457,6 +568,31 @@ def test_bad_conversations(ppl, chats, messages, error, match):
         ppl.compute(predictions=[messages], model=model, tokenizer=tokenizer)
 
 
+def test_what_a_template_cannot_render(chats):
+    _, tokenizer = chats["chatml"]
+    for source, match in [
+        ("{{ 1 // 0 }}", "refuses the conversation that begins 'Hello!': .*zero"),
+        ("{{ messages[0].missing.key }}", "refuses .*no attribute"),
+        ("{{ '\ud800' }}", "refuses .*surrogates"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            scored(tokenizer, conversation("Hello!", "Hi"), source=source)
+
+
+def test_arrays_of_messages_as_tables_have_them(ppl, chats):
+    model, tokenizer = chats["chatml"]
+    options = {"model": model, "tokenizer": tokenizer}
+    arrays = [np.array(talk, dtype=object) for talk in TALKS]
+    assert ppl.compute(predictions=arrays, **options) == ppl.compute(predictions=TALKS, **options)
+
+
+def test_texts_and_conversations_do_not_mix(ppl):
+    ppl.add_batch(predictions=["text"])
+    with pytest.raises(ValueError, match="All are texts, or all are conversations"):
+        ppl.add_batch(predictions=TALKS)
+    assert len(ppl) == 1
+
+
 def test_other_errors(ppl, chats, tokenizer):
     model, chat = chats["chatml"]
     options = {"model": model, "tokenizer": chat}
@@ -486,7 +622,9 @@ def test_other_errors(ppl, chats, tokenizer):
     with pytest.raises(ValueError, match="marks nothing that the assistant says"):
         ppl.compute(predictions=TALKS, **options, chat_template=unmarked)
     asks_otherwise = template_of("chatml").replace("<|im_start|>assistant", "<|im_end|>bot")
-    with pytest.raises(ValueError, match="asks for the assistant's turn .* by .*<|im_end|>bot"):
+    with pytest.raises(
+        ValueError, match=r"saw before the assistant's turn .* by .*<\\|im_end\\|>bot"
+    ):
         ppl.compute(predictions=TALKS, **options, chat_template=asks_otherwise)
 
 

@@ -472,7 +472,15 @@ def test_other_kinds_of_models_are_refused(ppl, models):
     with pytest.raises(ValueError, match=r"logits of shape \(5, 2\)"):
         ppl.compute(predictions=TEXTS, model=classifier, tokenizer=tokenizer)
     t5 = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(vocab_size=64, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
+        transformers.T5Config(
+            vocab_size=len(tokenizer),
+            d_model=16,
+            d_ff=16,
+            d_kv=8,
+            num_layers=1,
+            num_heads=2,
+            decoder_start_token_id=0,
+        )
     )
     with pytest.raises(ValueError, match="is an encoder-decoder"):
         ppl.compute(predictions=TEXTS, model=t5, tokenizer=tokenizer)

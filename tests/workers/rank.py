@@ -24,5 +24,4 @@ def run(command: list[str], environment: dict[str, str], directory: Path) -> Non
     os.environ |= environment
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # which torch has read already
     sys.argv = command
-    sys.path.insert(0, str(Path(command[0]).parent))
     runpy.run_path(command[0], run_name="__main__")
