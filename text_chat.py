@@ -164,14 +164,23 @@ class ChatTemplate:
             ValueError: it is not known what the model saw.
         """
         *before, turn = messages
+        is_assistant = turn["role"] == ASSISTANT
         plain = self.render(before).text if before else ""
-        shown = self.render([*before, {"role": turn["role"], "content": CONTENT}]).text
+        prompt, header = plain, ""
+        if is_assistant and before:
+            prompt = self.render(before, add_generation_prompt=True).text
+            header = prompt[_num_same(plain, prompt) :]
+            if header and whole.startswith(prompt):
+                return prompt, len(prompt)
+        stand_in = {"role": turn["role"], "content": CONTENT}
+        shown = self.render([*before, stand_in]).text
         content = shown.rfind(CONTENT)
-        prompt, header = self._prompt(before, shown) if turn["role"] == ASSISTANT else (plain, "")
-        if header and before and whole.startswith(prompt):
-            return prompt, len(prompt)
+        if is_assistant and not before:
+            # Templates need a message in front. What they put behind one is the header.
+            prompted = self.render([stand_in], add_generation_prompt=True).text
+            header = prompted[_num_same(shown, prompted) :]
         is_prefix = whole.startswith(plain) and shown.startswith(plain)
-        if not header and (is_prefix or turn["role"] != ASSISTANT):
+        if not header and (is_prefix or not is_assistant):
             blank = is_prefix and not shown[len(plain) : content].strip()
             begin = len(plain) if blank else content
             if content >= 0 and whole.startswith(shown[:begin]):
@@ -186,18 +195,6 @@ class ChatTemplate:
             "Pass chat_template= or chat_template_kwargs= that render both alike, such as "
             "{'enable_thinking': False}."
         )
-
-    def _prompt(self, before: Messages, shown: str) -> tuple[str, str]:
-        """What the model is asked with for a turn, and what of it asks.
-
-        Templates need a message; for the first turn it is the turn as it is `shown`.
-        """
-        if before:
-            prompt = self.render(before, add_generation_prompt=True).text
-            return prompt, prompt[_num_same(self.render(before).text, prompt) :]
-        turn = {"role": ASSISTANT, "content": CONTENT}
-        prompt = self.render([turn], add_generation_prompt=True).text
-        return "", prompt[_num_same(shown, prompt) :]
 
     def _behind_header(self, header: str, shown: str, content: int) -> tuple[int, str]:
         """Where a header ends in front of the content, and what is left out of it; (-1, "") if it
@@ -267,6 +264,8 @@ def _is_empty_element(text: str) -> bool:
 
 def _num_same(text: str, other: str) -> int:
     """How many characters two texts have in common at their start."""
+    if other.startswith(text):
+        return len(text)
     pairs = zip(text, other, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
