@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .nll import TargetOutOfRangeError, launch
+from .nll_launch import TargetOutOfRangeError, launch
 from .nll_outputs import ROW_SUM_TOLERANCE
 from .nll_threads import use_one_thread_after_fork
 from .options import Options

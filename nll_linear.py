@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .nll import Reduction, launch
 from .nll_gradients import attached, need_gradient
+from .nll_launch import Reduction, launch
 from .nll_linear_gradients import LinearNll
 from .nll_outputs import OUT_OF_RANGE, TokenStats
 from .nll_product import Product

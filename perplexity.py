@@ -21,6 +21,7 @@ from .heatmap import heatmap
 from .identity import weights_id
 from .nll import token_nll, token_stats
 from .nll_gradients import LogitsNll
+from .nll_launch import launch
 from .nll_linear import linear_token_nll
 from .nll_linear_gradients import LinearNll
 from .nll_outputs import TokenStats
