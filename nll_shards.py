@@ -21,11 +21,12 @@ from .nll_gradients import need_gradient
 from .nll_launch import Reduction, launch
 from .nll_outputs import NO_PROBABILITY, OUT_OF_RANGE, ROW_SUM_TOLERANCE, UNNORMALISED, TokenStats
 from .nll_product import Product
+from .nll_threads import use_one_thread_after_fork
 from .nll_tiles import ProductScores, sums_of_rows
 from .nll_torch import over_blocks
 from .nll_transform import IDENTITY, LogitTransform
 from .processes import Attempt, Processes
-from .tensors import reduction_dtype, to_device
+from .tensors import check_backend, reduction_dtype, to_device
 
 
 class ColumnSums(Protocol):
@@ -218,10 +219,6 @@ class LogitSums:
         num_columns = logits.shape[-1]
         if num_columns == 0:
             return cls._nothing(len(places), dtype, logits.device, with_all=with_all)
-        # The nll of the largest logit is the log of the sum that is asked for.
-        peaks, tops = logits.max(-1)
-        options = {"transform": transform, "dtype": dtype, "backend": backend}
-        stats = launch(logits, tops, scored, **options, with_all=with_all).stats
         is_here = (targets >= 0) & (targets < num_columns)
         own = logits.gather(-1, targets.clamp(0, num_columns - 1)[..., None]).squeeze(-1)
 
@@ -238,10 +235,18 @@ class LogitSums:
             over_blocks(logits, on_host, len(places), dtype, transform, count)
             return counts
 
+        target_scores = transform.apply_(of_scored(own).to(dtype)).where(of_scored(is_here), 0)
+        if logits.device.type == "cpu" and backend != "triton" and not with_all:
+            check_backend(backend)
+            return cls(*_log_sums(logits, scored, len(places), transform, dtype), target_scores)
+        # The nll of the largest logit is the log of the sum that is asked for.
+        peaks, tops = logits.max(-1)
+        options = {"transform": transform, "dtype": dtype, "backend": backend}
+        stats = launch(logits, tops, scored, **options, with_all=with_all).stats
         return cls(
             transform.apply_(of_scored(peaks).to(dtype)),
             of_scored(stats.nll),
-            transform.apply_(of_scored(own).to(dtype)).where(of_scored(is_here), 0),
+            target_scores,
             entropy=None if stats.entropy is None else of_scored(stats.entropy),
             count_above=count_above if with_all else None,
         )
@@ -319,6 +324,30 @@ class LogitSums:
         rank = num_above.to(torch.int32) + 1
         stats = TokenStats(nll, peak + log_total, entropy.clamp(min=0).where(total > 0, nll), rank)
         return stats, faults
+
+
+def _log_sums(
+    logits: torch.Tensor,
+    scored: torch.Tensor,
+    num_scored: int,
+    transform: LogitTransform,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each scored row of logits on a CPU, the largest score and log sum exp(score - largest).
+
+    The place of the largest, which `launch` would need, takes a CPU longer than all of this.
+    """
+    use_one_thread_after_fork()
+    peaks = torch.empty(num_scored, dtype=dtype, device=logits.device)
+    log_totals = torch.empty_like(peaks)
+
+    def add_up(scores: torch.Tensor, here: slice, buffer: torch.Tensor) -> None:
+        torch.amax(scores, -1, out=peaks[here])
+        torch.sub(scores, peaks[here, None], out=buffer).exp_()
+        torch.sum(buffer, -1, out=log_totals[here]).log_()
+
+    over_blocks(logits, scored.flatten(), num_scored, dtype, transform, add_up)
+    return peaks, log_totals
 
 
 @dataclass(frozen=True)
