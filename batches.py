@@ -6,16 +6,18 @@ This file tells the kinds of input apart and checks their shapes; `nll.py` does 
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from .nll import TargetOutOfRangeError, launch
+from .dtensors import Part, part_of, whole_of
+from .nll_launch import Reduction, TargetOutOfRangeError, launch
 from .nll_outputs import ROW_SUM_TOLERANCE
+from .nll_shards import PartWork, reduce_part, with_all_rows, work_on_logits
 from .nll_threads import use_one_thread_after_fork
 from .options import Options
-from .tensors import as_tensor, check_kind, check_types, is_scored, to_device
+from .tensors import as_tensor, check_kind, check_types, is_dtensor, is_scored, to_device
 
 # Short sequences are copied together and reduced at once, up to this many logits: 4 MB of float32.
 # A reduction of its own takes longer than this copy.
@@ -32,6 +34,8 @@ class SequenceSums:
     weight_sums: np.ndarray  # (batch,)
     num_tokens: np.ndarray  # (batch,) int64, scored tokens
     nan_place: tuple[int, int] | None  # the first (sequence, position) whose nll is NaN
+    # Whether this process counts them where processes are added up: one of those that share logits.
+    is_counted_here: bool = True
 
 
 @dataclass(slots=True)
@@ -68,7 +72,8 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
     """Reduce the logits of a batch to sums, on the device that they are on.
 
     Args:
-        predictions: (B, T, V) tensor or array, or B sequences of shape (T_i, V).
+        predictions: (B, T, V) tensor or array, or B sequences of shape (T_i, V). Of a DTensor every
+            process gets the sums of the whole.
         references: (B, T) integer ids, or B sequences of shape (T_i,).
         sample_weight: None, (B,) or (B, T), or B sequences of shape (T_i,); 0 to 1e100. With
             `options.shift` a weight belongs to the reference of the same place.
@@ -76,14 +81,19 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
 
     Raises:
         TypeError, ValueError: input of the wrong type, shape or range, named.
+        ConnectionError: another process that shares a DTensor failed, or is gone.
     """
+    shared = part_of(predictions, "predictions", None, None)
+    if shared is not None:
+        launched = _launch_shared(shared, predictions, references, sample_weight, options)
+        return replace(_sums(*launched, options), is_counted_here=shared.is_first)
     use_one_thread_after_fork()
     predictions, references, sample_weight = (
         _listed(value) for value in (predictions, references, sample_weight)
     )
     sums = [SequenceSums(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64), None)]
     parts = _parts(predictions, references, sample_weight, options)
-    sums += [_reduce(part, options) for part in parts]
+    sums += [_sums(part, *_launch(part, options), options) for part in parts]
     return SequenceSums(
         nll_sums=np.concatenate([part.nll_sums for part in sums]),
         weight_sums=np.concatenate([part.weight_sums for part in sums]),
@@ -100,6 +110,15 @@ def _listed(value):
 
 def _parts(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
     """The input, checked: all of it if it is one tensor, else sequence by sequence or several."""
+    _check_kinds(predictions, references, sample_weight)
+    logits = _as_one_array(predictions)
+    if logits is not None:
+        yield _part_of_tensor(as_tensor(logits, "predictions"), references, sample_weight, options)
+    else:
+        yield from _together(_sequences(predictions, references, sample_weight, options))
+
+
+def _check_kinds(predictions, references, sample_weight) -> None:
     for name, value in (("predictions", predictions), ("references", references)):
         if value is None:
             raise ValueError(f"{name} is missing: predictions and references go together.")
@@ -111,16 +130,15 @@ def _parts(predictions, references, sample_weight, options: Options) -> Iterator
         check_kind(value, name)
     check_kind(sample_weight, "sample_weight")
 
-    logits = _as_one_array(predictions)
-    if logits is not None:
-        logits, targets = as_tensor(logits, "predictions"), as_tensor(references, "references")
-        _check_shapes(logits, targets, "", "B, ", options)
-        weights = _weights(sample_weight, targets.shape, "sample_weight")
-        weights = None if weights is None else weights.flatten()
-        batch, length = targets.shape
-        yield _Part(0, [length] * batch, logits, targets.to(torch.int64).flatten(), weights)
-    else:
-        yield from _together(_sequences(predictions, references, sample_weight, options))
+
+def _part_of_tensor(logits: torch.Tensor, references, sample_weight, options: Options) -> _Part:
+    """All sequences, whose logits are one tensor."""
+    targets = as_tensor(references, "references")
+    _check_shapes(logits, targets, "", "B, ", options)
+    weights = _weights(sample_weight, targets.shape, "sample_weight")
+    weights = None if weights is None else weights.flatten()
+    batch, length = targets.shape
+    return _Part(0, [length] * batch, logits, targets.to(torch.int64).flatten(), weights)
 
 
 def _sequences(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
@@ -233,7 +251,43 @@ def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None
     return weights
 
 
-def _reduce(part: _Part, options: Options) -> SequenceSums:
+def _launch(part: _Part, options: Options) -> tuple[Reduction, torch.Tensor]:
+    """The reduction of each row, and the rows' weights."""
+    targets, scored, weights = _aligned(part, options)
+    return launch(part.logits, targets, scored, **_how(options)), weights
+
+
+def _launch_shared(
+    shared: Part, predictions, references, sample_weight, options: Options
+) -> tuple[_Part, Reduction, torch.Tensor]:
+    """All sequences of a DTensor, the reduction of each row, and the rows' weights.
+
+    Raises: as `reduce_part`.
+    """
+    references, sample_weight = whole_of(references), whole_of(sample_weight)
+
+    def checked() -> tuple[_Part, torch.Tensor, PartWork]:
+        _check_kinds(shared.local, references, sample_weight)
+        shared.check_shape("predictions")
+        part = _part_of_tensor(predictions, references, sample_weight, options)
+        *flat, weights = _aligned(part, options)
+        rows = (values.view(predictions.shape[:-1]) for values in flat)
+        work = work_on_logits(as_tensor(shared.local, "predictions"), *rows, **_how(options))
+        return part, weights, replace(work, weights=weights)
+
+    mine = shared.attempt(checked)
+    reduction = with_all_rows(reduce_part(shared, mine.then(lambda own: own[2])), shared)
+    part, weights, _ = mine.value
+    return part, reduction, weights
+
+
+def _how(options: Options) -> dict:
+    """How rows are reduced, for `launch` and `work_on_logits`."""
+    return {name: getattr(options, name) for name in ("from_logits", "dtype", "backend")}
+
+
+def _aligned(part: _Part, options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each row (N,): its target, whether it is scored, and its weight."""
     targets, weights = part.targets, part.weights
     scored = is_scored(targets, options.unscored_ids)
     if weights is None:
@@ -246,17 +300,16 @@ def _reduce(part: _Part, options: Options) -> SequenceSums:
         targets, weights, scored = (values.roll(-1) for values in (targets, weights, scored))
         last = torch.from_numpy(part.ends()[np.array(part.lengths) > 0] - 1)
         scored.index_fill_(0, to_device(last, scored.device), False)
-    reduction = launch(
-        part.logits,
-        targets,
-        scored,
-        from_logits=options.from_logits,
-        dtype=options.dtype,
-        backend=options.backend,
-    )
+    return targets, scored, weights
+
+
+def _sums(
+    part: _Part, reduction: Reduction, weights: torch.Tensor, options: Options
+) -> SequenceSums:
+    """The sums of each sequence of a part."""
     # The only wait for an accelerator.
     try:
-        stats, weights, scored = reduction.on_host(weights, scored)
+        stats, weights, scored = reduction.on_host(weights, reduction.scored)
     except TargetOutOfRangeError as error:
         (row,) = error.place
         raise ValueError(error.message("references", part.place_of(row + options.shift))) from None
@@ -271,7 +324,9 @@ def _reduce(part: _Part, options: Options) -> SequenceSums:
             "them by their largest."
         )
     nll = stats.nll.double()
-    if options.from_logits and _look_like_probabilities(part.logits, scored, nll):
+    # Rows of a DTensor are spread over processes.
+    can_judge = options.from_logits and not is_dtensor(part.logits)
+    if can_judge and _look_like_probabilities(part.logits, scored, nll):
         warnings.warn(
             "predictions look like probabilities: every value lies in [0, 1] and rows sum to 1. "
             "They were taken for logits, as asked; for probabilities pass from_logits=False.",

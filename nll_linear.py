@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .nll import Reduction, launch
+from .dtensors import Part, part_of, whole_of
 from .nll_gradients import attached, need_gradient
+from .nll_launch import Reduction, launch
 from .nll_linear_gradients import LinearNll
 from .nll_outputs import OUT_OF_RANGE, TokenStats
 from .nll_product import Product
+from .nll_shards import LogitSums, PartWork, reduce_part, refuse_gradient
 from .nll_tiles import product_nll
 from .nll_transform import LogitTransform
 from .tensors import IGNORE_INDEX, as_tensor, check_backend, check_types, is_scored, reduction_dtype
@@ -59,6 +61,8 @@ def linear_token_nll(
     logit_scale: float = 1.0,
     dtype: str | torch.dtype = torch.float32,
     backend: str = "auto",
+    vocab_start: int | None = None,
+    process_group=None,
 ) -> torch.Tensor:
     """Negative log-likelihood of each target under an output layer, in nats.
 
@@ -71,19 +75,26 @@ def linear_token_nll(
     targets are left out of the product, and logits exist for a few rows at a time, also where they
     are made again for the gradients of hidden, weight and bias (as `token_nll` says).
 
+    A weight of which each process has some rows of the vocabulary need not be gathered: pass a
+    DTensor, or the local rows with `vocab_start` and `process_group`, on every process of it, with
+    the same hidden states and targets. What passes is what `token_nll` says. No gradient then.
+
     Args:
-        hidden: (..., hidden_size), floating point: what the output layer gets.
+        hidden: (..., hidden_size), floating point: what the output layer gets. With a DTensor as
+            weight also a DTensor that is replicated.
         weight: (vocab_size, hidden_size), floating point, as `torch.nn.Linear` has it, on the
-            device of `hidden`.
+            device of `hidden`. A DTensor with Shard(0) and Replicate.
         targets: (...), integer ids.
-        bias: (vocab_size,) or None.
+        bias: (vocab_size,) or None; of the rows that `weight` has here, or a DTensor, too.
         softcap, logit_scale: as above; a softcap is positive.
         ignore_index, backend: as for `token_nll`.
         dtype: the precision of the reduction; the product is made in that of the weight, but at
             least in float32.
+        vocab_start, process_group: as for `token_nll`.
 
     Returns:
-        nll, the shape of `targets`, float32 or float64, on the device of `hidden`; 0 where ignored.
+        nll, the shape of `targets`, float32 or float64, on the device of `hidden`; 0 where ignored;
+        all of it on every process that has a part of the weight.
 
     Raises:
         TypeError: hidden, weight or bias that are not float16, bfloat16, float32 or float64;
@@ -91,7 +102,30 @@ def linear_token_nll(
         ValueError: shapes that do not fit, a softcap or scale that is not positive, and as
             `token_nll`.
     """
+    part = part_of(weight, "weight", vocab_start, process_group, vocab_dim=0)
     given = hidden, weight, bias
+    if part is not None:
+        options = {"softcap": softcap, "logit_scale": logit_scale, "ignore_index": ignore_index}
+        options |= {"dtype": dtype, "backend": backend}
+        return _nll_of_part(part, hidden, targets, bias, **options).result().nll
+    hidden, weight, targets, bias = _checked(hidden, weight, targets, bias)
+    transform = LogitTransform(logit_scale, softcap)
+    with torch.no_grad():
+        scored = is_scored(targets, ignore_index)
+        outputs = _outputs(hidden, weight, targets, bias, scored, transform)
+        found = launch_rows(outputs, dtype=dtype, backend=backend)
+        nll = torch.zeros(targets.numel(), dtype=found.stats.nll.dtype, device=hidden.device)
+        nll[outputs.positions] = found.stats.nll
+        stats = TokenStats(nll.view(targets.shape))
+    nll = Reduction(stats, found.faults, targets, scored, len(weight)).result().nll
+    sources = [attached(*pair) for pair in zip(given, (hidden, weight, bias), strict=True)]
+    if need_gradient(*sources):
+        return LinearNll.apply(*sources, nll, targets, scored, transform)
+    return nll
+
+
+def _checked(hidden, weight, targets, bias) -> tuple:
+    """The same as tensors."""
     hidden, weight = as_tensor(hidden, "hidden"), as_tensor(weight, "weight")
     targets = as_tensor(targets, "targets")
     bias = None if bias is None else as_tensor(bias, "bias")
@@ -110,27 +144,100 @@ def linear_token_nll(
         if tensor is not None and tensor.dtype not in FLOATS:
             names = "float16, bfloat16, float32 or float64"
             raise TypeError(f"{name} must be {names}, got {tensor.dtype}.")
-    transform = LogitTransform(logit_scale, softcap)
-    with torch.no_grad():
-        scored = is_scored(targets, ignore_index)
-        positions = scored.flatten().nonzero().squeeze(1)
-        outputs = OutputRows(
-            hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None],
-            positions.to(hidden.device),
-            targets.flatten()[positions],
-            Product(weight, bias),
-            transform,
-            len(weight),
+    return hidden, weight, targets, bias
+
+
+def _outputs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    scored: torch.Tensor,
+    transform: LogitTransform,
+) -> OutputRows:
+    positions = scored.flatten().nonzero().squeeze(1)
+    return OutputRows(
+        hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None],
+        positions.to(hidden.device),
+        targets.flatten()[positions],
+        Product(weight, bias),
+        transform,
+        len(weight),
+    )
+
+
+def _hidden_of_part(hidden):
+    """The hidden states of all rows; the local ones of a DTensor that is replicated."""
+    part = part_of(hidden, "hidden", None, None)
+    if part is None:
+        return hidden
+    if part.row_groups or part.column_groups:
+        raise TypeError(
+            "hidden is a DTensor that is sharded, and so is the vocabulary of weight; pass "
+            ".redistribute(placements=) with Replicate only."
         )
-        found = launch_rows(outputs, dtype=dtype, backend=backend)
-        nll = torch.zeros(targets.numel(), dtype=found.stats.nll.dtype, device=hidden.device)
-        nll[positions.to(hidden.device)] = found.stats.nll
-        stats = TokenStats(nll.view(targets.shape))
-    nll = Reduction(stats, found.faults, targets, scored, len(weight)).result().nll
-    sources = [attached(*pair) for pair in zip(given, (hidden, weight, bias), strict=True)]
-    if need_gradient(*sources):
-        return LinearNll.apply(*sources, nll, targets, scored, transform)
-    return nll
+    return part.local
+
+
+def _bias_of_part(part: Part, bias):
+    """The bias of the columns here."""
+    bias_part = part_of(bias, "bias", None, None)
+    if bias_part is None and part.whole is None:
+        return bias
+    value, start = (bias, 0) if bias_part is None else (bias_part.local, bias_part.vocab_start)
+    first = part.vocab_start - start
+    return as_tensor(value, "bias")[first : first + len(part.local)]
+
+
+def _nll_of_part(
+    part: Part, hidden, targets, bias, *, softcap, logit_scale, ignore_index, dtype, backend
+) -> Reduction:
+    """The reduction of an output layer that several processes share."""
+    if part.row_groups:
+        raise TypeError(
+            "weight is a DTensor that is sharded along hidden_size; pass "
+            ".redistribute(placements=) with Shard(0) and Replicate only."
+        )
+    own_hidden, targets = _hidden_of_part(hidden), whole_of(targets)
+
+    def work() -> PartWork:
+        refuse_gradient(hidden, part.given, bias)
+        part.check_shape("weight")
+        own_bias = None if bias is None else _bias_of_part(part, bias)
+        rows, weight, ids, own_bias = _checked(own_hidden, part.local, targets, own_bias)
+        transform = LogitTransform(logit_scale, softcap)
+        scored = is_scored(ids, ignore_index)
+
+        def reduce(own_targets: torch.Tensor, own_scored: torch.Tensor) -> LogitSums:
+            outputs = _outputs(rows, weight, own_targets, own_bias, own_scored, transform)
+            return _sums_of_rows(outputs, dtype, backend)
+
+        precision = torch.promote_types(weight.dtype, reduction_dtype(dtype))
+        settings = (precision, transform, tuple(rows.shape), own_bias is None)
+        return PartWork(ids, scored, len(weight), settings, reduce)
+
+    return reduce_part(replace(part, rows=()), part.attempt(work))
+
+
+def _sums_of_rows(outputs: OutputRows, dtype: str | torch.dtype, backend: str) -> LogitSums:
+    """What the columns here give of the logits, which exist for some rows at a time."""
+    check_backend(backend)
+    product, device = outputs.to_logits, outputs.rows.device
+    assert isinstance(product, Product)  # because processes share its weight
+    is_tiled = outputs.is_tiled and backend != "triton"
+    at_once = TILED_AT_ONCE if is_tiled else rows_at_once(outputs.vocab_size, device)
+    parts = []
+    for block, targets in zip(
+        outputs.positions.split(at_once), outputs.targets.split(at_once), strict=True
+    ):
+        rows, options = outputs.rows[block], {"transform": outputs.transform, "dtype": dtype}
+        if is_tiled:
+            parts.append(LogitSums.of_product(rows, product, targets, **options))
+        else:
+            scored = torch.ones_like(targets, dtype=torch.bool)
+            given = product(rows), targets, scored
+            parts.append(LogitSums.of_logits(*given, **options, backend=backend))
+    return LogitSums.cat(parts)
 
 
 def launch_rows(

@@ -40,9 +40,18 @@ def product_nll(
     if len(hidden) == 0:
         return hidden.new_empty(0, dtype=dtype)
     layer = ProductScores(hidden, product, targets, transform, dtype)
-    tiles = Tiles(len(hidden), len(product.weight), layer.most_columns)
+    return layer.nll(*sums_of_rows(layer))
+
+
+def sums_of_rows(layer: "ProductScores") -> tuple[torch.Tensor, torch.Tensor]:
+    """Read every tile; of each row the largest score, and log sum exp(score - largest).
+
+    There is at least one row, and one column.
+    """
+    hidden = layer.hidden
+    tiles = Tiles(len(hidden), len(layer.weight), layer.most_columns)
     # Of each tile its maximum and its sum of exp(score - maximum).
-    peaks = hidden.new_empty(tiles.num_column_blocks, len(hidden), dtype=dtype)
+    peaks = hidden.new_empty(tiles.num_column_blocks, len(hidden), dtype=layer.dtype)
     sums = torch.empty_like(peaks)
 
     def work(numbers: Iterator[int]) -> None:
@@ -56,7 +65,7 @@ def product_nll(
     share(work, tiles.count)
     peak = peaks.amax(0)
     total = sums.mul_(peaks.sub_(peak).exp_()).sum(0)
-    return layer.nll(peak, total.log_())
+    return peak, total.log_()
 
 
 def peak_of(scores: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,17 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import torch
 
 from .batches import reduce_batch
 from .groups import add_groups, check_number, checked_groups
 from .options import Options
 from .processes import ALONE, Attempt, Processes
 from .runs import Run
+from .tensors import is_dtensor
 from .text_input import are_texts, is_conversation
 from .user_warnings import warn_user
 
@@ -34,9 +38,30 @@ class Batch(NamedTuple):
         return self.predictions is not None or self.references is not None
 
     @property
+    def is_shared(self) -> bool:
+        """Whether several processes share the logits, so that all have to meet where they are
+        reduced, whatever else is wrong on one of them."""
+        return isinstance(self.predictions, torch.Tensor) and is_dtensor(self.predictions)
+
+    @property
     def holds_texts(self) -> bool:
         """Whether the predictions are texts, which have no references."""
         return self.references is None and are_texts(self.predictions)
+
+
+@dataclass(frozen=True)
+class Held:
+    """The run of some batches, and of those among them that this process counts where processes are
+    added up: of logits that processes share, each has the sums of the whole, and one counts them.
+    """
+
+    run: Run = field(default_factory=Run)
+    counted_here: Run = field(default_factory=Run)
+
+    def __add__(self, other: "Held") -> "Held":
+        if not isinstance(other, Held):
+            return NotImplemented
+        return Held(self.run + other.run, self.counted_here + other.counted_here)
 
 
 class Pending:
@@ -62,9 +87,13 @@ class Pending:
         with self._lock:
             self._texts: list[str] = []
             self._groups: list[str] = []  # none, or one for each text
-            self._run = Run()
-            self._is_synced = False  # whether `_run` is that of all processes
+            self._held = Held()
+            self._is_synced = False  # whether `_held` is that of all processes
             self._warned_of_nan = False
+
+    @property
+    def _run(self) -> Run:
+        return self._held.run
 
     def __len__(self) -> int:
         """Number of sequences and texts."""
@@ -94,10 +123,11 @@ class Pending:
         Raises:
             TypeError, ValueError: texts are pending, `sync` was called, or as `reduce_batch`.
         """
-        self._check_takes_batches()
-        run = self._reduce(batch, self._options)
-        self._add_run(run)
-        return run
+        if not batch.is_shared:
+            self._check_takes_batches()
+        held = self._reduce(batch, self._options)
+        self._add_held(held)
+        return held.run
 
     def merge(self, other: "Pending") -> None:
         """Add what `other` holds, and leave it there.
@@ -114,13 +144,13 @@ class Pending:
         # One lock after the other: held at once, they would be held in two orders.
         with other._lock:
             other._check_not_synced()
-            run, texts, groups = other._run, list(other._texts), list(other._groups)
+            held, texts, groups = other._held, list(other._texts), list(other._groups)
         with self._lock:
             self._check_not_synced()
             if texts:
                 self.add_texts(texts, groups or None)
-            if run.num_batches > 0:
-                self._add_run(run)
+            if held.run.num_batches > 0:
+                self._add_held(held)
 
     def sync(self) -> None:
         """Replace the sums by those of all processes.
@@ -133,7 +163,8 @@ class Pending:
         with self._lock:
             processes = Processes.launched()
             mine = processes.attempt(self._run_to_sync)
-            self._run = _sum_over(processes, mine, self._options)
+            run = _sum_over(processes, mine, self._options)
+            self._held = Held(run, run)
             self._is_synced = True
 
     @contextmanager
@@ -156,47 +187,54 @@ class Pending:
             self.clear()
 
     @contextmanager
-    def all_batches(self, batch: Batch, options: Options, sync: bool) -> Iterator[Run]:
+    def all_batches(
+        self, batch: Batch, options: Options, sync: bool, *, counted_here: bool
+    ) -> Iterator[Run]:
         """The run of all batches, and of this one. A block that ends without an error uses it up.
 
         Args:
             batch: reduced here; its fields are None where there is none.
             options: those of the batch; they have to be those of the batches added.
             sync: whether the run is that of all processes.
+            counted_here: whether it is added to that of other processes, so that of logits that
+                processes share one counts.
 
         Raises:
             TypeError, ValueError, ConnectionError: as `add_batch` and `sync`, or the options
                 differ.
         """
         processes = Processes.launched() if sync else ALONE
-        with ExitStack() as held:
-            mine = processes.attempt(self._run_with, batch, options, sync, held)
-            yield _sum_over(processes, mine, options)
+        with ExitStack() as locked:
+            mine = processes.attempt(self._held_with, batch, options, sync, locked)
+            runs = mine.then(lambda held: held.counted_here if counted_here else held.run)
+            yield _sum_over(processes, runs, options)
             self.clear()
 
-    def _run_with(self, batch: Batch, options: Options, sync: bool, held: ExitStack) -> Run:
-        """The sum of the run and a batch; `held` then holds the lock, so that nothing is added."""
+    def _held_with(self, batch: Batch, options: Options, sync: bool, locked: ExitStack) -> Held:
+        """What is held and a batch; `locked` then holds the lock, so that nothing is added."""
+        if not batch.is_shared:
+            self._check_computes(batch, options, sync)
+        held = self._reduce(batch, options) if batch.is_given else Held()
+        locked.enter_context(self._lock)
         self._check_computes(batch, options, sync)
-        run = self._reduce(batch, options) if batch.is_given else Run()
-        held.enter_context(self._lock)
-        self._check_computes(batch, options, sync)
-        _check_all_or_none(self._run.is_grouped, run.is_grouped)
-        return self._run + run
+        _check_all_or_none(self._run.is_grouped, held.run.is_grouped)
+        return self._held + held
 
     def _run_to_sync(self) -> Run:
         self._check_takes_batches()
-        return self._run
+        return self._held.counted_here
 
-    def _add_run(self, run: Run) -> None:
+    def _add_held(self, held: Held) -> None:
         with self._lock:
             self._check_takes_batches()
-            _check_all_or_none(self._run.is_grouped, run.is_grouped)
-            self._run += run
+            _check_all_or_none(self._run.is_grouped, held.run.is_grouped)
+            self._held += held
 
-    def _reduce(self, batch: Batch, options: Options) -> Run:
-        """The run of one batch."""
-        groups = None if batch.groups is None else checked_groups(batch.groups)
+    def _reduce(self, batch: Batch, options: Options) -> Held:
+        """What is held of one batch."""
+        # First, because processes that share the logits meet there.
         sums = reduce_batch(batch.predictions, batch.references, batch.sample_weight, options)
+        groups = None if batch.groups is None else checked_groups(batch.groups)
         if groups is not None:
             check_number(groups, len(sums.nll_sums))
         if sums.nan_place is not None and not self._warned_of_nan:
@@ -206,7 +244,8 @@ class Pending:
                 f"predictions[{sequence}, {position}] holds NaN or +inf, or no probability at all: "
                 "its nll is NaN, and so is the perplexity."
             )
-        return Run.from_sequences(sums.nll_sums, sums.weight_sums, sums.num_tokens, groups)
+        run = Run.from_sequences(sums.nll_sums, sums.weight_sums, sums.num_tokens, groups)
+        return Held(run, run if sums.is_counted_here else Run())
 
     def _check_takes_texts(self) -> None:
         if self._run.num_batches > 0:

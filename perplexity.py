@@ -16,16 +16,19 @@ import datasets
 import evaluate
 
 from .batches import reduce_batch
+from .dtensors import Part
 from .groups import checked_groups
 from .heatmap import heatmap
 from .identity import weights_id
 from .nll import token_nll, token_stats
 from .nll_gradients import LogitsNll
+from .nll_launch import launch
 from .nll_linear import linear_token_nll
 from .nll_linear_gradients import LinearNll
 from .nll_outputs import TokenStats
 from .nll_pairs import PairStats
 from .nll_product import Product
+from .nll_shards import LogitSums
 from .nll_share import share_nll
 from .nll_threads import share
 from .nll_tiles import product_nll
@@ -414,7 +417,8 @@ class Perplexity(evaluate.Metric):
 
     def _compute_logits(self, batch: Batch, options: Options, sync: bool) -> Result | None:
         self._check_one_protocol(sync)
-        with self._pending.all_batches(batch, options, sync) as local_run:
+        is_added = sync or self.num_process > 1
+        with self._pending.all_batches(batch, options, sync, counted_here=is_added) as local_run:
             run = add_over_files(local_run, self)
             if run is None:
                 return None

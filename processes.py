@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Generic, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ class Processes:
 
     rank: int = 0
     size: int = 1
+    group: "dist.ProcessGroup | None" = None  # None for torch.distributed's default group
 
     @classmethod
     def launched(cls) -> "Processes":
@@ -46,6 +47,21 @@ class Processes:
                 "Create accelerate.Accelerator(), or call torch.distributed.init_process_group()."
             )
         return cls()
+
+    @classmethod
+    def of_group(cls, group: "dist.ProcessGroup") -> "Processes":
+        """The processes of a group.
+
+        Raises:
+            TypeError: anything but a group.
+            ValueError: a group that this process is not in.
+        """
+        if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(
+                "process_group must be one of torch.distributed's process groups that this process "
+                f"is in, such as torch.distributed.group.WORLD, got {group!r}."
+            )
+        return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
     def attempt(self, function: Callable[..., T], *args) -> "Attempt[T]":
         """Call a function here, for a collective that tells the other ranks whether it failed.
@@ -79,12 +95,7 @@ class Processes:
         values = [0.0] * (count + 2) + [1]
         if mine.error is None:
             values = [*mine.value, settings_hash, settings_hash**2, 0]
-        # "cuda:nccl", or "cpu:gloo,cuda:nccl": the host where that is possible.
-        config = dist.get_backend_config()
-        device = "cpu" if "cpu:" in config else config.partition(":")[0]
-        total = torch.tensor(values, dtype=torch.float64, device=device)
-        with _naming_lost_ranks():
-            dist.all_reduce(total)
+        total = self.all_reduce(torch.tensor(values, dtype=torch.float64, device="cpu"), "sum")
         *sums, hash_sum, hash_sum_sq, num_failed = total.tolist()
         if mine.error is not None:
             raise mine.error
@@ -93,6 +104,25 @@ class Processes:
         if self.size * hash_sum_sq != hash_sum**2:
             raise ValueError(f"The ranks have different settings; here they are {settings}.")
         return sums
+
+    def all_reduce(self, values: torch.Tensor, kind: Literal["sum", "max"]) -> torch.Tensor:
+        """The sums, or the maxima, of all ranks' values, on their device; equal on each rank.
+
+        Raises:
+            ConnectionError: another rank is gone.
+        """
+        if self.size == 1:
+            return values
+        # "cuda:nccl", or "cpu:gloo,cuda:nccl": where the values are, else the host if possible.
+        config = dist.get_backend_config(self.group)
+        devices = [part.partition(":")[0] for part in config.split(",")]
+        device = next((d for d in (values.device.type, "cpu") if d in devices), devices[0])
+        # A copy, because it is written to.
+        found = values.to(device=device, copy=True, memory_format=torch.contiguous_format)
+        with _naming_lost_ranks():
+            operation = dist.ReduceOp.SUM if kind == "sum" else dist.ReduceOp.MAX
+            dist.all_reduce(found, op=operation, group=self.group)
+        return found.to(values.device)
 
     def gather(self, mine: "Attempt[T]") -> list[T]:
         """The values of all ranks, in the order of the ranks.
@@ -106,7 +136,7 @@ class Processes:
         error = None if mine.error is None else f"{type(mine.error).__name__}: {mine.error}"
         everyone: list = [None] * self.size
         with _naming_lost_ranks():
-            dist.all_gather_object(everyone, (mine.returned, error))
+            dist.all_gather_object(everyone, (mine.returned, error), group=self.group)
         if mine.error is not None:
             raise mine.error
         for rank, (_, error) in enumerate(everyone):

@@ -14,7 +14,7 @@ import torch
 
 from .batches import reduce_batch
 from .options import Options
-from .tensors import IGNORE_INDEX, ignored_ids
+from .tensors import IGNORE_INDEX, check_kind, ignored_ids
 from .totals import NllTotals
 from .trainer_batches import EvalBatch, current_evaluation
 from .trainer_documents import document_lengths, may_share_rows
@@ -110,6 +110,8 @@ class TrainerHooks:
         self, logits: torch.Tensor, labels: torch.Tensor, batch: EvalBatch
     ) -> list[NllTotals]:
         """The totals of each of B rows; those of repeated examples are zero."""
+        # A DTensor is refused: its rows would count once for each process that Trainer gathers of.
+        check_kind(logits, "predictions")
         shared = may_share_rows(batch, len(labels))
         lengths = document_lengths(batch, labels) if shared else None
         if lengths is not None:

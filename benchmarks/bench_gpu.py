@@ -27,8 +27,8 @@ from report import ROOT, environment, table, write_section
 package = types.ModuleType("kernels")
 package.__path__ = [str(ROOT)]
 sys.modules["kernels"] = package
-nll_linear, nll, nll_triton = (
-    importlib.import_module(f"kernels.{name}") for name in ("nll_linear", "nll", "nll_triton")
+nll_launch, nll_linear, nll_triton = (
+    importlib.import_module(f"kernels.nll_{name}") for name in ("launch", "linear", "triton")
 )
 
 DEVICE = "cuda"
@@ -45,7 +45,7 @@ THIS = "this module"
 
 def launched(logits, targets, backend="triton", with_all=False):
     scored = torch.ones_like(targets, dtype=torch.bool)
-    return nll.launch(logits, targets, scored, backend=backend, with_all=with_all).stats.nll
+    return nll_launch.launch(logits, targets, scored, backend=backend, with_all=with_all).stats.nll
 
 
 def one_program_per_row(logits, targets):

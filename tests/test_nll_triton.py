@@ -13,7 +13,8 @@ import torch
 from conftest import PYTHONPATH, ROOT, load, random_batch, random_rows, reference_nll, sibling
 
 pytest.importorskip("triton", reason="Triton is made for Linux")
-nll, nll_triton, reduction = sibling("nll"), sibling("nll_triton"), sibling("nll_outputs")
+nll, nll_launch = sibling("nll"), sibling("nll_launch")
+nll_triton, reduction = sibling("nll_triton"), sibling("nll_outputs")
 LogitTransform = sibling("nll_transform").LogitTransform
 # The interpreter's NumPy says what is meant to happen: infinity less itself, times 0.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -178,7 +179,7 @@ def test_what_is_said_of_the_alignment_is_true(kind, dtype, monkeypatch):
                 base.shape, base.stride(), base.storage_offset() + offset
             )
             targets = torch.zeros(logits.shape[:-1], dtype=torch.int64)
-            nll.launch(logits, targets, torch.ones_like(targets).bool(), backend="triton")
+            nll_launch.launch(logits, targets, torch.ones_like(targets).bool(), backend="triton")
     if logits.stride(-1) == 1:
         assert len(remainders) > 0
     assert not any(remainder.any() for remainder in remainders)
@@ -383,7 +384,7 @@ def test_scaled_and_capped_logits(logit_scale, softcap, backend):
     before = logits.clone()
     scored = torch.ones_like(targets, dtype=torch.bool)
     options = {"transform": LogitTransform(logit_scale, softcap), "backend": backend}
-    stats = nll.launch(logits, targets, scored, with_all=True, **options).result()
+    stats = nll_launch.launch(logits, targets, scored, with_all=True, **options).result()
     assert stats.nll.isfinite().all()
     expected = reference_nll(scores, targets.cpu())
     torch.testing.assert_close(stats.nll.cpu().double(), expected, rtol=0, atol=1e-5)
@@ -508,14 +509,14 @@ def test_auto_goes_on_with_torch_where_triton_fails(monkeypatch, caplog):
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(nll_triton, "reduce", fail)
-    monkeypatch.setattr(nll, "_triton_failed", False)  # and so it is again after this test
+    monkeypatch.setattr(nll_launch, "_triton_failed", False)  # and so it is again after this test
     logits, targets = rows(3, 50)
     arguments = (logits, targets, torch.ones_like(targets, dtype=torch.bool))
     out = reduction.TokenStats.empty(3, torch.float32, logits.device, with_all=False)
     options = {"from_logits": True}
-    assert nll._by_triton(*arguments, out, may_fail=True, **options) is None
+    assert nll_launch._by_triton(*arguments, out, may_fail=True, **options) is None
     assert "no C compiler" in caplog.text
-    assert nll._triton_failed
+    assert nll_launch._triton_failed
     with pytest.raises(RuntimeError, match="no C compiler"):
         nll.token_nll(logits, targets, backend="triton")
     if DEVICE == "cuda":
@@ -530,8 +531,8 @@ def test_auto_does_not_take_running_out_of_memory_for_a_failure_of_triton(monkey
 
     monkeypatch.setattr(nll_triton, "reduce", fail)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="no memory"):
-        nll._by_triton(may_fail=True)
-    assert not nll._triton_failed
+        nll_launch._by_triton(may_fail=True)
+    assert not nll_launch._triton_failed
 
 
 CAPABILITIES = [80, 90]  # A100; H100 and H200
@@ -601,10 +602,10 @@ def test_auto_takes_triton_on_cuda(monkeypatch):
 def test_launching_does_not_wait_for_the_device():
     logits, targets = rows(64, 50257, torch.bfloat16)
     scored = targets != 3
-    nll.launch(logits, targets, scored)  # compiles
+    nll_launch.launch(logits, targets, scored)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        nll.launch(logits, targets, scored)
+        nll_launch.launch(logits, targets, scored)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

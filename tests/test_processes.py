@@ -4,9 +4,7 @@ import json
 import math
 import os
 import signal
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, environments, finish_ranks, flat, load, sibling, start_ranks
@@ -248,32 +246,9 @@ def write_texts(path, texts) -> None:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def run(num_ranks: int, *arguments) -> list[tuple[int, str, str]]:
+def run(num_ranks: int, *arguments) -> list[tuple[int | None, str, str]]:
     """(exit status, standard output, standard error) of each rank; none imports for itself."""
-    with tempfile.TemporaryDirectory() as directory:
-        command = list(map(str, [*COMMAND, *arguments]))
-        outputs = [Path(tempfile.mkdtemp(dir=directory)) for _ in range(num_ranks)]
-        ranks = [
-            rank_worker.CONTEXT.Process(target=rank_worker.run, args=(command, environment, output))
-            for environment, output in zip(environments(num_ranks), outputs, strict=True)
-        ]
-        for process in ranks:
-            process.start()
-        try:
-            for process in ranks:
-                process.join(timeout=120)
-        finally:
-            for process in ranks:
-                process.kill()
-                process.join()
-        return [
-            (
-                process.exitcode,
-                (output / "stdout").read_text(encoding="utf-8"),
-                (output / "stderr").read_text(encoding="utf-8"),
-            )
-            for process, output in zip(ranks, outputs, strict=True)
-        ]
+    return rank_worker.finish([*COMMAND, *arguments], environments(num_ranks), timeout=120)
 
 
 @pytest.mark.parametrize("number", [5, 1], ids=["some texts", "none on one rank"])

@@ -7,7 +7,7 @@ from conftest import load, random_batch, sibling
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-tensors = sibling("tensors")
+tensors, TokenStats = sibling("tensors"), sibling("nll_outputs").TokenStats
 
 # torch's words on what is made here to be refused.
 pytestmark = [
@@ -65,6 +65,14 @@ PLACES = [
     for argument in arguments
 ]
 
+# What several processes may share.
+TAKEN = [
+    ("DTensor", "compute", "predictions"),
+    ("DTensor", "token_nll", "logits"),
+    ("DTensor", "token_stats", "logits"),
+    ("DTensor", "linear_token_nll", "weight"),
+]
+
 
 def arguments_of(function):
     """Arguments that the function takes."""
@@ -80,8 +88,10 @@ def arguments_of(function):
     return {"logits": logits, "targets": targets}
 
 
-@pytest.mark.parametrize(("function", "argument"), PLACES)
-@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize(
+    ("kind", "function", "argument"),
+    [(kind, *place) for kind in REFUSED for place in PLACES if (kind, *place) not in TAKEN],
+)
 def test_what_cannot_be_read_is_refused_by_a_sentence(ppl, kind, function, argument, request):
     make, match = REFUSED[kind]
     if make == "sharded":
@@ -93,6 +103,24 @@ def test_what_cannot_be_read_is_refused_by_a_sentence(ppl, kind, function, argum
     arguments[argument] = make(value)
     with pytest.raises(TypeError, match=rf"{argument}.* {match}"):
         getattr(ppl, function)(**arguments)
+
+
+@pytest.mark.parametrize(("function", "argument"), [place for _, *place in TAKEN])
+def test_a_dtensor_of_one_process_is_its_tensor(ppl, sharded, function, argument):
+    """tests/test_nll_shards.py has several processes."""
+    arguments = arguments_of(function)
+    expected = getattr(ppl, function)(**arguments)
+    arguments[argument] = sharded(arguments[argument])
+    found = getattr(ppl, function)(**arguments)
+    if function == "compute":
+        assert found.pop("signature") == expected.pop("signature")
+        assert found == pytest.approx(expected, rel=1e-6)
+        return
+    if function != "token_stats":
+        found, expected = TokenStats(found), TokenStats(expected)
+    for values, true in zip(found.tensors, expected.tensors, strict=True):
+        values = values if function == "linear_token_nll" else values.full_tensor()
+        torch.testing.assert_close(values, true, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -25,3 +26,33 @@ def run(command: list[str], environment: dict[str, str], directory: Path) -> Non
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # which torch has read already
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
+
+
+def finish(
+    command: list, environments: list[dict[str, str]], timeout: float
+) -> list[tuple[int | None, str, str]]:
+    """(exit status, standard output, standard error) of `python *command` in each environment; none
+    is left running."""
+    with tempfile.TemporaryDirectory() as directory:
+        outputs = [Path(tempfile.mkdtemp(dir=directory)) for _ in environments]
+        ranks = [
+            CONTEXT.Process(target=run, args=(list(map(str, command)), environment, output))
+            for environment, output in zip(environments, outputs, strict=True)
+        ]
+        for process in ranks:
+            process.start()
+        try:
+            for process in ranks:
+                process.join(timeout=timeout)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+        return [
+            (
+                process.exitcode,
+                (output / "stdout").read_text(encoding="utf-8"),
+                (output / "stderr").read_text(encoding="utf-8"),
+            )
+            for process, output in zip(ranks, outputs, strict=True)
+        ]
