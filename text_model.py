@@ -76,7 +76,13 @@ class LanguageModel(ABC):
         # Forward passes put a hook on the model, which passes of another thread would run into.
         self._lock = _LOCKS.setdefault(model, threading.RLock())
         with self.running():
-            self.vocab_size, self.takes_batches = self._probe()
+            try:
+                self.vocab_size, self.takes_batches = self._probe()
+            except (AttributeError, IndexError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.name} cannot be called with the ids of a text, as a {self.kind} is: "
+                    f"{error}"
+                ) from error
             # The layers of a sharded model run in its own forward pass only, and what fails on one
             # process would leave the others waiting.
             self.head = (

@@ -373,3 +373,10 @@ def test_a_model_without_a_weight_is_scored(ppl, tokenizer):
     model = Uniform(config_of("llama", len(tokenizer)), nn.Identity())
     result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
     assert result["perplexity"] == pytest.approx(len(tokenizer), rel=1e-6)
+
+
+def test_a_model_that_cannot_be_called_with_ids_is_refused(ppl, tokenizer, monkeypatch):
+    model = transformers.LlamaForCausalLM(config_of("llama", len(tokenizer))).eval()
+    monkeypatch.setattr(model.model, "forward", lambda *args, **kwargs: [][0])
+    with pytest.raises(ValueError, match="as a causal language model is: list index out of range"):
+        ppl.compute(predictions=["text"], model=model, tokenizer=tokenizer)
