@@ -246,8 +246,8 @@ def main() -> None:
     header = ["", "seconds", "time / this module's", "nll sum"]
     write_section(
         "Masked models and encoder-decoders on a CPU (bench_other_models.py)",
-        f"{environment(['torch', 'transformers', 'evaluate'])}\n{len(texts)} sentences, {REPEATS} times as many for the "
-        "encoder-decoder; "
+        f"{environment(['torch', 'transformers', 'evaluate'])}\n{len(texts)} sentences, "
+        f"{REPEATS} times as many for the encoder-decoder; "
         f"best and worst of {args.rounds} rounds, ratios of medians.\n\n{table(header, rows)}\n"
         "lmppl turns masked ids back into text and tokenises that again, which changes the context "
         "and the positions where a word has several tokens. minicons reads sources without their "
