@@ -26,8 +26,9 @@ class Seq2SeqModel(LanguageModel):
                 f"{self.kind} that reads text is needed."
             )
         self._start_id = getattr(self.model.config, "decoder_start_token_id", None)
+        not_padding = int(getattr(self.model.config, "pad_token_id", None) == 0)
         try:
-            self.decoder_inputs([0, 0])
+            self.decoder_inputs([not_padding])
         # The model's own method reads the configuration, in which the id may be missing.
         except (AttributeError, AssertionError, TypeError, ValueError) as error:
             raise ValueError(
