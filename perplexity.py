@@ -411,8 +411,8 @@ class Perplexity(evaluate.Metric):
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
         with self._pending.all_texts(texts, groups) as (all_texts, all_groups):
-            all_texts, is_talk = with_kind(all_texts)
-            scorer = self.text_scorer(sync=sync, **{"conversations": is_talk} | options)
+            all_texts, options = _with_kind_in(all_texts, options)
+            scorer = self.text_scorer(sync=sync, **options)
             return _corpus_result(scorer, all_texts, contexts, all_groups, batch_size, sync)
 
     def _compute_logits(self, batch: Batch, options: Options, sync: bool) -> Result | None:
@@ -467,8 +467,8 @@ class Perplexity(evaluate.Metric):
                 space in front of them, as BERT's.
         """
         check_collection(texts, "texts")
-        texts, is_talk = with_kind(texts)
-        scorer = self.text_scorer(**{"conversations": is_talk} | options)
+        texts, options = _with_kind_in(texts, options)
+        scorer = self.text_scorer(**options)
         return list(
             scorer.score(
                 texts,
@@ -547,8 +547,8 @@ class Perplexity(evaluate.Metric):
         check_collection(texts, "texts")
         check_collection(contexts, "contexts")
         groups = None if groups is None else checked_groups(groups)
-        texts, is_talk = with_kind(texts)
-        comparer = self.text_comparer(sync=sync, **{"conversations": is_talk} | options)
+        texts, options = _with_kind_in(texts, options)
+        comparer = self.text_comparer(sync=sync, **options)
         return _corpus_result(comparer, texts, contexts, groups, batch_size, sync)
 
     def compare_tokens(
@@ -557,8 +557,8 @@ class Perplexity(evaluate.Metric):
         """Each text token by token under two models: both nll, the KL divergence, and the token
         that each expected most. Arguments and errors as for `compare`."""
         check_collection(texts, "texts")
-        texts, is_talk = with_kind(texts)
-        comparer = self.text_comparer(**{"conversations": is_talk} | options)
+        texts, options = _with_kind_in(texts, options)
+        comparer = self.text_comparer(**options)
         if isinstance(comparer, ByteComparer):
             raise ValueError("The two models have different tokens, so none can be compared.")
         shown = _progress_is_shown()
@@ -601,13 +601,18 @@ class Perplexity(evaluate.Metric):
                 texts or settings, or a torn one.
         """
         check_collection(texts, "texts")
-        texts, is_talk = with_kind(texts)
-        options = {"conversations": is_talk} | options
+        texts, options = _with_kind_in(texts, options)
         check_names(options, TextOptions, ModelSource)
         source, options = split_names(options, ModelSource)
         text_options = self._causal_options(options, "save_base")
         saver = TextSaver(self._kept.get(ModelSource(**source), ALONE), text_options)
         saver.save(path, texts, contexts, batch_size=batch_size, progress=_progress_is_shown())
+
+
+def _with_kind_in(texts, options: dict) -> tuple[Any, dict]:
+    """The texts, and the options with whether they are conversations, if these do not say it."""
+    texts, are_conversations = with_kind(texts)
+    return texts, {"conversations": are_conversations} | options
 
 
 def _corpus_result(
