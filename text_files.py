@@ -156,10 +156,9 @@ def _opener_and_reader(name: str, lines: bool, columns: Columns) -> tuple[Callab
     if columns.need_a_table:
         place = "The standard input" if name == "-" else name
         _, *missing = columns.names
-        raise ValueError(
-            f"{place} is plain text and has no column {missing[0]!r}. --group-by {BY_FILE} makes a "
-            "group of each file."
-        )
+        by_file = f" --group-by {BY_FILE} makes a group of each file."
+        hint = "" if columns.group is None else by_file
+        raise ValueError(f"{place} is plain text and has no column {missing[0]!r}.{hint}")
     return opener, _read_lines if lines else _read_whole
 
 
