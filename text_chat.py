@@ -77,8 +77,11 @@ class ChatTemplate:
         self.roles = tuple(sorted(set(roles)))
         self._variables = {**tokenizer.special_tokens_map, **variables}
         self._is_marked = GENERATION.search(self.source) is not None
-        specials = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-        specials |= set(tokenizer.all_special_tokens)
+        added = tokenizer.added_tokens_decoder.items()
+        special = {token_id: str(token) for token_id, token in added if token.special}
+        # The ids that stand for no text, such as that of the end of a turn.
+        self.special_ids = frozenset(special)
+        specials = {*special.values(), *tokenizer.all_special_tokens}
         self._specials = tuple(sorted(filter(None, specials), key=len, reverse=True))
 
     def render(self, messages: Messages, add_generation_prompt: bool = False) -> Rendering:

@@ -81,9 +81,6 @@ class ConversationEncoder(TextEncoder):
         self.template = ChatTemplate(
             tokenizer, options.chat_template, options.chat_template_kwargs or {}, options.roles
         )
-        self._special = frozenset(
-            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-        )
         super().__init__(tokenizer, options)
 
     def _start_id(self) -> int | None:
@@ -153,7 +150,7 @@ class ConversationEncoder(TextEncoder):
             messages=messages,
             parts=parts,
             scored=scored,
-            special=self._special,
+            special=self.template.special_ids,
         )
 
 

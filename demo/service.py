@@ -276,9 +276,10 @@ class Metrics:
 
 
 def _special_tokens(scorer: "TextScorer") -> frozenset[str]:
-    tokenizer = scorer.model.tokenizer
-    added = tokenizer.added_tokens_decoder.items()
-    return frozenset(str(tokenizer.decode([i])) for i, token in added if token.special)
+    """The special tokens of a scorer of conversations, as its scores show them."""
+    encoder: Any = scorer.encoder  # of conversations
+    decode = scorer.model.tokenizer.decode
+    return frozenset(str(decode([i])) for i in encoder.template.special_ids)
 
 
 def _score_of(
