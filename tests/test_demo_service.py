@@ -131,6 +131,12 @@ def test_texts_and_conversations_share_a_model(settings, talk, monkeypatch):
     assert words_of(metrics) == score
 
 
+def let_time_pass(monkeypatch):
+    """Each look at the clock comes 1000 s after the one before."""
+    clock = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+
 def test_a_conversation_has_the_limits_of_a_text(settings, talk, monkeypatch):
     metrics = service.Metrics(settings)
     for pasted, message in (
@@ -148,8 +154,7 @@ def test_a_conversation_has_the_limits_of_a_text(settings, talk, monkeypatch):
     ):
         with pytest.raises(service.Visible, match=message):
             converse(metrics, pasted)
-    clock = iter(range(0, 10**6, 1000))
-    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    let_time_pass(monkeypatch)
     with pytest.raises(service.Visible, match="longer than 60 s"):
         converse(metrics, talk)
 
@@ -264,7 +269,6 @@ def test_a_comparison_has_the_limits_of_a_score(two_models, monkeypatch):
     ):
         with pytest.raises(service.Visible, match=message):
             compare(two_models, text)
-    clock = iter(range(0, 10**6, 1000))
-    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    let_time_pass(monkeypatch)
     with pytest.raises(service.Visible, match="longer than 120 s"):
         compare(two_models)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT
-from text_oracles import TINY, grown
+from text_oracles import TINY, config_of, grown
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from metric_package import sibling
@@ -112,14 +112,8 @@ def make_chat(name):
         chat_template=template_of(name),
     )
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-    )
+    config = config_of("llama", len(tokenizer))
+    config.max_position_embeddings = 256
     return grown(transformers.LlamaForCausalLM(config)), tokenizer
 
 

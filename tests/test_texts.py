@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, load, sibling
+from other_models import make_seq2seq
 from text_oracles import (
     NAMES,
     TEXTS,
@@ -471,19 +472,9 @@ def test_other_kinds_of_models_are_refused(ppl, models):
     classifier = transformers.BertForSequenceClassification(bert(tokenizer)).eval()
     with pytest.raises(ValueError, match=r"logits of shape \(5, 2\)"):
         ppl.compute(predictions=TEXTS, model=classifier, tokenizer=tokenizer)
-    t5 = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=len(tokenizer),
-            d_model=16,
-            d_ff=16,
-            d_kv=8,
-            num_layers=1,
-            num_heads=2,
-            decoder_start_token_id=0,
-        )
-    )
+    t5, t5_tokenizer = make_seq2seq("t5")
     with pytest.raises(ValueError, match="is an encoder-decoder"):
-        ppl.compute(predictions=TEXTS, model=t5, tokenizer=tokenizer)
+        ppl.compute(predictions=TEXTS, model=t5, tokenizer=t5_tokenizer)
 
 
 def test_what_is_no_model_and_no_tokenizer(ppl, models):
