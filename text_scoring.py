@@ -152,16 +152,13 @@ class TextScorer:
             raise ValueError("corrected=True goes with texts; a turn ends with a token of its own.")
         top_k = positive_int(top_k, "top_k", least=0)
         decode = functools.cache(lambda token_id: str(self.model.tokenizer.decode([token_id])))
-        scorer = self._with_word_starts if corrected else self
+        scorer = self._with_word_starts() if corrected else self
         for draft in scorer.drafts(
             texts, contexts, batch_size=batch_size, top_k=top_k, progress=progress
         ):
             yield draft.score(decode, with_expected=top_k > 0, with_word_starts=corrected)
 
-    @functools.cached_property
     def _with_word_starts(self) -> Self:
-        """This scorer, finding the share of ids that begin a word; found once, because it takes a
-        look at each token of the vocabulary."""
         scorer = copy.copy(self)
         scorer._word_starts = word_start_ids(self.model)
         return scorer
