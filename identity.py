@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .tensors import is_dtensor, to_host
+from .text_ranks import ModelRanks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 NUMBERS_OF_A_WEIGHT = 16
 DIGITS = 8
 # Entries of a configuration that change no number.
-NAMES = ("_name_or_path", "transformers_version", "architectures")
+NAMES = ("_name_or_path", "transformers_version", "architectures", "distributed_config")
 
 # Tokenizer -> (the state that may change, its hash): to write one of 150,000 tokens takes a second.
 _TOKENIZERS: WeakKeyDictionary = WeakKeyDictionary()
@@ -32,15 +33,17 @@ _TOKENIZERS: WeakKeyDictionary = WeakKeyDictionary()
 def weights_id(model: "PreTrainedModel") -> str:
     """A hash of the configuration, and of the names, shapes and some numbers of all weights.
 
-    It is the same on every machine and device. Offloaded and sharded weights count by name and
-    shape only.
+    It is the same on every machine, device and process. Offloaded weights count by name and shape
+    only; of a model that several processes hold together the configuration alone counts, because
+    each has other weights, and some of them for the time of a forward pass only.
     """
     config = {k: v for k, v in model.config.to_dict().items() if k not in NAMES}
-    names = [repr(sorted(config.items())), repr(getattr(model, "active_adapters", None))]
-    samples = []
-    for name, tensor in _weights(model):
-        names.append(f"{name} {None if is_lazy(tensor) else tensor.shape}")
-        samples += _samples(tensor)
+    names, samples = [repr(sorted(config.items()))], []
+    if ModelRanks.of(model).is_alone:
+        names.append(repr(getattr(model, "active_adapters", None)))
+        for name, tensor in _weights(model):
+            names.append(f"{name} {None if is_lazy(tensor) else tensor.shape}")
+            samples += _samples(tensor)
     digest = hashlib.sha256("\n".join(names).encode())
     for sample in to_host(*samples):
         digest.update(sample.numpy().tobytes())
@@ -65,7 +68,9 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _samples(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Some evenly spaced numbers of a tensor as bytes; none where they cannot be read."""
-    if is_dtensor(tensor) or is_lazy(tensor):  # each process holds another part of a DTensor
+    if is_dtensor(tensor):  # of a single process
+        tensor = tensor.to_local()  # pyright: ignore[reportAttributeAccessIssue]
+    if is_lazy(tensor):
         return []
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is not None:  # torchao's tensors consist of others

@@ -152,16 +152,14 @@ class Pending:
             if held.run.num_batches > 0:
                 self._add_held(held)
 
-    def sync(self) -> None:
-        """Replace the sums by those of all processes.
+    def sync(self, processes: Processes) -> None:
+        """Replace the sums by those of all these processes.
 
         Raises:
-            ValueError: texts are pending, `sync` was called before, or the processes are not
-                connected.
+            ValueError: texts are pending, or `sync` was called before.
             ConnectionError: another process failed or is gone.
         """
         with self._lock:
-            processes = Processes.launched()
             mine = processes.attempt(self._run_to_sync)
             run = _sum_over(processes, mine, self._options)
             self._held = Held(run, run)
@@ -188,14 +186,14 @@ class Pending:
 
     @contextmanager
     def all_batches(
-        self, batch: Batch, options: Options, sync: bool, *, counted_here: bool
+        self, batch: Batch, options: Options, processes: Processes | None, *, counted_here: bool
     ) -> Iterator[Run]:
         """The run of all batches, and of this one. A block that ends without an error uses it up.
 
         Args:
             batch: reduced here; its fields are None where there is none.
             options: those of the batch; they have to be those of the batches added.
-            sync: whether the run is that of all processes.
+            processes: those whose run it is together, with `sync`; None without.
             counted_here: whether it is added to that of other processes, so that of logits that
                 processes share one counts.
 
@@ -203,7 +201,8 @@ class Pending:
             TypeError, ValueError, ConnectionError: as `add_batch` and `sync`, or the options
                 differ.
         """
-        processes = Processes.launched() if sync else ALONE
+        sync = processes is not None
+        processes = processes or ALONE
         with ExitStack() as locked:
             mine = processes.attempt(self._held_with, batch, options, sync, locked)
             runs = mine.then(lambda held: held.counted_here if counted_here else held.run)

@@ -66,6 +66,7 @@ from .text_pair import ModelPair, same_tokens
 from .text_probe import probe
 from .text_progress import Progress
 from .text_pseudo import MaskedScorer
+from .text_ranks import ModelRanks
 from .text_saving import TextSaver
 from .text_schedule import portions
 from .text_score import TextScore
@@ -142,7 +143,9 @@ Texts and a language model, in place of logits and references:
 
 Several processes, launched by torchrun or accelerate:
     sync (bool): the result, on every one of them, is that of all. Batches are added up over the
-        processes; texts, which all have to pass alike, are shared out. Default False.
+        processes; texts, which all have to pass alike, are shared out over the copies of the model.
+        Default False.
+    process_group: those of torch.distributed among which this is done. Default: all.
 
 Returns:
     perplexity: exp(mean_nll), over all scored tokens of the corpus.
@@ -317,20 +320,24 @@ class Perplexity(evaluate.Metric):
             raise TypeError(f"merge takes another Perplexity, got {type(other).__name__}.")
         self._pending.merge(other._pending)
 
-    def sync(self) -> None:
+    def sync(self, process_group=None) -> None:
         """Add up the sums of all processes of torchrun or accelerate, on each of them.
 
         One all-reduce of a few float64 numbers. The processes may have different numbers of
         batches, also none. Call `compute` or `reset` next: more batches would count once for each
         process. `compute(sync=True)` syncs and computes.
 
+        Args:
+            process_group: those of torch.distributed that have different batches; by default all.
+
         Raises:
-            ValueError: `sync` was called before, texts are pending, or the processes are not
-                connected.
+            TypeError: a process_group that is none.
+            ValueError: `sync` was called before, texts are pending, the processes are not
+                connected, or this one is not in the group.
             ConnectionError: another process failed or is gone; nothing changes here.
         """
         self._check_one_protocol(sync=True)
-        self._pending.sync()
+        self._pending.sync(Processes.to_sync(True, process_group))
 
     def _check_one_protocol(self, sync: bool) -> None:
         if sync and self.num_process > 1:
@@ -375,6 +382,7 @@ class Perplexity(evaluate.Metric):
         groups=None,
         batch_size: int | None = None,
         sync: bool = False,
+        process_group=None,
         **options,
     ) -> Result | None:
         """Perplexity of everything added before and of the batch given here; then start afresh.
@@ -392,18 +400,18 @@ class Perplexity(evaluate.Metric):
                 added before; these stay as they were.
             ConnectionError: with `sync`, another process failed or is gone.
         """
-        if not isinstance(sync, bool):
-            raise TypeError(f"sync must be True or False, got {sync!r}.")
         if options.get("model_id") is not None or options.get("model") is not None:
             if references is not None or sample_weight is not None:
                 raise ValueError("Texts and a model go without references and sample_weight.")
-            return self._compute_texts(predictions, contexts, groups, batch_size, sync, options)
+            options |= {"sync": sync, "process_group": process_group}
+            return self._compute_texts(predictions, contexts, groups, batch_size, options)
         options = self._options_of_logits(options, contexts=contexts, batch_size=batch_size)
+        processes = Processes.to_sync(sync, process_group)
         batch = Batch(predictions, references, sample_weight, groups)
-        return self._compute_logits(batch, options, sync)
+        return self._compute_logits(batch, options, processes if sync else None)
 
     def _compute_texts(
-        self, texts, contexts, groups, batch_size: int | None, sync: bool, options: dict
+        self, texts, contexts, groups, batch_size: int | None, options: dict
     ) -> Result:
         check_collection(texts, "predictions")
         check_collection(contexts, "contexts")
@@ -412,13 +420,19 @@ class Perplexity(evaluate.Metric):
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
         with self._pending.all_texts(texts, groups) as (all_texts, all_groups):
             all_texts, options = _with_kind_in(all_texts, options)
-            scorer = self.text_scorer(sync=sync, **options)
-            return _corpus_result(scorer, all_texts, contexts, all_groups, batch_size, sync)
+            scorer = self.text_scorer(**options)
+            processes = Processes.to_sync(options["sync"], options["process_group"])
+            return _corpus_result(scorer, all_texts, contexts, all_groups, batch_size, processes)
 
-    def _compute_logits(self, batch: Batch, options: Options, sync: bool) -> Result | None:
+    def _compute_logits(
+        self, batch: Batch, options: Options, processes: Processes | None
+    ) -> Result | None:
+        sync = processes is not None
         self._check_one_protocol(sync)
         is_added = sync or self.num_process > 1
-        with self._pending.all_batches(batch, options, sync, counted_here=is_added) as local_run:
+        with self._pending.all_batches(
+            batch, options, processes, counted_here=is_added
+        ) as local_run:
             run = add_over_files(local_run, self)
             if run is None:
                 return None
@@ -480,13 +494,14 @@ class Perplexity(evaluate.Metric):
             )
         )
 
-    def text_scorer(self, *, sync: bool = False, **options) -> TextScorer:
+    def text_scorer(self, *, sync: bool = False, process_group=None, **options) -> TextScorer:
         """What `compute` and `score` use for texts, for programs that handle them one by one.
 
         The model is loaded, and probed, once, and kept until another is asked for.
 
         Args:
-            sync: whether processes will share the texts out; a sharded model is then refused.
+            sync, process_group: whether processes will share the texts out, and which: an error
+                of one is then one of all.
             options: as for `compute`; they name the model.
 
         Raises:
@@ -496,7 +511,7 @@ class Perplexity(evaluate.Metric):
         check_names(options, TextOptions, ModelSource)
         source, options = split_names(options, ModelSource)
         text_options = self._text_options(options)
-        processes = Processes.launched() if sync else ALONE
+        processes = Processes.to_sync(sync, process_group)
         kinds = (CausalModel, Seq2SeqModel) if text_options.pseudo is None else (MaskedModel,)
         model = self._kept.get(ModelSource(**source), processes, kinds)
         return SCORERS[type(model)](model, text_options)
@@ -520,6 +535,7 @@ class Perplexity(evaluate.Metric):
         groups=None,
         batch_size: int | None = None,
         sync: bool = False,
+        process_group=None,
         **options,
     ) -> Result:
         """How far a model is from a base on the same texts, with paired 95% intervals.
@@ -527,10 +543,10 @@ class Perplexity(evaluate.Metric):
             ppl.compare(texts, base_id="gpt2", model_id="./gpt2-int4")
 
         Args:
-            texts, contexts, groups, batch_size, sync, options: as for `compute`; they name the
-                model. The base is base_id, a name or a directory, or base, a model or the path that
-                `save_base` wrote; with base_tokenizer, base_device and base_kwargs as those of the
-                model.
+            texts, contexts, groups, batch_size, sync, process_group, options: as for `compute`;
+                they name the model. The base is base_id, a name or a directory, or base, a model or
+                the path that `save_base` wrote; with base_tokenizer, base_device and base_kwargs as
+                those of the model.
 
         Returns:
             perplexity, mean_nll and bits_per_byte of both, the base's as base_...;
@@ -548,8 +564,9 @@ class Perplexity(evaluate.Metric):
         check_collection(contexts, "contexts")
         groups = None if groups is None else checked_groups(groups)
         texts, options = _with_kind_in(texts, options)
-        comparer = self.text_comparer(sync=sync, **options)
-        return _corpus_result(comparer, texts, contexts, groups, batch_size, sync)
+        comparer = self.text_comparer(sync=sync, process_group=process_group, **options)
+        processes = Processes.to_sync(sync, process_group)
+        return _corpus_result(comparer, texts, contexts, groups, batch_size, processes)
 
     def compare_tokens(
         self, texts, *, contexts=None, batch_size: int | None = None, **options
@@ -564,7 +581,9 @@ class Perplexity(evaluate.Metric):
         shown = _progress_is_shown()
         return list(comparer.comparisons(texts, contexts, batch_size=batch_size, progress=shown))
 
-    def text_comparer(self, *, sync: bool = False, **options) -> TextComparer | ByteComparer:
+    def text_comparer(
+        self, *, sync: bool = False, process_group=None, **options
+    ) -> TextComparer | ByteComparer:
         """What `compare` uses, for programs that handle texts one by one.
 
         Args, Raises: as for `compare`.
@@ -573,7 +592,7 @@ class Perplexity(evaluate.Metric):
         names, base_names, options = split_names(options, ModelSource, BaseSource)
         source, base_source = ModelSource(**names), BaseSource(**base_names)
         text_options = self._causal_options(options, "compare")
-        processes = Processes.launched() if sync else ALONE
+        processes = Processes.to_sync(sync, process_group)
         model = self._kept.get(source, processes)
         if base_source.saved is not None:
             base = SavedBase(base_source.saved, model.device)
@@ -616,7 +635,12 @@ def _with_kind_in(texts, options: dict) -> tuple[Any, dict]:
 
 
 def _corpus_result(
-    scorer: TextScorer | ByteComparer, texts, contexts, groups, batch_size: int | None, sync: bool
+    scorer: TextScorer | ByteComparer,
+    texts,
+    contexts,
+    groups,
+    batch_size: int | None,
+    processes: Processes,
 ) -> Result:
     """The result of all texts; the user is warned of what is odd in them."""
     result, remarks = corpus_result(
@@ -626,7 +650,7 @@ def _corpus_result(
         groups,
         batch_size=batch_size,
         progress=_progress_is_shown(),
-        processes=Processes.launched() if sync else ALONE,
+        processes=processes,
     )
     for remark in remarks:
         warn_user(remark)

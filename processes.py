@@ -49,6 +49,22 @@ class Processes:
         return cls()
 
     @classmethod
+    def to_sync(cls, sync: bool, process_group: "dist.ProcessGroup | None" = None) -> "Processes":
+        """Those that share texts out, or add up their sums: with `sync` the group, or all.
+
+        Raises:
+            TypeError: `sync` that is not True or False, or a group that is none.
+            ValueError: as `launched` and `of_group`, or a group without `sync`.
+        """
+        if not isinstance(sync, bool):
+            raise TypeError(f"sync must be True or False, got {sync!r}.")
+        if process_group is not None and not sync:
+            raise ValueError("process_group goes with sync=True: it says which processes do that.")
+        if process_group is not None:
+            return cls.of_group(process_group)
+        return cls.launched() if sync else ALONE
+
+    @classmethod
     def of_group(cls, group: "dist.ProcessGroup") -> "Processes":
         """The processes of a group.
 
@@ -105,6 +121,30 @@ class Processes:
             raise ValueError(f"The ranks have different settings; here they are {settings}.")
         return sums
 
+    def largest(self, mine: "Attempt[int]") -> int:
+        """The largest of all ranks' numbers, none below 0.
+
+        Raises:
+            Exception: the error of this rank's attempt.
+            ConnectionError: another rank's attempt failed, or another rank is gone.
+        """
+        if self.size == 1:
+            return mine.value
+        values = [0, 1] if mine.error is not None else [mine.value, 0]
+        number, failed = self.all_reduce(torch.tensor(values, device="cpu"), "max").tolist()
+        if mine.error is not None:
+            raise mine.error
+        if failed:
+            raise ConnectionError(f"At least one of {self.size} ranks failed.")
+        return number
+
+    @property
+    def members(self) -> list[int]:
+        """The ranks of these processes in the default group, in order."""
+        if self.size == 1 and self.group is None:
+            return [self.rank]
+        return dist.get_process_group_ranks(self.group or dist.group.WORLD)
+
     def all_reduce(self, values: torch.Tensor, kind: Literal["sum", "max"]) -> torch.Tensor:
         """The sums, or the maxima, of all ranks' values, on their device; equal on each rank.
 
@@ -119,7 +159,7 @@ class Processes:
         device = next((d for d in (values.device.type, "cpu") if d in devices), devices[0])
         # A copy, because it is written to.
         found = values.to(device=device, copy=True, memory_format=torch.contiguous_format)
-        with _naming_lost_ranks():
+        with naming_lost_ranks():
             operation = dist.ReduceOp.SUM if kind == "sum" else dist.ReduceOp.MAX
             dist.all_reduce(found, op=operation, group=self.group)
         return found.to(values.device)
@@ -135,7 +175,7 @@ class Processes:
             return [mine.value]
         error = None if mine.error is None else f"{type(mine.error).__name__}: {mine.error}"
         everyone: list = [None] * self.size
-        with _naming_lost_ranks():
+        with naming_lost_ranks():
             dist.all_gather_object(everyone, (mine.returned, error), group=self.group)
         if mine.error is not None:
             raise mine.error
@@ -198,11 +238,13 @@ def _hash(value: object) -> str:
 
 
 @contextmanager
-def _naming_lost_ranks() -> Iterator[None]:
-    """Say that a rank is gone; torch.distributed's errors speak of sockets."""
+def naming_lost_ranks() -> Iterator[None]:
+    """Say that a rank is gone; torch.distributed's errors speak of sockets. Others pass."""
     try:
         yield
     except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
         reason = str(error).splitlines()[0]
         raise ConnectionError(
             "Another rank is gone, or needs longer than the timeout that the process group was "

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from .dtensors import whole_of
 from .nll_product import Product
 from .nll_threads import use_one_thread_after_fork
 from .nll_transform import IDENTITY, LogitTransform, is_positive
@@ -40,7 +41,8 @@ class OutputLayer:
         one_bias = bias is None or getattr(layer, "bias", None) is None
         if one_bias and _is_plain_product(layer) and layer.weight.dtype == dtype:
             return Product(layer.weight, layer.bias if bias is None else bias)
-        return layer if bias is None else lambda hidden: layer(hidden) + bias
+        call = _whole_output(layer)
+        return call if bias is None else lambda hidden: call(hidden) + bias
 
 
 def run(
@@ -68,7 +70,8 @@ def run(
         seen.append(args[0])
         return (args[0][:1, :1] if layer_input is None else layer_input, *args[1:])
 
-    handle = None if layer is None else layer.register_forward_pre_hook(replace_input)
+    # Before other hooks, which run again where the layer is called alone.
+    handle = None if layer is None else layer.register_forward_pre_hook(replace_input, prepend=True)
     try:
         output = model(**inputs)
     finally:
@@ -77,7 +80,12 @@ def run(
     logits = getattr(output, "logits", None)
     if logits is None:
         raise ValueError(f"The model {type(model).__name__} returned no logits.")
-    return (seen[-1] if seen else None), logits
+    return (seen[-1] if seen else None), whole_of(logits)
+
+
+def _whole_output(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What calls the layer; an output that several processes share is gathered."""
+    return lambda hidden: whole_of(layer(hidden))
 
 
 def find_output_layer(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> OutputLayer | None:
@@ -116,10 +124,11 @@ def _gives_the_logits(
         generator = torch.Generator("cpu").manual_seed(0)
         noise = torch.randn(hidden.shape, generator=generator, device="cpu")
         noise = noise.to(hidden.device, hidden.dtype)
-        if not _is_by_rows(layer, noise):
+        call = _whole_output(layer)
+        if not _is_by_rows(call, noise):
             return False
-        scale = 300 / layer(noise).abs().max().clamp(min=1e-6)
-        expected = layer(noise * scale)
+        scale = 300 / call(noise).abs().max().clamp(min=1e-6)
+        expected = call(noise * scale)
         expected = head.transform(expected if head.bias is None else expected + head.bias)
         _, logits = run(model, inputs, layer, noise * scale)
         return logits.shape == expected.shape and torch.allclose(
@@ -146,7 +155,7 @@ def _is_plain_product(layer: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def _is_by_rows(layer: nn.Module, hidden: torch.Tensor) -> bool:
+def _is_by_rows(layer: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> bool:
     """Whether a row of the output depends on its own input only.
 
     If all activations are quantised with one scale, a small row vanishes beside a large one.

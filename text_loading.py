@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -22,8 +21,10 @@ from .processes import Processes
 from .text_causal import CausalModel
 from .text_encoder_decoder import Seq2SeqModel
 from .text_model import LanguageModel
-from .text_probe import HINT_AT_PSEUDO, is_sharded
+from .text_probe import HINT_AT_PSEUDO
 
+# What places a model, so that it is not moved.
+PLACING_KWARGS = {"device_map", "quantization_config", "tp_plan", "tp_size", "distributed_config"}
 # What a model and its tokenizer are both loaded with.
 SHARED_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
@@ -36,7 +37,7 @@ class ModelSource:
     model, tokenizer: objects of transformers, used as and where they are. A tokenizer beside
         `model_id` takes the place of the model's own.
     device: whatever torch takes; "gpu" for "cuda". None for CUDA where there is one, else the CPU.
-        Not used where `model_kwargs` place the model (device_map, quantization_config).
+        Not used where `model_kwargs` place the model (PLACING_KWARGS).
     model_kwargs: passed to `from_pretrained` of the model's class.
     trust_remote_code: whether code that comes with the model may run.
 
@@ -156,7 +157,7 @@ class ModelSource:
         model = kind.auto_class.from_pretrained(
             model_id, trust_remote_code=self.trust_remote_code, **self._kwargs
         )
-        if not {"device_map", "quantization_config"} & set(self._kwargs):
+        if not PLACING_KWARGS & set(self._kwargs):
             device = self.device
             if device is None:
                 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -267,7 +268,7 @@ class KeptModel:
 
         Args:
             kinds: which it may be; the first, unless its configuration tells another.
-            processes: those that will share texts, and must each hold the whole model.
+            processes: those that will share texts. If one of them has no model, all get an error.
 
         Raises:
             TypeError, ValueError: a model that cannot be loaded or used.
@@ -277,30 +278,24 @@ class KeptModel:
         kept = self._kept  # read once: another thread may ask for another model meanwhile
         known = kept[1] if kept is not None and kept[0] == key else None
         known = known if isinstance(known, kinds) else None
-        kind = source.kind(kinds) if known is None else type(known)
-        if known is None:
-            if source.model is None:
-                kept = self._kept = None  # makes room before the next one is loaded
-            model, tokenizer, name = source.load(kind)
-        else:
-            model, tokenizer, name = known.model, known.tokenizer, known.name
-        if processes.size > 1:  # before the probe, which would run a sharded model
-            processes.require_all(processes.attempt(_check_whole, model))
+        # Before the probe, which may run a model that these processes hold together.
+        loaded = processes.require_all(processes.attempt(self._loaded, source, kinds, known))
         if known is None or not known.is_current:
-            known = kind(model, tokenizer, name)
+            kind, *parts = loaded
+            known = kind(*parts)
             self._kept = key, known
         return known
 
-
-def _check_whole(model: nn.Module) -> None:
-    """Raises ValueError for a sharded model.
-
-    Its processes have to run the same batches at the same time, so they cannot share texts: they
-    would wait for each other, or give wrong numbers.
-    """
-    if is_sharded(model):
-        raise ValueError(
-            "sync=True shares the texts out among processes that each hold the whole model, but "
-            "this model is sharded (tensor parallelism, FSDP or ZeRO). Leave sync out and pass the "
-            "same texts on every process, or load the whole model on each."
-        )
+    def _loaded(
+        self,
+        source: ModelSource,
+        kinds: tuple[type[LanguageModel], ...],
+        known: LanguageModel | None,
+    ) -> tuple:
+        """The class of the model, and what it is made of: that of the known one, or a new one."""
+        if known is not None:
+            return type(known), known.model, known.tokenizer, known.name
+        kind = source.kind(kinds)
+        if source.model is None:
+            self._kept = None  # makes room before the next one is loaded
+        return kind, *source.load(kind)

@@ -28,7 +28,8 @@ from .nll_transform import IDENTITY
 from .tensors import to_device
 from .text_head import find_output_layer, run
 from .text_lengths import context_length
-from .text_probe import check_shape, dtype_of, is_sharded, probed_state, weight_shape
+from .text_probe import check_shape, check_whole_vocabulary, dtype_of, probed_state, weight_shape
+from .text_ranks import ModelRanks
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,10 @@ class Span:
     source: Sequence[int] = ()  # ids that the encoder of an encoder-decoder reads
 
 
+# Of which nothing is scored.
+EMPTY_SPAN = Span([0, 0], [], [], source=[0])
+
+
 class LanguageModel(ABC):
     """A model and its tokenizer, checked and probed once.
 
@@ -73,6 +78,7 @@ class LanguageModel(ABC):
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self._check_kind()
         self.embeddings = _input_embeddings(model, self.name, self.kind)
+        self.ranks = ModelRanks.of(model)
         # Forward passes put a hook on the model, which passes of another thread would run into.
         self._lock = _LOCKS.setdefault(model, threading.RLock())
         with self.running():
@@ -83,16 +89,12 @@ class LanguageModel(ABC):
                     f"{self.name} cannot be called with the ids of a text, as a {self.kind} is: "
                     f"{error}"
                 ) from error
-            # The layers of a sharded model run in its own forward pass only, and what fails on one
-            # process would leave the others waiting.
             self.head = (
-                None
-                if is_sharded(model)
-                else find_output_layer(
-                    model, self._model_inputs([Span([0, 0], [], [], source=[0])])
-                )
+                find_output_layer(model, self._model_inputs([EMPTY_SPAN]))
+                if self.ranks.layers_run_alone
+                else None
             )
-            self._probed_state = probed_state(model)
+            self._probed_state = self._state()
         if not self.takes_batches:
             logger.warning(
                 "The logits of %s depend on the other rows of a batch; its windows are scored one "
@@ -100,10 +102,16 @@ class LanguageModel(ABC):
                 self.name,
             )
         if self.head is None:
+            reason = (
+                "are not those of its output layer"
+                if self.ranks.layers_run_alone
+                else "come from several processes"
+            )
             logger.warning(
-                "The logits of %s are not those of its output layer; they are used as the model "
-                "returns them, which takes more memory.",
+                "The logits of %s %s; they are used as the model returns them, which takes more "
+                "memory.",
                 self.name,
+                reason,
             )
 
     @property
@@ -132,7 +140,10 @@ class LanguageModel(ABC):
     def is_current(self) -> bool:
         """Whether the model is as it was when probed, except for the values of its weights."""
         with self._lock:  # outside of a forward pass, which has a hook of its own
-            return self._probed_state == probed_state(self.model)
+            return self._probed_state == self._state()
+
+    def _state(self) -> tuple:
+        return probed_state(self.model), ModelRanks.of(self.model)
 
     @property
     def dtype(self) -> str:
@@ -180,7 +191,9 @@ class LanguageModel(ABC):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Where the model, and what `read` returns, may be used: by this thread alone."""
-        with self._lock, self.evaluating(), torch.inference_mode():
+        # FSDP keeps tensors from one pass to the next, also to one with gradients.
+        no_gradient = torch.inference_mode if self.ranks.layers_run_alone else torch.no_grad
+        with self._lock, self.evaluating(), no_gradient():
             yield
 
     def launch(
@@ -237,12 +250,18 @@ class LanguageModel(ABC):
             self.vocab_size,
         )
 
+    def keep_step(self) -> None:
+        """Make a forward pass without a result, for processes that need this one in theirs."""
+        with self.running():
+            run(self.model, self._model_inputs([EMPTY_SPAN]))
+
     def _checked(self, logits: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """Logits (B, T, V) of ids of this shape (B, T), on the CPU in float32, for a probe.
 
         Raises:
-            ValueError: they have another shape.
+            ValueError: they have another shape, or are those of a part of the vocabulary.
         """
+        check_whole_vocabulary(self.model, logits.shape[-1], self.name)
         check_shape(logits, shape, self.name, self.kind, self.num_embeddings)
         return logits.float().cpu()
 

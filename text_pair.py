@@ -10,6 +10,7 @@ from .nll_pairs import PairStats, compare_rows
 from .tensors import to_host
 from .text_base import SavedBase
 from .text_model import LanguageModel, Span
+from .text_ranks import ModelRanks
 
 
 class ModelPair:
@@ -37,6 +38,18 @@ class ModelPair:
     def tokens_per_batch(self) -> int:
         """How many tokens a batch may hold, padding included."""
         return min(self.model.tokens_per_batch, self.base.tokens_per_batch)
+
+    @property
+    def ranks(self) -> ModelRanks:
+        """The processes that hold one of the two models together with this one."""
+        ranks = self.model.ranks
+        return ranks if isinstance(self.base, SavedBase) else ranks.beside(self.base.ranks)
+
+    def keep_step(self) -> None:
+        """As that of both models."""
+        self.model.keep_step()
+        if not isinstance(self.base, SavedBase):
+            self.base.keep_step()
 
     def settings(self) -> dict[str, str | int | None]:
         """What a signature says of the two models, in their present state."""

@@ -158,6 +158,18 @@ def check_shape(
         )
 
 
+def check_whole_vocabulary(model: "PreTrainedModel", vocab_size: int, name: str) -> None:
+    """Raises ValueError for logits of a part of the vocabulary, as a process has it that shares the
+    output layer with others. `vocab_size` is how many there are, `name` the model's."""
+    weight = getattr(stated_output_layer(model), "weight", None)
+    if isinstance(weight, torch.Tensor) and is_dtensor(weight) and vocab_size < len(weight):
+        raise ValueError(
+            f"The model {name} returns logits for {vocab_size} of the {len(weight)} ids of its "
+            "output layer, and each of several processes others. Give that layer the plan "
+            "ColwiseParallel(output_layouts=Replicate()), so that all have those of all ids."
+        )
+
+
 def dtype_of(model: nn.Module) -> str:
     """The dtype of the parameters, such as "bfloat16"; "none" without any."""
     if next(model.parameters(), None) is None:
@@ -168,15 +180,6 @@ def dtype_of(model: nn.Module) -> str:
 def _is_quantised(model: "PreTrainedModel") -> bool:
     packed = any(callable(getattr(module, "weight", None)) for module in model.modules())
     return packed or quantization_name(model.config) is not None
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds a part of the model: tensor parallelism, FSDP or ZeRO-3."""
-    parts = (is_dtensor(p) or hasattr(p, "ds_id") for p in model.parameters())
-    # FSDP 2 has plain parameters for a while after a forward pass.
-    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
-    tensor_parallel = (getattr(model, "_tp_size", None) or 1) > 1  # transformers' own
-    return tensor_parallel or any(parts) or bool(kinds & {"FullyShardedDataParallel", "FSDPModule"})
 
 
 def probed_state(model: "PreTrainedModel") -> tuple:

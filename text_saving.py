@@ -40,11 +40,20 @@ class SavedDraft(Draft):
 
 
 class TextSaver(TextScorer):
-    """Saves what a model makes of texts, under one set of options."""
+    """Saves what a model makes of texts, under one set of options.
+
+    Raises:
+        ValueError: as `TextScorer`, or a model that several processes hold together.
+    """
 
     new_draft = SavedDraft
 
     def __init__(self, model: LanguageModel, options: TextOptions):
+        if not model.ranks.is_alone:
+            raise ValueError(
+                "save_base takes a model that one process holds as a whole, but several hold "
+                f"{model.name} together."
+            )
         super().__init__(model, options)
         self._language_model = model
 
@@ -75,9 +84,8 @@ class TextSaver(TextScorer):
                     for i, text in enumerate(self._encoded(portion[:num_known])):
                         known.check_text(number + i, text.ids)
                 numbers = range(number + num_known, number + len(portion))
-                for draft in self._complete_drafts(
-                    portion[num_known:], numbers, batch_size, None, bar
-                ):
+                plan = self._plan(portion[num_known:], numbers, batch_size)
+                for draft in self._complete_drafts(plan, 0, None, bar):
                     assert isinstance(draft, SavedDraft)  # because of new_draft
                     writer.add(*draft.saved())
                 number += len(portion)

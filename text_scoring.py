@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from .nll_outputs import TokenStats
 from .options import TextOptions, positive_int, signature
 from .positions import bucket_edges, position_results
-from .processes import ALONE, Attempt, Processes
+from .processes import ALONE, Attempt, Processes, T, naming_lost_ranks
 from .text_conversations import ConversationEncoder
 from .text_encoding import EncodedText, TextEncoder
 from .text_input import checked_pairs, num_characters
@@ -37,6 +37,13 @@ class Job(NamedTuple):
 
     draft: Draft
     window: Window
+
+
+class Plan(NamedTuple):
+    """Texts to score, and the batches of windows in which this is done."""
+
+    drafts: list[Draft]
+    batches: list[list[Job]]
 
 
 class TextScorer:
@@ -183,11 +190,12 @@ class TextScorer:
         Raises:
             TypeError, ValueError: as `score`.
         """
+        found = portions(self._pairs(texts, contexts))
+        for group in self.model.ranks.same:
+            found = _agreed_portions(found, self.signature(with_contexts=False), group)
         with Progress(progress) as bar:
-            for portion in portions(self._pairs(texts, contexts)):
-                numbers = range(num_before, num_before + len(portion))
-                num_before += len(portion)
-                yield from self._complete_drafts(portion, numbers, batch_size, top_k, bar)
+            for plan, num_passes in self._plans(found, num_before, batch_size):
+                yield from self._complete_drafts(plan, num_passes, top_k, bar)
 
     def sums(
         self,
@@ -204,8 +212,8 @@ class TextScorer:
         Args:
             texts, contexts, batch_size, progress: as for `score`.
             num_before: the number of the first text.
-            processes: all of them call this with the same texts. Each scores a share, and gets
-                the sums of all texts.
+            processes: all of them call this with the same texts. Each copy of the model scores a
+                share, and each process gets the sums of all texts.
 
         Raises:
             TypeError, ValueError: as `score`; or the ranks have different texts or settings.
@@ -217,27 +225,69 @@ class TextScorer:
             ):
                 yield draft.encoded.given, draft.sums()
             return
-        found = portions(self._pairs(texts, contexts), processes.size)
+        copies = self.model.ranks.copies(processes)
+        (own,) = (i for i, copy in enumerate(copies) if processes.rank in copy)
+        found = portions(self._pairs(texts, contexts), len(copies))
         settings = self.signature(with_contexts=False)
         with Progress(progress and processes.rank == 0) as bar:
             for portion in _agreed_portions(found, settings, processes):
                 lengths = [num_characters(text) + len(context or "") for text, context in portion]
-                shared = shares(lengths, processes.size)
-                mine = shared[processes.rank]
-                own, numbers = [portion[i] for i in mine], [num_before + i for i in mine]
+                shared = shares(lengths, len(copies))
+                share = [portion[i] for i in shared[own]], [num_before + i for i in shared[own]]
                 num_before += len(portion)
-                scored = processes.attempt(self._sums_of_share, own, numbers, batch_size, bar)
-                answers = itertools.chain(*processes.gather(scored))
+                plan = processes.attempt(self._plan, *share, batch_size)
+                scored = self._sums_of_share(plan, bar, processes)
+                everyone = processes.gather(scored)
+                # The ranks of one copy have the same texts; one of them answers.
+                answers = itertools.chain(*(everyone[copy[0]] for copy in copies))
                 sums = dict(zip(itertools.chain(*shared), answers, strict=True))
                 for i, (text, _) in enumerate(portion):
                     yield text, sums[i]
 
     def _sums_of_share(
-        self, portion: Portion, numbers: Sequence[int], batch_size: int | None, bar: Progress
-    ) -> list[TextSums]:
-        return [
-            draft.sums() for draft in self._complete_drafts(portion, numbers, batch_size, None, bar)
-        ]
+        self, plan: Attempt[Plan], bar: Progress, processes: Processes
+    ) -> Attempt[list[TextSums]]:
+        """The sums of the texts of a plan, once all processes that have to score it can."""
+
+        def sums(plan: Plan, num_passes: int) -> list[TextSums]:
+            return [draft.sums() for draft in self._complete_drafts(plan, num_passes, None, bar)]
+
+        ranks = self.model.ranks
+        if ranks.is_alone:
+            return processes.attempt(lambda: sums(plan.value, 0))
+        # A rank that fails in a forward pass leaves others waiting there, so it must not wait for
+        # these in turn: what fails before does so on all, and what fails there ends this rank.
+        processes.require_all(plan)
+        num_passes = ranks.in_step.largest(plan.then(lambda plan: len(plan.batches)))
+        return Attempt(sums(plan.value, num_passes))
+
+    def _plans(
+        self, found: Iterator[Portion], num_before: int, batch_size: int | None
+    ) -> Iterator[tuple[Plan, int]]:
+        """What to score of each portion, and in how many forward passes.
+
+        Processes in step with this one all get as many passes as the one that needs most, and empty
+        plans until all have come to the end.
+        """
+        in_step = self.model.ranks.in_step
+        while True:
+            mine = in_step.attempt(self._next_plan, found, num_before, batch_size)
+            most = in_step.largest(
+                mine.then(lambda plan: 0 if plan is None else 1 + len(plan.batches))
+            )
+            if most == 0:
+                return
+            plan = mine.value or Plan([], [])
+            num_before += len(plan.drafts)
+            yield plan, most - 1
+
+    def _next_plan(
+        self, found: Iterator[Portion], num_before: int, batch_size: int | None
+    ) -> Plan | None:
+        portion = next(found, None)
+        if portion is None:
+            return None
+        return self._plan(portion, range(num_before, num_before + len(portion)), batch_size)
 
     def _pairs(self, texts, contexts) -> Iterator[tuple[str, str | None]]:
         """Each text with its context, checked; one joined text where the preset joins them."""
@@ -250,27 +300,40 @@ class TextScorer:
         joined = joined.removesuffix("\n") if self.rules.drops_line_end else joined
         return iter([(joined, None)])
 
-    def _complete_drafts(
-        self,
-        portion: Portion,
-        numbers: Sequence[int],
-        batch_size: int | None,
-        top_k: int | None,
-        bar: Progress,
-    ) -> Iterator[Draft]:
-        """The texts of a portion, each as soon as it and all before it are scored."""
+    def _plan(self, portion: Portion, numbers: Sequence[int], batch_size: int | None) -> Plan:
+        """The texts of a portion, cut into windows, and the batches in which these are scored."""
         if batch_size is not None:
             batch_size = positive_int(batch_size, "batch_size")
-        waiting = deque(self._drafts(portion, numbers))
-        jobs = [Job(draft, window) for draft in waiting for window in draft.windows]
+        drafts = list(self._drafts(portion, numbers))
+        jobs = [Job(draft, window) for draft in drafts for window in draft.windows]
+        # The longest first: if memory runs out, it does so early.
+        jobs.sort(key=lambda job: -self._num_inputs(job))
+        lengths = [self._num_inputs(job) for job in jobs]
+        most_windows = batch_size if self.model.takes_batches else 1
+        model = self.model
+        found = batches(lengths, model.tokens_per_batch, most_windows, model.batch_key)
+        return Plan(drafts, [jobs[these] for these in found])
+
+    def _complete_drafts(
+        self, plan: Plan, num_passes: int, top_k: int | None, bar: Progress
+    ) -> Iterator[Draft]:
+        """The texts of a plan, each as soon as it and all before it are scored.
+
+        Args:
+            num_passes: how many forward passes to make at least.
+        """
+        waiting = deque(plan.drafts)
+        jobs = itertools.chain(*plan.batches)
         bar.expect(sum(len(window.scored) for _, window in jobs))
-        for results in self._results(jobs, batch_size, top_k):
+        for results in self._results(plan.batches, top_k):
             for (draft, window), found in results:
                 draft.fill(window, found)
                 bar.add(found.nll.numpy()[: len(window.scored)], window.weight)
             bar.show()
             while waiting and waiting[0].is_complete:
                 yield waiting.popleft()
+        for _ in range(num_passes - len(plan.batches)):
+            self._pass(self.model.keep_step)
         yield from waiting  # without any window
 
     def _drafts(self, portion: Portion, numbers: Sequence[int]) -> Iterator[Draft]:
@@ -289,25 +352,25 @@ class TextScorer:
         return self.encoder.encode(texts, None if contexts[0] is None else contexts)
 
     def _results(
-        self, jobs: list[Job], batch_size: int | None, top_k: int | None
+        self, batches: list[list[Job]], top_k: int | None
     ) -> Iterator[Iterator[tuple[Job, TokenStats]]]:
         """The jobs with their results, batch by batch."""
-        # The longest first: if memory runs out, it does so early.
-        jobs = sorted(jobs, key=lambda job: -self._num_inputs(job))
-        lengths = [self._num_inputs(job) for job in jobs]
-        most_windows = batch_size if self.model.takes_batches else 1
         running: deque[tuple[list[Job], Callable[[], Sequence[TokenStats]]]] = deque()
-        for these in batches(
-            lengths, self.model.tokens_per_batch, most_windows, self.model.batch_key
-        ):
-            spans = [self._span(job) for job in jobs[these]]
-            results = self._launch(spans, top_k)
-            running.append((jobs[these], results))
+        for jobs in batches:
+            spans = [self._span(job) for job in jobs]
+            running.append((jobs, self._pass(self._launch, spans, top_k)))
             if len(running) == 2:  # an accelerator gets the next batch before this one is read
                 batch, results = running.popleft()
-                yield zip(batch, results(), strict=True)
+                yield zip(batch, self._pass(results), strict=True)
         for batch, results in running:
-            yield zip(batch, results(), strict=True)
+            yield zip(batch, self._pass(results), strict=True)
+
+    def _pass(self, function: Callable[..., T], *args) -> T:
+        """Call a function that runs the model; an error says whether another rank is gone."""
+        if self.model.ranks.is_alone:
+            return function(*args)
+        with naming_lost_ranks():
+            return function(*args)
 
     def _launch(
         self, spans: Sequence[Span], top_k: int | None
@@ -369,8 +432,9 @@ def _agreed_portions(
         mine: Attempt[tuple[str, Portion] | None] = processes.attempt(next, with_settings, None)
         agreed = processes.require_equal(
             mine,
-            "sync=True: the ranks were given different texts, or different settings. Pass all "
-            "texts on every rank; they are shared out here.",
+            "The ranks were given different texts, or different settings. Pass the same ones on "
+            "every rank: sync=True shares them out, and ranks that hold one model together read "
+            "them together.",
         )
         if agreed is None:  # the end
             return

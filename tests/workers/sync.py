@@ -17,12 +17,7 @@ import evaluate
 import torch
 import torch.distributed as dist
 from conftest import ROOT, found_once, load, random_batch, sibling
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
@@ -150,51 +145,6 @@ def merge_after_sync(rank):
         other.merge(synced)
     except ValueError:
         synced.merge(other)
-
-
-SHARDED = ("mlp", "all", "fsdp1", "fsdp2")
-
-
-def tensor_parallel(plan):
-    model = AutoModelForCausalLM.from_pretrained(TINY["model_id"])
-    kinds = {"up_proj": ColwiseParallel(), "gate_proj": ColwiseParallel()}
-    kinds |= {"down_proj": RowwiseParallel()}
-    if plan == "all":
-        kinds |= {"q_proj": ColwiseParallel(), "k_proj": ColwiseParallel()}
-        kinds |= {"v_proj": ColwiseParallel(), "o_proj": RowwiseParallel()}
-        kinds |= {"lm_head": ColwiseParallel(output_layouts=Replicate())}
-    names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in kinds]
-    parallelize_module(
-        model,
-        init_device_mesh("cpu", (2,)),
-        {name: kinds[name.rpartition(".")[2]] for name in names},
-    )
-    return model
-
-
-def sharded(kind):
-    if kind in ("mlp", "all"):
-        return tensor_parallel(kind)
-    model = AutoModelForCausalLM.from_pretrained(TINY["model_id"])
-    if kind == "fsdp2":
-        return fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-    return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
-
-
-def sharded_case(kind, sync):
-    """The texts under a model of which each rank holds a part."""
-
-    def case(rank):
-        model, seen = sharded(kind), []
-        model.register_forward_pre_hook(lambda *_: seen.append(1))
-        tokenizer = AutoTokenizer.from_pretrained(TINY["model_id"])
-        try:
-            return load().compute(predictions=TEXTS, model=model, tokenizer=tokenizer, sync=sync)
-        finally:
-            assert bool(seen) != sync  # refused before the first forward pass
-
-    case.__name__ = f"{kind}_{'with' if sync else 'without'}_sync"
-    return case
 
 
 def a_bad_batch_on_one(rank):
@@ -381,7 +331,6 @@ CASES = [
     bad_text_everywhere,
     bad_text_on_one,
     model_that_fails_on_one,
-    *(sharded_case(kind, sync) for kind in SHARDED for sync in (False, True)),
     texts,  # as before, after all these errors
 ]
 

@@ -1,0 +1,216 @@
+"""What the metric does with models that several ranks hold together; tests/test_text_ranks.py
+reads it.
+
+    PYTHONPATH=.:tests python tests/workers/spread.py LLAMA OUT [KIND]
+
+LLAMA is the directory of a small model. Rank r writes OUT.r, a JSON object of {kind of model:
+{case: result or error}}. With a KIND only that one runs, the last rank dies in the middle, and the
+others write what they get.
+"""
+
+import functools
+import itertools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from conftest import ROOT, found_once, load, sibling
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+# Of very unequal length, and one that has nothing to score.
+TEXTS = ["Return the number of items in the list.", "", "The cat. " * 300, "No.", "naïve 漢字 🎉"]
+
+
+@functools.cache
+def tokenizer():
+    return AutoTokenizer.from_pretrained(ROOT / "tiny_model")
+
+
+def whole(family: str):
+    """A model that one process holds, equal on all."""
+    if family == "llama":
+        return AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer()), "n_positions": 64, "n_embd": 32, "n_layer": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, n_head=2)).eval()
+
+
+# --- the ways in which a model is spread ----------------------------------------------------------
+
+
+def planned(**sizes):
+    """transformers' own way."""
+    return AutoModelForCausalLM.from_pretrained(sys.argv[1], distributed_config=sizes)
+
+
+def tensor_parallel(family: str, mesh, outputs=None, is_local: bool = True):
+    """torch's own way. Of a GPT-2 the output layer alone is one that torch can spread."""
+    model = whole(family)
+    columns = ("up_proj", "gate_proj", "q_proj", "k_proj", "v_proj")
+    kinds = {name: ColwiseParallel() for name in columns}
+    kinds |= {"down_proj": RowwiseParallel(), "o_proj": RowwiseParallel()}
+    kinds["lm_head"] = ColwiseParallel(output_layouts=outputs, use_local_output=is_local)
+    names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in kinds]
+    plan = {name: kinds[name.rpartition(".")[2]] for name in names}
+    return parallelize_module(model, mesh, plan)
+
+
+def fsdp1(family: str, **options):
+    kinds = {"device_id": torch.device("cpu"), "use_orig_params": True} | options
+    return FullyShardedDataParallel(whole(family), **kinds)
+
+
+def fsdp2(family: str, mesh, always: bool = False):
+    """With `always` no weight stays gathered behind its layer."""
+    model = whole(family)
+    layers = model.model.layers if family == "llama" else model.transformer.h
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh, reshard_after_forward=always or None)
+
+
+def all_ranks():
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def squared(*names):
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=names)
+
+
+def hybrid():
+    mesh = squared("copies", "shards")
+    return fsdp1("llama", device_mesh=mesh, sharding_strategy=ShardingStrategy.HYBRID_SHARD)
+
+
+ON_TWO = {
+    "tensor parallel, planned": lambda: planned(tp_size=2),
+    "tensor parallel": lambda: tensor_parallel("llama", all_ranks(), Replicate()),
+    "tensor parallel, GPT-2": lambda: tensor_parallel("gpt2", all_ranks(), Replicate()),
+    "tensor parallel, logits that are DTensors": lambda: tensor_parallel(
+        "llama", all_ranks(), is_local=False
+    ),
+    "pipeline": lambda: planned(pp_size=2),
+    "FSDP 1": lambda: fsdp1("llama"),
+    "FSDP 1, flat, GPT-2": lambda: fsdp1("gpt2", use_orig_params=False),
+    "FSDP 2": lambda: fsdp2("llama", all_ranks(), always=True),
+    "FSDP 2, GPT-2": lambda: fsdp2("gpt2", all_ranks()),
+    "FSDP 2, planned": lambda: planned(fsdp_size=2),
+}
+ON_FOUR = {
+    "tensor parallel, two copies, planned": lambda: planned(tp_size=2, dp_replicate_size=2),
+    "tensor parallel, two copies": lambda: tensor_parallel(
+        "llama", squared("copies", "work")["work"], Replicate()
+    ),
+    "tensor parallel, GPT-2": lambda: tensor_parallel("gpt2", all_ranks(), Replicate()),
+    "FSDP 1, two copies": hybrid,
+    "FSDP 2": lambda: fsdp2("llama", all_ranks()),
+    "FSDP 2, GPT-2, two copies": lambda: fsdp2("gpt2", squared("copies", "shards")),
+    "FSDP 2 and tensor parallel, planned": lambda: planned(tp_size=2, fsdp_size=2),
+}
+MODELS = {2: ON_TWO, 4: ON_FOUR}
+
+
+def cases(kind: str, model, rank: int) -> dict:
+    """{name: result} of one model."""
+    named = {"model": model, "tokenizer": tokenizer()}
+    ppl = load()
+    found = {
+        "shared": ppl.compute(predictions=TEXTS, **named, sync=True),
+        "one text": ppl.compute(predictions=TEXTS[:1], **named, sync=True),
+        "alone": ppl.compute(predictions=TEXTS[:2], **named),
+    }
+    if kind.startswith("FSDP") and "parallel" not in kind:
+        own = own_texts(rank)
+        found["own"] = ppl.compute(predictions=own, **named, batch_size=1)
+    if kind in ("tensor parallel", "FSDP 2"):
+        found["compared"] = ppl.compare(TEXTS, base=whole("llama"), **named, sync=True)
+        found["a bad text on one"] = attempt(ppl.compute, predictions=["good", rank or ""], **named)
+        found["saved"] = attempt(ppl.save_base, TEXTS, "unused", **named)
+    if kind == "tensor parallel":
+        found["other texts on one"] = attempt(ppl.compute, predictions=TEXTS[rank:], **named)
+    return found
+
+
+def own_texts(rank: int) -> list[str]:
+    """More batches on each rank than on the one before."""
+    return [TEXTS[2][:600]] * (1 + 2 * rank)
+
+
+def attempt(function, *args, **options):
+    try:
+        return function(*args, **options)
+    except (ValueError, TypeError, ConnectionError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def other_cases(rank: int) -> dict:
+    """What needs none of these models."""
+    ppl = load()
+    groups = [dist.new_group([r, r + 1]) for r in range(0, dist.get_world_size(), 2)]
+    group = groups[rank // 2]
+    add(ppl, rank)
+    found = {"computed": ppl.compute(sync=True, process_group=group)}
+    add(ppl, rank)
+    ppl.sync(process_group=group)
+    found["synced"] = ppl.compute()
+    named = {"predictions": TEXTS[rank // 2 :], "model_id": sys.argv[1]}
+    found["texts"] = ppl.compute(**named, sync=True, process_group=group)
+    found["without sync"] = attempt(ppl.compute, **named, process_group=group)
+    found["no group"] = attempt(ppl.sync, process_group=[0, 1])
+    if len(groups) > 1:
+        found["group of others"] = attempt(ppl.sync, process_group=groups[rank // 2 - 1])
+    part = tensor_parallel("llama", all_ranks())
+    named = {"predictions": TEXTS, "model": part, "tokenizer": tokenizer()}
+    found["part of the logits"] = attempt(ppl.compute, **named)
+    return found
+
+
+def add(ppl, rank: int) -> None:
+    """Logits of their own on each rank."""
+    logits = torch.randn(2, 3, 5, generator=torch.manual_seed(rank))
+    ppl.add_batch(predictions=logits, references=torch.zeros(2, 3, dtype=torch.long))
+
+
+def dying(model, rank: int):
+    """The result of texts of which the last rank does not see the end."""
+    scorer = load().text_scorer(model=model, tokenizer=tokenizer())
+    passes = itertools.count()
+
+    def die(*_):
+        if rank == dist.get_world_size() - 1 and next(passes) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    scorer.model.model.register_forward_pre_hook(die)
+    everyone = sibling("processes").Processes.launched()
+    return attempt(lambda: len(list(scorer.sums(TEXTS[2:3] * 50, processes=everyone))))
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    _, _, out, *kinds = sys.argv
+    models = MODELS[dist.get_world_size()]
+    if kinds:
+        results: Any = dying(models[kinds[0]](), rank)
+    else:
+        results = {kind: cases(kind, make(), rank) for kind, make in models.items()}
+        results["others"] = other_cases(rank)
+    Path(f"{out}.{rank}").write_text(json.dumps(results))
+    if not kinds:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with found_once():
+        main()
+    sys.stdout.flush()
+    os._exit(0)  # a group that lost a rank waits for it in its destructor

@@ -1,0 +1,123 @@
+"""A model -> the processes that hold it together: which read the same texts, which go in step.
+
+Tensor, expert and pipeline parallelism divide the work on one batch, so the ranks of such a model
+read the same texts. FSDP and ZeRO-3 divide the weights only: each rank reads texts of its own, but
+collects weights from the others in each forward pass, so all make equally many.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from .processes import ALONE, Attempt, Processes
+from .tensors import is_dtensor
+
+
+@dataclass(frozen=True)
+class ModelRanks:
+    """The processes that hold a model together with this one; by default there are none."""
+
+    same: tuple[Processes, ...] = ()  # of each group, all read the same batches
+    in_step: Processes = ALONE  # all make equally many forward passes
+    layers_run_alone: bool = True  # else only the whole model runs (FSDP, ZeRO-3, a pipeline)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "ModelRanks":
+        """The processes that hold a model, as its modules and parameters tell."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        states = [_data_parallel(part) for part in (*model.modules(), *model.parameters())]
+        shards = {group for state in states if state is not None for group in state.shards}
+        copies = {group for state in states if state is not None for group in state.copies}
+        # On a mesh of several dimensions, FSDP's own are not those of the work on a batch.
+        known = {frozenset(group.members) for group in shards | copies}
+        same = {group for group in _groups_of_work(model) if frozenset(group.members) not in known}
+        return cls(
+            tuple(sorted(same, key=lambda group: group.members)),
+            _largest(shards),
+            not hasattr(model, "_pp_stage") and all(state is None for state in states),
+        )
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process holds the whole model, and needs no other in a forward pass."""
+        return self.layers_run_alone and not self.same and self.in_step.size == 1
+
+    def beside(self, other: "ModelRanks") -> "ModelRanks":
+        """The processes that hold two models of which this one holds both."""
+        return ModelRanks(
+            tuple(dict.fromkeys(self.same + other.same)),
+            _largest({self.in_step, other.in_step}),
+            self.layers_run_alone and other.layers_run_alone,
+        )
+
+    def copies(self, processes: Processes) -> list[list[int]]:
+        """The ranks, among these processes, of each copy of the model; all processes call this.
+
+        Raises:
+            ConnectionError: another rank is gone.
+        """
+        members = processes.members
+        tied = {rank for group in self.same for rank in group.members if rank in members}
+        mine = {processes.rank} | {members.index(rank) for rank in tied}
+        copies: list[set[int]] = []
+        for ranks in processes.gather(Attempt(mine)):
+            joined = set(ranks).union(*(copy for copy in copies if copy & ranks))
+            copies = [copy for copy in copies if not copy & ranks] + [joined]
+        return sorted(map(sorted, copies))
+
+
+@dataclass(frozen=True)
+class _DataParallel:
+    """What FSDP or ZeRO-3 says of a module or a parameter: who has the rest, who has copies."""
+
+    shards: tuple[Processes, ...]
+    copies: tuple[Processes, ...] = ()
+
+
+def _data_parallel(part: Any) -> _DataParallel | None:
+    """None for a part that they do not manage. Told by names, because torch may lack the classes"""
+    kinds = {kind.__name__ for kind in type(part).__mro__}
+    if "FullyShardedDataParallel" in kinds:
+        copies = getattr(part, "_inter_node_pg", None)
+        return _DataParallel(_of_groups([part.process_group]), _of_groups([copies]))
+    if "FSDPModule" in kinds:
+        group = part._get_fsdp_state()._fsdp_param_group
+        mesh = getattr(group, "mesh_info", None)  # None for a module without weights of its own
+        names = ("shard_process_group", "replicate_process_group")
+        shards, copies = (_of_groups([getattr(mesh, name, None)]) for name in names)
+        return _DataParallel(shards, copies)
+    if hasattr(part, "ds_id"):
+        return _DataParallel(_of_groups([getattr(part, "ds_process_group", None)]))
+    return None
+
+
+def _groups_of_work(model: Any) -> Iterator[Processes]:
+    """The groups over which parameters are spread, and that of a pipeline's stages."""
+    for parameter in model.parameters():
+        if is_dtensor(parameter):
+            mesh = parameter.device_mesh
+            for number, placement in enumerate(parameter.placements):
+                if not placement.is_replicate():
+                    yield from _of_groups([mesh.get_group(number)])
+    stage = getattr(model, "_pp_stage", None)  # transformers' own
+    if stage is not None:
+        yield from _of_groups([stage.pp_group])
+
+
+def _of_groups(groups: Iterable[Any]) -> tuple[Processes, ...]:
+    """Those of more than one process."""
+    found = (Processes.of_group(group) for group in groups if group is not None)
+    return tuple(processes for processes in found if processes.size > 1)
+
+
+def _largest(groups: set[Processes]) -> Processes:
+    """The group that holds all others; all processes of the launch if none does."""
+    several = [group for group in groups if group.size > 1]
+    largest = max(several, key=lambda group: group.size, default=ALONE)
+    if all(set(group.members) <= set(largest.members) for group in several):
+        return largest
+    return Processes.launched()
