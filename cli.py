@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cli_models
 import metric_package
 from cli_tables import as_table, comparison_table
 from text_datasets import read_dataset_rows
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--dtype", help="of the weights, such as bfloat16 [as stored]")
     model.add_argument("--revision", help="branch, tag or commit on the Hub")
     model.add_argument("--trust-remote-code", action="store_true")
+    cli_models.add_options(model)
 
     comparison = parser.add_argument_group("comparison")
     comparison.add_argument("--base", help="compare with this model, or what --save-base wrote")
@@ -130,7 +132,7 @@ def run(args: argparse.Namespace) -> dict | None:
     if args.save_base is not None:
         return save_base(args, rows, processes)
     are_conversations = metric_package.sibling("text_input").is_conversation(first.text)
-    scorer = load_scorer(args, device, are_conversations, sync=processes.size > 1)
+    scorer = load_scorer(args, processes, device, are_conversations)
     signature = scorer.signature(with_contexts)
     check_output(args, scorer)
     with contextlib.ExitStack() as stack:
@@ -236,10 +238,10 @@ def save_base(args: argparse.Namespace, rows: Iterator[Row], processes: "Process
     """
     if processes.size > 1:
         raise ValueError("--save-base runs in one process.")
-    metric, options = metric_package.load(), model_options(args, device=None)
+    options = model_options(args, cli_models.placing_kwargs(args, processes.size))
     texts, contexts = texts_and_contexts(rows, args)
     options["batch_size"] = args.batch_size
-    metric.save_base(texts, args.save_base, contexts=contexts, **options)
+    metric_package.load().save_base(texts, args.save_base, contexts=contexts, **options)
     print(f"saved {args.save_base}; compare with it by --base {args.save_base}", file=sys.stderr)
 
 
@@ -273,24 +275,31 @@ def join_launch() -> "tuple[Processes, torch.device | None]":
 
 
 def load_scorer(
-    args: argparse.Namespace, device: "torch.device | None", are_conversations: bool, sync: bool
+    args: argparse.Namespace,
+    processes: "Processes",
+    device: "torch.device | None",
+    are_conversations: bool,
 ) -> "TextScorer | TextComparer | ByteComparer":
     """What scores texts with the arguments' model and options, or compares it with their base."""
-    options = model_options(args, device) | {"conversations": are_conversations}
+    sync, placing = processes.size > 1, cli_models.placing_kwargs(args, processes.size)
+    options = model_options(args, placing, device) | {"conversations": are_conversations}
     if args.base is None:
         return metric_package.load().text_scorer(sync=sync, **options)
     is_saved = metric_package.sibling("text_base").SavedBase.is_at(args.base)
-    base = {"base": args.base} if is_saved else {"base_id": args.base}
+    base = {"base": args.base} if is_saved else {"base_id": args.base, "base_kwargs": placing}
     return metric_package.load().text_comparer(sync=sync, **base, **options)
 
 
-def model_options(args: argparse.Namespace, device: "torch.device | None") -> dict:
-    """The arguments that `compute` takes for texts."""
-    model_kwargs = {"dtype": args.dtype, "revision": args.revision}
+def model_options(
+    args: argparse.Namespace, placing: dict, device: "torch.device | None" = None
+) -> dict:
+    """The arguments that `compute` takes for texts; `placing` are those that place a model."""
+    named = {"dtype": args.dtype, "revision": args.revision}
+    model_kwargs = {name: value for name, value in named.items() if value is not None}
     return {
         "model_id": args.model,
         "device": device if args.device is None else args.device,
-        "model_kwargs": {n: value for n, value in model_kwargs.items() if value is not None},
+        "model_kwargs": model_kwargs | placing | cli_models.quantization_kwargs(args),
         "trust_remote_code": args.trust_remote_code,
         "preset": args.preset,
         "window": args.window,
@@ -322,6 +331,8 @@ def main(argv: list[str] | None = None) -> int:
         (args.base, args.per_text, args.group_by, args.positions, args.plot)
     ):
         parser.error("--save-base goes without --base and without output options")
+    if args.device_map is not None and (args.device or args.tensor_parallel):
+        parser.error("--device-map goes without --device and --tensor-parallel")
     if args.dataset is not None and args.files:
         parser.error("--dataset goes without files")
     if args.limit is not None and args.limit < 1:
