@@ -343,7 +343,9 @@ class Perplexity(evaluate.Metric):
         if sync and self.num_process > 1:
             raise ValueError("sync goes by torch.distributed, and num_process by files; use one.")
 
-    def trainer_hooks(self, *, shift: bool = True, groups=None, **options) -> dict[str, Callable]:
+    def trainer_hooks(
+        self, *, shift: bool = True, groups=None, process_group=None, **options
+    ) -> dict[str, Callable]:
         """`preprocess_logits_for_metrics` and `compute_metrics` for a transformers Trainer.
 
             Trainer(model=model, args=args, eval_dataset=data, **ppl.trainer_hooks())
@@ -359,6 +361,8 @@ class Perplexity(evaluate.Metric):
                 eval_dataset["domain"]. Trainer then also reports perplexity_<name> and
                 mean_nll_<name> of each group, macro_mean_nll and macro_perplexity; or none of
                 these, with a warning, where it is not known which row is which example.
+            process_group: the processes that evaluate different examples, where ranks that share a
+                model evaluate the same. Default: as accelerate's ParallelismConfig says.
             options: as for `compute`; by default those of this metric.
 
         Raises:
@@ -366,7 +370,8 @@ class Perplexity(evaluate.Metric):
                 are no names, or whose metrics would replace others.
         """
         names = None if groups is None else checked_groups(groups)
-        hooks = TrainerHooks(self._options.replace(shift=shift, **options), names)
+        processes = None if process_group is None else Processes.of_group(process_group)
+        hooks = TrainerHooks(self._options.replace(shift=shift, **options), names, processes)
         return {
             "preprocess_logits_for_metrics": hooks.preprocess_logits_for_metrics,
             "compute_metrics": hooks.compute_metrics,

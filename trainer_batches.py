@@ -9,7 +9,10 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch.utils.data import BatchSampler, DataLoader
+
+from .processes import Attempt, Processes
 
 
 @dataclass(frozen=True)
@@ -20,23 +23,42 @@ class EvalBatch:
     dataloader: DataLoader | None  # the one in use; None if accelerate has not prepared it
     is_last: bool
     remainder: int  # examples in the last batch, over all processes; -1 if unknown or not the last
-    num_processes: int
-    process_index: int
+    num_processes: int  # that read different examples
+    process_index: int  # among these
+    num_copies: int = 1  # processes that read the same examples, for one model that they share
+    is_counted: bool = True  # one of these is
 
     @classmethod
-    def read(cls, number: int) -> "EvalBatch":
-        """The batch that is evaluated now; `number` says how many came before."""
-        # Every Trainer has accelerate; the rest of the metric does without.
-        from accelerate.state import GradientState, PartialState
+    def read(cls, number: int, processes: Processes | None) -> "EvalBatch":
+        """The batch that is evaluated now.
 
-        state, process = GradientState(), PartialState()
+        Args:
+            number: how many came before.
+            processes: those that read different examples; None for what accelerate says.
+        """
+        # Every Trainer has accelerate; the rest of the metric does without.
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+
+        state, launch = GradientState(), PartialState()
+        if processes is None:
+            # Tensor and context parallelism, whose ranks stand side by side.
+            parallel = AcceleratorState._shared_state.get("parallelism_config")
+            copies = 1 if parallel is None else parallel.tp_size * parallel.cp_size
+            share = launch.num_processes // copies, launch.process_index // copies
+            is_counted = launch.process_index % copies == 0
+        else:
+            copies = launch.num_processes // processes.size
+            share = processes.size, processes.rank
+            is_counted = 0 in processes.members
         return cls(
             number=number,
             dataloader=state.active_dataloader,
             is_last=state.end_of_dataloader,
             remainder=state.remainder if state.end_of_dataloader else -1,
-            num_processes=process.num_processes,
-            process_index=process.process_index,
+            num_processes=share[0],
+            process_index=share[1],
+            num_copies=copies,
+            is_counted=is_counted,
         )
 
     @property
@@ -96,6 +118,29 @@ class EvalBatch:
             return num_real
         # Trainer counts in examples, so it would drop rows if there are more rows than examples.
         return num_rows if num_real == num_examples > num_rows else None
+
+    def counted_once(self, rows: np.ndarray, blank: np.ndarray) -> np.ndarray:
+        """Rows (B, n) such that those of all processes together, or the first `remainder` of them
+        if this is the last batch, hold the rows of each example once, and else blanks.
+
+        Processes that share a model read the same examples, and Trainer gathers the rows of all.
+        It then keeps the first `remainder`, as if no example came twice. So the rows of the last
+        batch change places: a gather of a few numbers for each.
+        """
+        if self.num_copies == 1:
+            return rows
+        blanks = np.tile(blank, (len(rows), 1))
+        if self.remainder <= 0:
+            return rows if self.is_counted else blanks
+        launch = Processes.launched()
+        mine = (self.process_index, rows) if self.is_counted else None
+        shares = sorted(
+            (share for share in launch.gather(Attempt(mine)) if share is not None),
+            key=lambda share: share[0],
+        )
+        real = np.concatenate([rows for _, rows in shares])
+        here = real[launch.rank * len(rows) :][: len(rows)]
+        return np.concatenate([here, blanks[len(here) :]])
 
     def loses_rows(self, num_rows: int) -> bool:
         """Whether Trainer drops some rows although one process repeats no example.

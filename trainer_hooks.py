@@ -14,6 +14,7 @@ import torch
 
 from .batches import reduce_batch
 from .options import Options
+from .processes import Processes
 from .tensors import IGNORE_INDEX, check_kind, ignored_ids
 from .totals import NllTotals
 from .trainer_batches import EvalBatch, current_evaluation
@@ -49,17 +50,24 @@ class TrainerHooks:
     Args:
         options: what is scored. Labels of -100 never are, because Trainer pads with them.
         groups: one name for each example of the evaluation set, in its order.
+        processes: those that read different examples; None for what accelerate says.
 
     Raises:
         ValueError: a name whose metrics would replace others.
     """
 
-    def __init__(self, options: Options, groups: Sequence[str] | None = None):
+    def __init__(
+        self,
+        options: Options,
+        groups: Sequence[str] | None = None,
+        processes: Processes | None = None,
+    ):
         if groups is not None:
             check_loggable(groups)
         ids = (*ignored_ids(options.ignore_index), IGNORE_INDEX)
         self._options = options.replace(ignore_index=ids)
         self._groups = groups
+        self._processes = processes
         self._evaluation = self._new_evaluation()
 
     def _new_evaluation(self, key: tuple[int, int] | None = None) -> _Evaluation:
@@ -84,7 +92,7 @@ class TrainerHooks:
         if self._evaluation.key != (key := current_evaluation()):
             self._evaluation = self._new_evaluation(key)
         evaluation = self._evaluation
-        batch = EvalBatch.read(evaluation.num_batches)
+        batch = EvalBatch.read(evaluation.num_batches, self._processes)
         try:
             labels = find_labels(labels)
             logits = evaluation.logits.find(logits, labels)
@@ -98,11 +106,12 @@ class TrainerHooks:
         evaluation.num_reduced += len(totals)
         evaluation.loses_rows |= batch.loses_rows(len(totals))
         evaluation.repeats = evaluation.repeats or batch.unseen_repeats()
-        rows = torch.tensor([astuple(row) for row in totals], dtype=torch.float64)
-        rows = rows.reshape(-1, NUM_SUMS)
+        sums = np.array([astuple(row) for row in totals], dtype=np.float64).reshape(-1, NUM_SUMS)
+        blank = np.array(astuple(NllTotals()), dtype=np.float64)
         if evaluation.groups is not None:
-            places = evaluation.groups.places(batch, len(rows))
-            rows = torch.column_stack([rows, rows.new_tensor(places)])
+            places = evaluation.groups.places(batch, len(sums))
+            sums, blank = np.column_stack([sums, places]), np.append(blank, math.inf)
+        rows = torch.from_numpy(batch.counted_once(sums, blank))
         # A gather needs them on the device. MPS, which has no float64, runs one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
 

@@ -1,5 +1,6 @@
 """Models that several processes hold together give the number of one process, or an error."""
 
+import itertools
 import json
 import re
 import signal
@@ -11,6 +12,7 @@ from conftest import ROOT, environments, load
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from workers import rank as rank_worker
 from workers import spread as worker
+from workers import trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have no token to score:UserWarning")
 
@@ -112,6 +114,20 @@ def test_what_cannot_be_scored_is_an_error_on_every_rank(answers, kind):
     assert first.startswith("ConnectionError: ")
     for error in others:
         assert error == "TypeError: predictions[1] must be a string, got int."
+
+
+def test_a_trainer_counts_each_example_once(answers, llama):
+    """Processes that hold a model together evaluate the same examples."""
+    model = LlamaForCausalLM.from_pretrained(llama)
+    true = trainer.expected_perplexity(model, worker.ROWS, True, 1)
+    evens = trainer.expected_perplexity(model, worker.ROWS[::2], True, 1)
+    kinds = [kind for kind, cases in answers.items() if "evaluated" in cases]
+    assert len(kinds) >= 2
+    for kind in kinds:
+        for found in itertools.chain(*answers[kind]["evaluated"]):
+            assert found["eval_perplexity"] == pytest.approx(true, rel=2e-5), kind
+            assert found["eval_num_sequences"] == len(worker.ROWS)
+            assert found["eval_perplexity_even"] == pytest.approx(evens, rel=2e-5)
 
 
 def test_ranks_of_one_model_must_have_the_same_texts(answers):

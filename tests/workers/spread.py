@@ -14,20 +14,35 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import ParallelismConfig
+from accelerate.state import AcceleratorState
 from conftest import ROOT, found_once, load, sibling
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+)
+from workers import trainer
 
 # Of very unequal length, and one that has nothing to score.
 TEXTS = ["Return the number of items in the list.", "", "The cat. " * 300, "No.", "naïve 漢字 🎉"]
+
+
+ROWS = trainer.make_rows(shift=True)
+ROW_NAMES = ["even" if row % 2 == 0 else "odd" for row in range(len(ROWS))]
 
 
 @functools.cache
@@ -135,8 +150,34 @@ def cases(kind: str, model, rank: int) -> dict:
         found["compared"] = ppl.compare(TEXTS, base=whole("llama"), **named, sync=True)
         found["a bad text on one"] = attempt(ppl.compute, predictions=["good", rank or ""], **named)
         found["saved"] = attempt(ppl.save_base, TEXTS, "unused", **named)
+    if "planned" in kind:
+        found["evaluated"] = evaluations(model)
     if kind == "tensor parallel":
         found["other texts on one"] = attempt(ppl.compute, predictions=TEXTS[rank:], **named)
+    return found
+
+
+def evaluations(model) -> list[dict]:
+    """What a Trainer reports of 11 rows in batches of 2, where accelerate tells which processes
+    read the same ones, and where a process_group does."""
+    AcceleratorState._reset_state()
+    # accelerate wants GPUs for it, although nothing in an evaluation needs one.
+    ParallelismConfig._validate_accelerator = lambda *_: None
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    size = model.config.distributed_config.tp_size
+    groups = [dist.new_group([*range(i, dist.get_world_size(), size)]) for i in range(size)]
+    found = []
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = TrainingArguments(
+            directory, per_device_eval_batch_size=2, report_to=[], save_strategy="no", use_cpu=True
+        )
+        for group in (None, groups[dist.get_rank() % size]):
+            hooks = load().trainer_hooks(groups=ROW_NAMES, process_group=group)
+            data = {"eval_dataset": ROWS, "data_collator": trainer.collate}
+            made = Trainer(model=model, args=arguments, **data, **hooks)
+            if group is not None:
+                AcceleratorState._shared_state["parallelism_config"] = None
+            found.append(made.evaluate())
     return found
 
 
