@@ -130,6 +130,15 @@ def test_a_trainer_counts_each_example_once(answers, llama):
             assert found["eval_perplexity_even"] == pytest.approx(evens, rel=2e-5)
 
 
+def test_the_loop_of_the_docs(answers, llama):
+    """Of unequal numbers of batches; on two ranks one has none."""
+    model = LlamaForCausalLM.from_pretrained(llama)
+    true = trainer.expected_perplexity(model, worker.ROWS, True, 1)
+    for found in answers["FSDP 2"]["loop"]:
+        assert found["perplexity"] == pytest.approx(true, rel=2e-5)
+        assert found["num_sequences"] == len(worker.ROWS)
+
+
 def test_ranks_of_one_model_must_have_the_same_texts(answers):
     for error in cases_of(answers, "tensor parallel")["other texts on one"]:
         assert error.startswith("ValueError: The ranks were given different texts")

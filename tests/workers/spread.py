@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import ParallelismConfig
+from accelerate import Accelerator, DataLoaderConfiguration, ParallelismConfig
 from accelerate.state import AcceleratorState
 from conftest import ROOT, found_once, load, sibling
 from torch.distributed.device_mesh import init_device_mesh
@@ -152,6 +153,8 @@ def cases(kind: str, model, rank: int) -> dict:
         found["saved"] = attempt(ppl.save_base, TEXTS, "unused", **named)
     if "planned" in kind:
         found["evaluated"] = evaluations(model)
+    if kind == "FSDP 2":
+        found["loop"] = loop_of_the_docs(model)
     if kind == "tensor parallel":
         found["other texts on one"] = attempt(ppl.compute, predictions=TEXTS[rank:], **named)
     return found
@@ -179,6 +182,20 @@ def evaluations(model) -> list[dict]:
                 AcceleratorState._shared_state["parallelism_config"] = None
             found.append(made.evaluate())
     return found
+
+
+def loop_of_the_docs(model) -> dict:
+    """Where the last rank has fewer batches than the others, on two ranks none."""
+    page = (ROOT / "docs" / "processes.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(import itertools\n.*?)```", page, flags=re.DOTALL)
+    AcceleratorState._reset_state()
+    config = DataLoaderConfiguration(even_batches=False)
+    batch_size = 2 if dist.get_world_size() > 2 else len(ROWS)
+    loader = torch.utils.data.DataLoader(ROWS, batch_size, collate_fn=trainer.collate)
+    names = {"accelerator": Accelerator(cpu=True, dataloader_config=config), "loader": loader}
+    names |= {"torch": torch, "model": model, "ppl": load(shift=True)}
+    exec(block, names)
+    return names["result"]
 
 
 def own_texts(rank: int) -> list[str]:
