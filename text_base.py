@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from .nll_linear import OutputRows
 from .nll_product import Product
 from .nll_transform import LogitTransform
+from .processes import T
 from .text_model import Span
 
 FORMAT = "perplexity base 1"
@@ -118,6 +119,10 @@ class SavedBase:
     def running(self) -> AbstractContextManager:
         """Where `read` may be called, as for a model: anywhere."""
         return contextlib.nullcontext()
+
+    def with_rows(self, spans: Sequence[Span], use: Callable[[OutputRows], T]) -> T:
+        """What `use` makes of these rows, as for a model."""
+        return use(self.read(spans))
 
     def read(self, spans: Sequence[Span]) -> OutputRows:
         """The saved rows of spans of checked texts."""

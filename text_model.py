@@ -21,10 +21,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .identity import quantization_name, tokenizer_id, weights_id
+from .nll_launch import Reduction
 from .nll_linear import OutputRows, launch_rows
 from .nll_outputs import TokenStats
 from .nll_share import share_nll
 from .nll_transform import IDENTITY
+from .processes import T
 from .tensors import to_device
 from .text_head import find_output_layer, run
 from .text_lengths import context_length
@@ -89,10 +91,11 @@ class LanguageModel(ABC):
                     f"{self.name} cannot be called with the ids of a text, as a {self.kind} is: "
                     f"{error}"
                 ) from error
+            is_inside = not self.ranks.layers_run_alone
             self.head = (
-                find_output_layer(model, self._model_inputs([EMPTY_SPAN]))
-                if self.ranks.layers_run_alone
-                else None
+                None
+                if self.ranks.is_pipeline
+                else find_output_layer(model, self._model_inputs([EMPTY_SPAN]), is_inside)
             )
             self._probed_state = self._state()
         if not self.takes_batches:
@@ -103,9 +106,9 @@ class LanguageModel(ABC):
             )
         if self.head is None:
             reason = (
-                "are not those of its output layer"
-                if self.ranks.layers_run_alone
-                else "come from several processes"
+                "come from the last of several processes"
+                if self.ranks.is_pipeline
+                else "are not those of its output layer"
             )
             logger.warning(
                 "The logits of %s %s; they are used as the model returns them, which takes more "
@@ -211,16 +214,14 @@ class LanguageModel(ABC):
         are all that there are, with the `top_k` likeliest ids; else nll only. With ids (k,) for
         `share_of`, also how likely one of them was in each place.
         """
-        with self.running():
-            outputs = self.read(spans)
-            reduction = launch_rows(
-                outputs,
-                dtype=dtype,
-                backend=backend,
-                with_all=top_k is not None,
-                top_k=top_k or 0,
-            )
+
+        def reduced(outputs: OutputRows) -> tuple[Reduction, list[torch.Tensor]]:
             shares = [] if share_of is None else [share_nll(outputs, share_of, dtype)]
+            with_all = {"with_all": top_k is not None, "top_k": top_k or 0}
+            return launch_rows(outputs, dtype=dtype, backend=backend, **with_all), shares
+
+        with self.running():
+            reduction, shares = self.with_rows(spans, reduced)
 
         def results() -> list[TokenStats]:
             stats, *on_host = reduction.on_host(*shares)
@@ -229,13 +230,31 @@ class LanguageModel(ABC):
 
         return results
 
+    def with_rows(self, spans: Sequence[Span], use: Callable[[OutputRows], T]) -> T:
+        """What `use` makes of the rows of a batch, where their logits can be made: under FSDP and
+        ZeRO-3 inside of the forward pass; where `running`."""
+        if self.head is None or not self.head.is_inside:
+            return use(self.read(spans))
+        found: list[T] = []
+
+        def at_layer(hidden: torch.Tensor) -> torch.Tensor:
+            found.append(use(self._rows(spans, hidden)))
+            return hidden[:1, :1]
+
+        run(self.model, self._model_inputs(spans), self.head, at_layer)
+        return found[-1]
+
     def read(self, spans: Sequence[Span]) -> OutputRows:
-        """What the model makes of a batch of spans, for each target; where `running`."""
-        inputs, head = self._model_inputs(spans), self.head
-        length = max(len(span.inputs) for span in spans)
-        hidden, logits = run(self.model, inputs, None if head is None else head.layer)
-        rows = logits if head is None else hidden
+        """What the model makes of a batch of spans, for each target; where `running`, and of a
+        model that is not sharded."""
+        hidden, logits = run(self.model, self._model_inputs(spans), self.head)
+        rows = logits if self.head is None else hidden
         assert rows is not None  # the output layer was seen to run in the probe
+        return self._rows(spans, rows)
+
+    def _rows(self, spans: Sequence[Span], rows: torch.Tensor) -> OutputRows:
+        """`rows` are hidden states (B, T, H), or logits where no output layer was found."""
+        head, length = self.head, rows.shape[1]
         positions: list[int] = []
         targets: list[int] = []
         for i, span in enumerate(spans):

@@ -85,7 +85,12 @@ class ModelPair:
             # In one order, whichever is the base: another thread may compare them the other way.
             for each in sorted((self.model, self.base), key=id):
                 stack.enter_context(each.running())
-            stats = compare_rows(self.model.read(spans), self.base.read(spans), dtype)
+            stats = self.model.with_rows(
+                spans,
+                lambda rows: self.base.with_rows(
+                    spans, lambda base_rows: compare_rows(rows, base_rows, dtype)
+                ),
+            )
 
         def results() -> list[PairStats]:
             on_host = stats.with_tensors(to_host(*stats.tensors))

@@ -22,7 +22,8 @@ class ModelRanks:
 
     same: tuple[Processes, ...] = ()  # of each group, all read the same batches
     in_step: Processes = ALONE  # all make equally many forward passes
-    layers_run_alone: bool = True  # else only the whole model runs (FSDP, ZeRO-3, a pipeline)
+    layers_run_alone: bool = True  # else weights are whole in the model's own pass (FSDP, ZeRO-3)
+    is_pipeline: bool = False  # whether each process has other layers
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelRanks":
@@ -38,7 +39,8 @@ class ModelRanks:
         return cls(
             tuple(sorted(same, key=lambda group: group.members)),
             _largest(shards),
-            not hasattr(model, "_pp_stage") and all(state is None for state in states),
+            all(state is None for state in states),
+            hasattr(model, "_pp_stage"),
         )
 
     @property
@@ -52,6 +54,7 @@ class ModelRanks:
             tuple(dict.fromkeys(self.same + other.same)),
             _largest({self.in_step, other.in_step}),
             self.layers_run_alone and other.layers_run_alone,
+            self.is_pipeline or other.is_pipeline,
         )
 
     def copies(self, processes: Processes) -> list[list[int]]:

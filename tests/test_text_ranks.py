@@ -82,6 +82,13 @@ def test_each_rank_has_the_number_of_one_process(answers, expected, case, end):
         assert len({found["signature"] for found in cases[case]}) == 1
 
 
+def test_logits_exist_for_a_few_rows_at_a_time(answers):
+    """The output layer runs where its weight is whole, also inside of the forward pass."""
+    for kind, cases in answers.items():
+        if kind not in ("others", "pipeline"):
+            assert set(cases["rows of logits"]) == {1}, kind
+
+
 def test_ranks_of_sharded_weights_have_texts_of_their_own(answers, expected):
     """Each has more batches than the one before."""
     kinds = [kind for kind, cases in answers.items() if "own" in cases]

@@ -138,12 +138,15 @@ MODELS = {2: ON_TWO, 4: ON_FOUR}
 def cases(kind: str, model, rank: int) -> dict:
     """{name: result} of one model."""
     named = {"model": model, "tokenizer": tokenizer()}
-    ppl = load()
-    found = {
+    ppl, shapes = load(), []
+    hook = model.register_forward_hook(lambda *call: shapes.append(call[-1].logits.shape[:2]))
+    found: dict[str, Any] = {
         "shared": ppl.compute(predictions=TEXTS, **named, sync=True),
         "one text": ppl.compute(predictions=TEXTS[:1], **named, sync=True),
         "alone": ppl.compute(predictions=TEXTS[:2], **named),
     }
+    found["rows of logits"] = shapes[-1].numel()
+    hook.remove()
     if kind.startswith("FSDP") and "parallel" not in kind:
         own = own_texts(rank)
         found["own"] = ppl.compute(predictions=own, **named, batch_size=1)
