@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 RETRY_S = 300  # until the models that failed to load are tried again
 PATIENCE_S = 3  # how long one visitor waits for a model that is being loaded
 logger = logging.getLogger(__name__)
-# transformers patches torch while it loads a model, for all threads: two at once break each other.
-_one_at_once = threading.Lock()
 
 
 class Visible(Exception):  # noqa: N818
@@ -24,8 +22,8 @@ class Visible(Exception):  # noqa: N818
 class Models:
     """The metric's `text_scorer` of each listed model, by its label.
 
-    A thread loads them one after the other. What may wait for the network comes last, so that it
-    delays no other.
+    One thread loads them one after the other, because transformers patches torch meanwhile, for all
+    threads. What may wait for the network comes last, so that it delays no other.
     """
 
     def __init__(self, settings: Settings):
@@ -89,8 +87,7 @@ class Models:
 
 def _load(model: Model) -> "TextScorer":
     kwargs = {"revision": model.revision, "dtype": model.dtype}
-    with _one_at_once:
-        return metric_package.load().text_scorer(
-            model_id=model.source,
-            model_kwargs={name: value for name, value in kwargs.items() if value is not None},
-        )
+    return metric_package.load().text_scorer(
+        model_id=model.source,
+        model_kwargs={name: value for name, value in kwargs.items() if value is not None},
+    )
