@@ -174,7 +174,7 @@ def main() -> None:
     end_s = server.end()
     body = (
         f"{environment(['torch', 'gradio', 'httpx'])}\n"
-        f"{os.cpu_count()} cores, which the visitors share with the server.\n\n"
+        f"{os.cpu_count()} cores, which the visitors and other processes share with the server.\n\n"
         f"### {args.visits} visits of {LONG_WORDS} words, one after the other\n\n"
         f"{table(['visits', 'MB'], rows)}\n"
         f"{right} of {args.visits} perplexities were those of the module, to 1e-6.\n\n"

@@ -32,7 +32,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from demo import handlers, models, server, service
+from demo import handlers, models, queueing, server, service
 from demo.conversation import read_conversation
 from demo.page import make_page
 from demo.settings import Model
@@ -279,6 +279,7 @@ def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
     entries in Gradio's tables."""
     large = lambda *_: f"{time.monotonic()}" + "x" * 2**20  # noqa: E731
     monkeypatch.setattr(handlers.heatmap, "heatmap", large)
+    monkeypatch.setattr(queueing, "MOST_SESSIONS", 5)
     monkeypatch.setattr(server, "SESSIONS", 2)  # 100 kB each, although they hold nothing
     session = {"session_hash": "one"} if way == "left in one session" else {}
 
@@ -303,6 +304,7 @@ def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
         try:
             first = held_after(3)  # more than are kept
             assert held_after(10) - first < 10 * 50_000
+            assert len(page._queue.pending_event_ids_session) <= 5
         finally:
             tracemalloc.stop()
 
