@@ -19,6 +19,8 @@ REQUIRED = ("logits", "labels")
 OPTIONAL = ("sample_weight",)
 # Each position (b, t) takes some 60 bytes besides its logits, however small the vocabulary is.
 MOST_POSITIONS = 1_000_000
+MOST_WORDS = 1_000_000  # V. The metric takes several float32 copies of a row.
+READ_BYTES = 2**20  # of an archive at once. zipfile copies what it reads.
 MOST_ARRAYS = 100  # entries of a file, read or not
 # The longest header of a .npy file that is read. A plain array's header has about 120 bytes.
 HEADER_BYTES = 4096
@@ -60,6 +62,10 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
     if shapes.get("sample_weight", labels) not in (labels, labels[:1]):
         weights = _shown(shapes["sample_weight"])
         raise ValueError(f"sample_weight must have the shape (B, T) or (B,), got {weights}.")
+    if logits[2] > MOST_WORDS:
+        raise ValueError(
+            f"The vocabulary has {logits[2]:,} tokens; here at most {MOST_WORDS:,} can be read."
+        )
     if math.prod(labels) > MOST_POSITIONS:
         raise ValueError(
             f"The file has {math.prod(labels):,} tokens; here at most {MOST_POSITIONS:,} can be "
@@ -156,10 +162,14 @@ def _read_npy(
     with archive.open(info) as file:
         assert isinstance(file, io.BufferedIOBase)  # `open` is declared to return less: IO[bytes]
         file.read(header_bytes)
-        if file.readinto(data) != len(data):
-            raise ValueError(f"{name} states a shape that does not fit the size of its data.")
+        rest = memoryview(data)
+        while len(rest):
+            count = file.readinto(rest[:READ_BYTES])
+            if count == 0:
+                raise ValueError(f"{name} states a shape that does not fit the size of its data.")
+            rest = rest[count:]
     array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder("="))
 
 
 def _read_safetensors(path: Path, limit: int) -> dict:

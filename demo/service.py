@@ -7,18 +7,19 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import logging
+import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import metric_package
 from demo.conversation import Message, read_conversation
 from demo.logits_file import read_logits_file
-from demo.settings import Model, Settings
+from demo.models import Models, Visible
+from demo.settings import Settings
 from demo.views import LabelledComparison, LabelledConversation, LabelledScore
 
 if TYPE_CHECKING:
@@ -29,66 +30,41 @@ text_comparison = metric_package.sibling("text_comparison")
 text_pair = metric_package.sibling("text_pair")
 text_scoring = metric_package.sibling("text_scoring")
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
 TOP_K = 5
-RETRY_S = 300  # until a model that failed to load is tried again
-PATIENCE_S = 3  # how long a visitor waits while another one's request loads the model
 MOST_IGNORED_IDS = 16  # each takes a pass over the labels
-logger = logging.getLogger(__name__)
-
-
-class Visible(Exception):  # noqa: N818
-    """An error that the visitor sees: one or two sentences."""
+INT64 = range(-(2**63), 2**63)
+ENDING = "The demo is being restarted. Try again in a minute."
 
 
 class Metrics:
-    """One metric for each listed model, loaded when it is first needed, and one for logits.
-
-    Loading can take minutes, so it takes none of the slots for scoring.
-    """
+    """The listed models, and a metric for logits."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
-        self._models = {model.label: model for model in settings.models}
-        self._loading = {label: threading.Lock() for label in self._models}
-        self._scorers: dict[str, TextScorer] = {}
-        self._retry_at: dict[str, float] = {}  # the models that failed to load
+        self._listed = {model.label: model for model in settings.models}
         self._slots = threading.Semaphore(settings.queue.concurrency)
+        self._ends_at = math.inf
         self._logits = metric_package.load()
         # Each visitor sees the warnings about their own file; Python records those of all threads.
         self._logits_lock = threading.Lock()
+        self.models = Models(settings)
 
-    def scorer(self, label: str) -> "TextScorer":
-        """The metric's `text_scorer` of a listed model.
+    def end(self, seconds: float) -> None:
+        """Score nothing new, and stop what still runs after some seconds."""
+        self._ends_at = time.monotonic() + seconds
+        self.models.close()
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[None]:
+        """One of the places of those who score.
 
         Raises:
-            Visible: the model is not listed, is being loaded, or cannot be loaded.
+            Visible: the demo ends.
         """
-        if not isinstance(label, str) or label not in self._models:
-            raise Visible("This model is not on the list.")
-        if not self._loading[label].acquire(timeout=PATIENCE_S):
-            raise Visible(f"{label} is being loaded. Try again in a minute.")
-        try:
-            if label not in self._scorers:
-                self._scorers[label] = self._load_scorer(self._models[label])
-            return self._scorers[label]
-        finally:
-            self._loading[label].release()
-
-    def _load_scorer(self, model: Model) -> "TextScorer":
-        told = Visible(f"{model.label} cannot be loaded at the moment. Choose another model.")
-        if time.monotonic() < self._retry_at.get(model.label, 0):
-            raise told
-        kwargs = {"revision": model.revision, "dtype": model.dtype}
-        try:
-            return metric_package.load().text_scorer(
-                model_id=_path_or_name(model.id),
-                model_kwargs={name: value for name, value in kwargs.items() if value is not None},
-            )
-        except Exception:
-            logger.exception("%s cannot be loaded", model.label)
-            self._retry_at[model.label] = time.monotonic() + RETRY_S
-            raise told from None
+        with self._slots:
+            if self._ends_at < math.inf:
+                raise Visible(ENDING)
+            yield
 
     def score(
         self,
@@ -108,13 +84,13 @@ class Metrics:
                 that does not tell where its tokens stand.
         """
         self._check(text)
-        scorer = self.scorer(label)
+        scorer = self.models.scorer(label)
         if words and not scorer.model.tokenizer.is_fast:
             raise Visible(
                 f"{label} does not tell where its tokens stand in the text, so no words can be "
                 "shown. Choose tokens."
             )
-        with self._slots:
+        with self._slot():
             self._ids(scorer, text, label)
             found = _score_of(scorer, text, self._bounded(progress), words)
         return LabelledScore(label, found, self._signature(scorer, label))
@@ -133,8 +109,8 @@ class Metrics:
             messages = read_conversation(pasted)
         except ValueError as error:
             raise Visible(str(error)) from None
-        of_texts = self.scorer(label)
-        with self._slots:
+        of_texts = self.models.scorer(label)
+        with self._slot():
             try:
                 scorer = self._conversation_scorer(of_texts, label)
                 self._ids(scorer, messages, label, "conversation")
@@ -149,7 +125,7 @@ class Metrics:
 
     def _conversation_scorer(self, scorer: "TextScorer", label: str) -> "TextScorer":
         """A scorer of conversations with the model of a scorer of texts."""
-        template = self._models[label].chat_template
+        template = self._listed[label].chat_template
         options = dataclasses.replace(scorer.options, conversations=True, chat_template=template)
         return text_scoring.TextScorer(scorer.model, options)
 
@@ -164,10 +140,10 @@ class Metrics:
             Visible: as `score`.
         """
         self._check(text)
-        a, b = self.scorer(label_a), self.scorer(label_b)
+        a, b = self.models.scorer(label_a), self.models.scorer(label_b)
         if not _have_same_tokens(a, b):
             return None
-        with self._slots:
+        with self._slot():
             if self._ids(a, text, label_a) != self._ids(b, text, label_b):
                 return None
             comparer = text_comparison.TextComparer(
@@ -212,12 +188,15 @@ class Metrics:
     def _bounded(
         self, progress: Callable[[int, int], None], num_models: int = 1
     ) -> Callable[[int, int], None]:
-        """`progress`, which raises Visible when the time for each of the models is over."""
+        """`progress`; it raises Visible when the time for each model is over or the demo ends."""
         seconds = num_models * self._settings.limits.time_s
         deadline = time.monotonic() + seconds
 
         def tell(done: int, total: int) -> None:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > self._ends_at:
+                raise Visible(ENDING)
+            if now > deadline:
                 raise Visible(f"This took longer than {seconds} s. Try a shorter text.")
             progress(done, total)
 
@@ -225,8 +204,8 @@ class Metrics:
 
     def _signature(self, scorer: "TextScorer", label: str) -> str:
         """All settings in one line, without this machine's paths."""
-        name = self._models[label].id
-        return scorer.signature(with_contexts=False).replace(_path_or_name(name), name)
+        model = self._listed[label]
+        return scorer.signature(with_contexts=False).replace(model.source, model.id)
 
     def logits(
         self,
@@ -253,6 +232,8 @@ class Metrics:
             "mask_token_id": _id(mask_token_id, "mask_token_id"),
             "shift": shift,
         }
+        if self._ends_at < math.inf:
+            raise Visible(ENDING)
         try:
             arrays = read_logits_file(Path(file), self._settings.limits.array_mb)
             with self._logits_lock, warnings.catch_warnings(record=True) as caught:
@@ -304,11 +285,6 @@ def _have_same_tokens(a: "TextScorer", b: "TextScorer") -> bool:
         return False
 
 
-def _path_or_name(model_id: str) -> str:
-    """A directory next to app_config.yaml by its path, anything else as a name on the Hub."""
-    return str(ROOT / model_id) if (ROOT / model_id).is_dir() else model_id
-
-
 def _names_of_the_file(message: str) -> str:
     """The message with the names of the file's arrays in place of the metric's arguments."""
     return message.replace("predictions", "logits").replace("references", "labels")
@@ -316,15 +292,20 @@ def _names_of_the_file(message: str) -> str:
 
 def _id(text: str, name: str) -> int | None:
     """A token id that was typed; None for an empty field."""
+    typed = (text or "").strip()
     try:
-        return int(text) if text.strip() else None
+        token_id = int(typed) if typed else None
     except ValueError:
-        raise Visible(f"{name} must be a whole number, got {text.strip()[:40]!r}.") from None
+        raise Visible(f"{name} must be a whole number, got {typed[:40]!r}.") from None
+    # The metric would call it an `ignore_index`, which is what it makes of a `mask_token_id`.
+    if token_id is not None and token_id not in INT64:
+        raise Visible(f"{name} must fit into 64 bits, got {typed[:40]}.")
+    return token_id
 
 
 def _ids(text: str, name: str) -> tuple[int, ...] | None:
     """Token ids that were typed, comma-separated; None for an empty field."""
-    parts = text.split(",", MOST_IGNORED_IDS)
+    parts = (text or "").split(",", MOST_IGNORED_IDS)
     if len(parts) > MOST_IGNORED_IDS:
         raise Visible(f"{name} takes at most {MOST_IGNORED_IDS} ids here.")
     found = [_id(part, name) for part in parts]

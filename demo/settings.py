@@ -1,17 +1,25 @@
-"""Read and check app_config.yaml; an error names the wrong key. No Gradio here."""
+"""Read and check app_config.yaml; an error names the wrong key.
+
+Neither Gradio nor torch here, so that a mistake is told before they are imported, which takes
+seconds.
+"""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
 import yaml
-from jinja2 import TemplateError, TemplateSyntaxError
-from transformers.utils.chat_template_utils import render_jinja_template
+from jinja2 import TemplateSyntaxError
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+ROOT = Path(__file__).resolve().parent.parent  # the directory of app_config.yaml
 DTYPES = ("float32", "bfloat16", "float16")
 THEMES = ("base", "citrus", "default", "glass", "monochrome", "ocean", "origin", "soft")
+NAME_ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # its owner, and its own
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,16 @@ class Model:
     dtype: str | None
     chat_template: str | None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a directory, and not on the Hub."""
+        return (ROOT / self.id).is_dir()
+
+    @property
+    def source(self) -> str:
+        """Its directory's path, or its name on the Hub."""
+        return str(ROOT / self.id) if self.is_local else self.id
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -32,6 +50,7 @@ class Limits:
     text_characters: int
     text_tokens: int
     file_mb: int
+    uploads_mb: int
     array_mb: int
     time_s: int
 
@@ -41,7 +60,9 @@ class Queue:
     """How many visitors are served at once, and how many wait; all above 0."""
 
     size: int
+    per_address: int
     concurrency: int
+    proxies: int | None
 
 
 @dataclass(frozen=True)
@@ -71,18 +92,35 @@ def read_settings(path: Path) -> Settings:
     """The settings in a file.
 
     Raises:
-        ValueError: the file is no YAML, or a key is missing, unknown or has a wrong value.
+        ValueError: in one line: the file cannot be read, is no YAML, or a key is missing, unknown,
+            there twice or has a wrong value.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is no YAML: {error}") from error
+        values = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is no YAML: {' '.join(str(error).split())}") from error
     try:
         settings = _parsed(values, Settings, "")
         _check(settings)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
     return settings
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Of a key that is there twice, YAML would take the last and say nothing."""
+
+    def construct_mapping(self, node, deep=False):
+        """Also raises YAMLError: a key is there twice."""
+        names = [key.value for key, _ in node.value]
+        for i, (key, _) in enumerate(node.value):
+            if key.value in names[:i]:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _parsed(value: Any, kind: Any, key: str) -> Any:
@@ -121,6 +159,11 @@ def _check(settings: Settings) -> None:
         if model.dtype is not None and model.dtype not in DTYPES:
             names = ", ".join(DTYPES)
             raise ValueError(f"models[{i}].dtype must be one of {names} or null: {model.dtype!r}.")
+        if not model.is_local and not NAME_ON_THE_HUB.fullmatch(model.id):
+            raise ValueError(
+                f"models[{i}].id: there is no directory {model.id!r} next to the file. A name on "
+                "the Hub has an owner, such as openai-community/gpt2."
+            )
         _check_template(model.chat_template, f"models[{i}].chat_template")
     if settings.default_model not in labels:
         raise ValueError(
@@ -131,17 +174,34 @@ def _check(settings: Settings) -> None:
         for i, example in enumerate(getattr(settings, name)):
             if len(example.text) > settings.limits.text_characters:
                 raise ValueError(f"{name}[{i}].text is longer than limits.text_characters.")
+    if settings.limits.uploads_mb < settings.limits.file_mb:
+        raise ValueError("limits.uploads_mb must be at least limits.file_mb.")
     if settings.theme not in THEMES:
         raise ValueError(f"theme must be one of {', '.join(THEMES)}, got {settings.theme!r}.")
 
 
+class _Generation(Extension):
+    """The tag of transformers that marks what the assistant says."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        """The statements inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+# What transformers compiles a template with.
+_TEMPLATES = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+)
+
+
 def _check_template(template: str | None, key: str) -> None:
-    """Check the syntax, with transformers' own tags."""
+    """Check the syntax."""
     if template is None:
         return
     try:
-        render_jinja_template(conversations=[[]], chat_template=template)
+        _TEMPLATES.from_string(template)
     except TemplateSyntaxError as error:
         raise ValueError(f"{key} is no Jinja template: {error}") from error
-    except (TemplateError, TypeError):
-        pass  # it asks for messages, or for the tokens of a tokenizer

@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 import metric_package
+from demo.service import Metrics
 from demo.settings import Model, Settings, read_settings
 
 LABEL = "Tiny Llama (bundled)"
@@ -14,9 +15,21 @@ ABSENT = Model("Absent", "nobody/nothing", None, None, None)
 
 
 def settings_with(*more: Model) -> Settings:
-    """Those of app_config.yaml, but with the bundled model and these."""
+    """Those of app_config.yaml, but with the bundled model and these.
+
+    All visitors of a test have one address.
+    """
     settings = read_settings(ROOT / "app_config.yaml")
-    return replace(settings, models=[settings.models[0], *more])
+    queue = replace(settings.queue, per_address=1000)
+    return replace(settings, models=[settings.models[0], *more], queue=queue)
+
+
+def loaded(settings: Settings) -> Metrics:
+    """Each model has been tried once, so that a test may load others meanwhile."""
+    metrics = Metrics(settings)
+    for tried in metrics.models._tried.values():
+        assert tried.wait(60)
+    return metrics
 
 
 def load_absent_by(of_absent: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """The demo as its visitors use it: over its API, many at once, and in a browser."""
 
+import contextlib
 import gc
 import json
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,16 +26,16 @@ import pytest
 import safehttpx
 import torch
 from conftest import ROOT, free_port, load, random_batch
-from demo_models import ABSENT, LABEL, load_absent_by, settings_with
+from demo_models import ABSENT, LABEL, load_absent_by, loaded, settings_with
 from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-import app
-from demo import service
+from demo import handlers, models, queueing, server, service
 from demo.conversation import read_conversation
-from demo.settings import Model, Queue
+from demo.page import make_page
+from demo.settings import Model
 
 TINY = str(ROOT / "tiny_model")
 OTHER = "Other"
@@ -94,17 +96,28 @@ def outside():
     patch.undo()
 
 
-def serve(settings):
-    page = app.make_app(settings)
-    _, url, _ = app.launch(page, settings, prevent_thread_lock=True, quiet=True)
-    return page, url
+def with_queue(settings, **changes):
+    return replace(settings, queue=replace(settings.queue, concurrency=1, **changes))
+
+
+@contextlib.contextmanager
+def serving(settings, wait=True):
+    """The page and its address; each model has been tried once, unless `wait` is False."""
+    metrics = loaded(settings) if wait else service.Metrics(settings)
+    page = make_page(settings, metrics)
+    folder = Path(get_upload_folder())
+    _, url, _ = server.launch(page, settings, folder, prevent_thread_lock=True, quiet=True)
+    try:
+        yield page, url
+    finally:
+        page.close()
+        metrics.end(0)
 
 
 @pytest.fixture(scope="module")
 def url(settings, outside):
-    page, url = serve(settings)
-    yield url
-    page.close()
+    with serving(settings) as (_, url):
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +170,15 @@ def test_what_to_show_can_be_left_out(client, url):
     """Programs that know of two fields go on working, however they call."""
     tokens = score(client, "The list.", LABEL, "tokens")[1]
     assert score(client, "The list.")[1] == tokens
-    for route in ("call", "queue", "run", "api"):
+    for route in ("call", "queue"):
         assert "Surprisal of each token" in answer_of(url, route, "score", ["The list.", LABEL])
+
+
+@pytest.mark.parametrize("route", ["run", "api"])
+@pytest.mark.parametrize("name", ["score", "conversation", "compare", "logits", "example"])
+def test_no_way_goes_around_the_queue(url, route, name):
+    told = httpx.post(f"{url}gradio_api/{route}/{name}", json={"data": []})
+    assert (told.status_code, "join the queue" in told.text) == (404, True)
 
 
 def test_a_conversation_over_the_api(client, settings):
@@ -255,18 +275,19 @@ def test_nothing_of_a_visitor_is_kept_or_told(client, settings):
 
 @pytest.mark.parametrize("way", ["fetched", "left", "left in one session"])
 def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
-    """The results of the last few stay, 1 MB each here; of the others some 10 kB of entries in
-    Gradio's tables."""
-    monkeypatch.setattr(app.heatmap, "heatmap", lambda *_: f"{time.monotonic()}" + "x" * 2**20)
-    monkeypatch.setattr(app, "SESSIONS", 2)
-    page, url = serve(replace(settings, queue=Queue(size=2, concurrency=1)))
+    """The last two results that nobody fetched stay, 1 MB each here; of all others some 10 kB of
+    entries in Gradio's tables."""
+    large = lambda *_: f"{time.monotonic()}" + "x" * 2**20  # noqa: E731
+    monkeypatch.setattr(handlers.heatmap, "heatmap", large)
+    monkeypatch.setattr(queueing, "MOST_SESSIONS", 5)
+    monkeypatch.setattr(server, "SESSIONS", 2)  # 100 kB each, although they hold nothing
     session = {"session_hash": "one"} if way == "left in one session" else {}
 
     def visit():
         sent = {"data": ["The list.", LABEL], **session}
-        event = server.post("call/score", json=sent).json()["event_id"]
+        event = asker.post("call/score", json=sent).json()["event_id"]
         if way == "fetched":
-            assert "x" * 2**20 in server.get(f"call/score/{event}").text
+            assert "x" * 2**20 in asker.get(f"call/score/{event}").text
         wait_for(lambda: not page._queue.event_ids_to_events)
 
     def held_after(visits):
@@ -275,20 +296,21 @@ def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
 
-    try:
-        with httpx.Client(base_url=f"{url}gradio_api") as server:
-            visit()  # loads the model
-            tracemalloc.start()
-            first = held_after(5)  # more than are kept
+    with (
+        serving(with_queue(settings, size=2)) as (page, url),
+        httpx.Client(base_url=f"{url}gradio_api") as asker,
+    ):
+        tracemalloc.start()
+        try:
+            first = held_after(3)  # more than are kept
             assert held_after(10) - first < 10 * 50_000
-    finally:
-        tracemalloc.stop()
-        page.close()
+            assert len(page._queue.pending_event_ids_session) <= 5
+        finally:
+            tracemalloc.stop()
 
 
 def test_a_result_that_waited_too_long_is_told(settings, outside):
-    page, url = serve(replace(settings, queue=Queue(size=2, concurrency=1)))
-    try:
+    with serving(with_queue(settings, size=2)) as (page, url):
         events = []
         for text in ("One.", "Two.", "Three."):
             body = {"data": [text, LABEL]}
@@ -296,8 +318,6 @@ def test_a_result_that_waited_too_long_is_told(settings, outside):
             events.append(sent.json()["event_id"])
             wait_for(lambda: not page._queue.event_ids_to_events)
         answers = [httpx.get(f"{url}gradio_api/call/score/{event}").text for event in events]
-    finally:
-        page.close()
     assert "Nobody fetched this result" in answers[0]
     assert ["event: complete" in answer for answer in answers] == [False, True, True]
 
@@ -310,36 +330,149 @@ def test_a_visit_leaves_nothing_on_the_disk(url, upload_folder):
     assert not list(Path(upload_folder).rglob("state.json"))
 
 
+def test_nothing_of_a_visit_is_kept_for_the_session(settings, outside):
+    with serving(settings) as (page, url):
+        assert "Surprisal" in answer_of(url, "queue", "score", ["My secret.", LABEL])
+        (state,) = page.app.state_holder.session_data.values()
+    kept = str(list(state.components))
+    assert "All figures" in kept  # of the page, as it was built
+    assert "secret" not in kept
+    assert "Surprisal of each token" not in kept
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Scores that run until they are released; those of `endless` until they are stopped."""
+    running, release = [], threading.Event()
+
+    def score_of(scorer, text, progress, words=False):
+        running.append(text)
+        deadline = time.monotonic() + 20  # where nothing stops it
+        while (text == "endless" and time.monotonic() < deadline) or not release.is_set():
+            progress(1, 2)
+            time.sleep(0.01)
+        return real(scorer, text, progress, words)
+
+    real = service._score_of
+    monkeypatch.setattr(service, "_score_of", score_of)
+    yield running, release
+    release.set()
+
+
+def ask(url, text, address="192.0.2.1", **more):
+    """Send a text to be scored, as a proxy would."""
+    headers = {"X-Forwarded-For": f"198.51.100.1, {address}"}
+    body = {"data": [text, LABEL], **more}
+    return httpx.post(f"{url}gradio_api/call/score", json=body, headers=headers)
+
+
+def test_each_visitor_has_a_quota(settings, outside, held):
+    """Of requests that wait and that run together."""
+    running, release = held
+    with serving(with_queue(settings, per_address=2, proxies=1)) as (page, url):
+        taken = [ask(url, "one"), ask(url, "two")]
+        wait_for(lambda: running)
+        refused = ask(url, "three")
+        taken += [ask(url, "four", "192.0.2.2")]
+        release.set()
+        for answer in taken:
+            event = answer.json()["event_id"]
+            assert "complete" in httpx.get(f"{url}gradio_api/call/score/{event}").text
+        wait_for(lambda: not page._queue.event_ids_to_events)
+        assert ask(url, "five").status_code == 200
+        named = ask(url, "six", "192.0.2.3", session_hash="x" * 101)
+    assert refused.status_code == 429
+    assert "2 requests from your address wait or run already" in refused.json()["detail"]
+    assert (named.status_code, named.json()["detail"]) == (
+        400,
+        "The name of the session is too long.",
+    )
+
+
+@pytest.mark.parametrize("proxies", [None, 1])
+def test_who_forges_a_header_gains_nothing(settings, outside, held, proxies):
+    """Neither without a proxy, nor by what stands in front of what the proxy wrote."""
+    address = (f"192.0.2.{i}" if proxies is None else f"192.0.2.{i}, 192.0.2.9" for i in range(9))
+    with serving(with_queue(settings, per_address=1, proxies=proxies)) as (_, url):
+        answers = [ask(url, "text", next(address)) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_server_ends_in_order(settings, outside, held, monkeypatch, number):
+    """What runs is finished if that is soon, what waits is refused, uploads are deleted."""
+    running, release = held
+    started, answers, ended = [], {}, []
+    launch, before = (
+        server.launch,
+        {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)},
+    )
+
+    def watched_launch(page, settings, folder, **more):
+        started.append((launch(page, settings, folder, quiet=True, **more)[1], folder))
+
+    def fetch(text, event):
+        answers[text] = httpx.get(f"{started[0][0]}gradio_api/call/score/{event}", timeout=20).text
+
+    def visit():
+        wait_for(lambda: started)
+        url, folder = started[0]
+        httpx.post(f"{url}gradio_api/upload", files=[("files", ("a.npz", b"x"))]).raise_for_status()
+        wait_for(lambda: list(folder.rglob("a.npz")))
+        with ThreadPoolExecutor(3) as pool:
+            for text in ("soon", "endless", "waits"):
+                pool.submit(fetch, text, ask(url, text).json()["event_id"])
+                wait_for(lambda text=text: text == "waits" or text in running)
+            ended.append(time.monotonic())
+            os.kill(os.getpid(), number)
+            release.set()
+
+    monkeypatch.setattr(server, "launch", watched_launch)
+    monkeypatch.setattr(server, "FINISH_S", 1)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # to be set back
+    settings = replace(settings, queue=replace(settings.queue, concurrency=2))
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    try:
+        server.serve(settings)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert time.monotonic() - ended[0] < 10
+    visitor.join(20)
+    assert "event: complete" in answers["soon"]
+    for text in ("endless", "waits"):
+        assert "The demo is being restarted. Try again in a minute." in answers[text]
+    assert not started[0][1].exists()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(started[0][0])
+
+
 def test_loading_a_model_keeps_nobody_from_scoring(settings, outside, monkeypatch):
     """One text is scored at once, and the model Absent takes longer to load than this test."""
-    started, over = threading.Event(), threading.Event()
+    over = threading.Event()
 
     def of_absent():
-        started.set()
         assert over.wait(60)
         raise ValueError("not there")
 
     load_absent_by(of_absent, monkeypatch)
-    monkeypatch.setattr(service, "PATIENCE_S", 0.01)
-    page, url = serve(replace(settings, queue=Queue(size=40, concurrency=1)))
-    clients = [Client(url, verbose=False) for _ in range(3)]
-    try:
+    monkeypatch.setattr(models, "PATIENCE_S", 60)  # of the one who waits
+    with serving(with_queue(settings), wait=False) as (_, url):
+        clients = [Client(url, verbose=False) for _ in range(2)]
         with ThreadPoolExecutor(8) as pool:
             try:
-                first = pool.submit(message_of, lambda: score(clients[0], "text", "Absent"))
-                assert started.wait(20)
-                others = [
-                    pool.submit(message_of, lambda: score(clients[1], "text", "Absent"))
-                    for _ in range(5)
+                asked = [
+                    pool.submit(message_of, lambda: score(clients[0], "text", "Absent"))
+                    for _ in range(6)
                 ]
-                assert pool.submit(score, clients[2], "text").result(20)[3]["num_tokens"] > 0
-                told = {other.result(20) for other in others}
+                assert pool.submit(score, clients[1], "text").result(20)[3]["num_tokens"] > 0
+                wait_for(lambda: sum(one.done() for one in asked) == 5)
             finally:
                 over.set()
-        assert told == {"Absent is being loaded. Try again in a minute."}
-        assert "Absent cannot be loaded" in first.result()
-    finally:
-        page.close()
+    told = sorted(one.result() for one in asked)
+    assert "Absent cannot be loaded at the moment. Choose another model." in told[0]
+    assert told[1:] == ["Absent is being loaded. Try again in a minute."] * 5
 
 
 def message_of(call) -> str:
@@ -371,6 +504,17 @@ def test_only_listed_models(client, model):
     message_of(lambda: score(client, "text", model))
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", '{"a": 1}', "NaN", "1e999", "5", "true"])
+def test_what_is_no_text_is_not_scored(url, text):
+    for name, data in (("score", f'[{text}, "{LABEL}"]'), ("compare", f'["a", "{LABEL}", {text}]')):
+        call = f"{url}gradio_api/call/{name}"
+        headers = {"Content-Type": "application/json"}
+        sent = httpx.post(call, content=f'{{"data": {data}}}', headers=headers)
+        event = sent.json()["event_id"]
+        told = httpx.get(f"{call}/{event}").text
+        assert "must be a text, a string in JSON, got" in told
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -381,6 +525,9 @@ def test_only_listed_models(client, model):
         ("POST", "gradio_api/call/v2/upload"),
         ("POST", "gradio_api/run/upload"),
         ("POST", "gradio_api/upload/"),
+        ("POST", "/gradio_api/upload"),
+        ("POST", "gradio_api/%75pload/"),
+        ("POST", "gradio_api/upload%2f"),
         ("POST", "upload"),
         ("POST", "nowhere/gradio_api/upload"),
         ("PUT", "gradio_api/upload"),
@@ -406,16 +553,13 @@ def uploads():
 def test_many_parts_are_one_upload(settings, outside, part):
     """Gradio bounds each file, but neither their number nor the fields, which it keeps."""
     small = replace(settings, limits=replace(settings.limits, file_mb=1))
-    page, url = serve(small)
     before = uploads()
     name, content = part
-    try:
+    with serving(small) as (_, url):
         for count, status in ((1, 200), (2, 413)):
             parts = [(name, content if name == "files" else (None, content))] * count
             answer = httpx.post(f"{url}gradio_api/upload", files=parts)
             assert answer.status_code == status
-    finally:
-        page.close()
     assert len(uploads() - before) <= 1  # the one that was answered with 200
 
 
@@ -530,8 +674,6 @@ REST = [True, "-100", "", False]  # of what /logits takes, behind its file
 
 def answer_of(url, route, name, data):
     """What one of Gradio's ways to an endpoint answers."""
-    if route in ("run", "api"):
-        return httpx.post(f"{url}gradio_api/{route}/{name}", json={"data": data}).text
     body = {"data": data}
     if route == "call/v2":
         names = ["file", "from_logits", "ignore_index", "mask_token_id", "shift"]
@@ -546,7 +688,7 @@ def answer_of(url, route, name, data):
     return httpx.get(f"{url}gradio_api/queue/data?session_hash=elsewhere").text
 
 
-@pytest.mark.parametrize("route", ["call", "call/v2", "queue", "run", "api"])
+@pytest.mark.parametrize("route", ["call", "call/v2", "queue"])
 def test_a_file_from_elsewhere_is_not_fetched(url, elsewhere, route):
     address, asked = elsewhere
     told = answer_of(url, route, "logits", [file_data(f"{address}/{route}.npz"), *REST])
@@ -592,25 +734,19 @@ def test_a_file_of_the_machine_is_not_read(client, url, tmp_path, upload_folder)
 
 def test_too_large_an_upload_is_refused(settings, tmp_path, outside):
     small = replace(settings, limits=replace(settings.limits, file_mb=1))
-    page, url = serve(small)
-    try:
+    with serving(small) as (_, url):
         path = tmp_path / "a.npz"
         path.write_bytes(bytes(1_500_000))
         client = Client(url, verbose=False)
         with pytest.raises(Exception, match="(?i)413|exceed|too large|maximum"):
             client.predict(handle_file(str(path)), True, "-100", "", False, api_name="/logits")
-    finally:
-        page.close()
 
 
 def test_what_takes_too_long_is_stopped(settings, outside, monkeypatch):
-    page, url = serve(settings)
     clock = iter(range(0, 10**6, 1000))
-    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    try:
+    with serving(settings) as (_, url):
+        monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         message = message_of(lambda: score(Client(url, verbose=False), PROSE))
-    finally:
-        page.close()
     assert "This took longer than 60 s" in message
 
 
@@ -627,21 +763,16 @@ def test_twenty_visitors_at_once(client, url):
 
 
 def test_a_full_queue_is_told(settings, outside):
-    narrow = replace(settings, queue=Queue(size=2, concurrency=1))
-    page, url = serve(narrow)
-
     def visit(client):
         try:
             return score(client, PROSE * 40)[3]["num_tokens"]
         except Exception as error:
             return str(error)
 
-    try:
+    with serving(with_queue(settings, size=2)) as (_, url):
         clients = [Client(url, verbose=False) for _ in range(20)]
         with ThreadPoolExecutor(20) as pool:
             answers = list(pool.map(visit, clients))
-    finally:
-        page.close()
     told = [answer for answer in answers if isinstance(answer, str)]
     answered = {answer for answer in answers if not isinstance(answer, str)}
     assert len(answered) == 1  # the same for each
@@ -668,7 +799,7 @@ def test_the_program_answers():
         assert config["analytics_enabled"] is False
     finally:
         process.terminate()
-        process.wait(20)
+        assert process.wait(20) == 0
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -703,6 +834,19 @@ def page(browser, url):
 
 def press(page, name):
     page.get_by_role("button", name=name).click()
+
+
+def choose_example(page, name):
+    """Gradio asks the server for the text."""
+    press(page, name)
+    page.wait_for_function("document.querySelector('textarea').value.length > 0")
+
+
+def test_models_that_cannot_be_used_are_not_offered(page):
+    page.get_by_text("Not available at the moment: Absent.").first.wait_for()
+    page.get_by_label("Model", exact=True).first.click()
+    names = page.get_by_role("option").all_inner_texts()
+    assert [name.strip(" ✓\n") for name in names] == [LABEL, OTHER]
 
 
 def test_type_score_and_hover(page):
@@ -753,7 +897,7 @@ def test_markup_in_the_text_stays_text(page):
 
 
 def test_an_example_and_an_over_long_text(page):
-    press(page, "Repeated")
+    choose_example(page, "Repeated")
     press(page, "Score")
     page.locator(".surprisal b").first.wait_for()
     page.get_by_label("Text", exact=True).fill("word " * 5000)
@@ -845,7 +989,7 @@ def test_the_page_fits(browser, url, theme, width):
     """No sideways scrolling, a label on every control, and the contrast that WCAG 2.2 asks for."""
     page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(f"{url}?__theme={theme}")
-    press(page, "Fluent")
+    choose_example(page, "Fluent")
     press(page, "Score")
     page.locator(".surprisal b").first.wait_for()
     for tab in ("Text", "Conversation", "Compare", "Logits"):

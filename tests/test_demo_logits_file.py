@@ -205,6 +205,32 @@ def test_safetensors_beyond_the_limit(tmp_path):
         read(path)
 
 
+@pytest.mark.parametrize("dtype", ["<f4", ">f4"])
+def test_reading_takes_no_more_memory_than_the_arrays(tmp_path, dtype):
+    """Of a file that is small because all its numbers are equal."""
+    path = tmp_path / "a.npz"
+    size = 10_000_000
+    zeros = np.zeros((1, 5, size // 20), dtype)
+    np.savez_compressed(path, logits=zeros, labels=np.zeros((1, 5), np.int64))
+    del zeros
+    assert path.stat().st_size < 20_000
+    tracemalloc.start()
+    found = read(path, array_mb=11)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["logits"].shape == (1, 5, size // 20)
+    assert peak < size + 4_000_000
+
+
+def test_a_huge_vocabulary(tmp_path):
+    """The metric takes several float32 copies of a row: 2.6 GB for one of 63,000,000."""
+    path = tmp_path / "a.npz"
+    logits = np.zeros((1, 2, 1_000_001), np.float16)
+    np.savez_compressed(path, logits=logits, labels=np.zeros((1, 2), np.int8))
+    with pytest.raises(ValueError, match="vocabulary has 1,000,001 tokens; here at most 1,000,000"):
+        read(path)
+
+
 def test_many_positions_of_a_tiny_vocabulary(tmp_path):
     """They take memory by themselves, however few bytes their logits have."""
     path = tmp_path / "a.npz"

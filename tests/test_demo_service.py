@@ -1,4 +1,4 @@
-"""Who waits for whom when models load and texts are scored; no page is needed for that."""
+"""What visitors ask of the metric, within the limits; no page is needed for that."""
 
 import json
 import re
@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import ROOT, load, sibling
-from demo_models import ABSENT, LABEL, load_absent_by, settings_with
+from demo_models import LABEL, loaded, settings_with
 from tokenizers import Tokenizer, normalizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -17,44 +18,14 @@ from transformers import PreTrainedTokenizerFast
 import metric_package
 from demo import service, views
 from demo.conversation import read_conversation
-from demo.settings import Model, Queue
+from demo.settings import Model
 
 TEXT = "Return the number of items in the list."
 
 
 @pytest.fixture(scope="module")
 def settings():
-    return settings_with(ABSENT)
-
-
-def test_a_model_is_loaded_once(settings, monkeypatch):
-    metrics = service.Metrics(settings)
-    loaded = []
-    load_scorer = metrics._load_scorer
-    monkeypatch.setattr(metrics, "_load_scorer", lambda m: loaded.append(m) or load_scorer(m))
-    for _ in range(2):
-        metrics.score("The list.", LABEL, lambda done, total: None)
-    assert [model.label for model in loaded] == [LABEL]
-
-
-@pytest.mark.parametrize("error", [ValueError, OSError, MemoryError])
-def test_a_model_that_cannot_be_loaded_is_tried_every_five_minutes(settings, monkeypatch, error):
-    clock, tried = SimpleNamespace(now=1000.0), []
-    clock.monotonic = lambda: clock.now
-
-    def of_absent():
-        tried.append(clock.now)
-        raise error("not there")
-
-    load_absent_by(of_absent, monkeypatch)
-    monkeypatch.setattr(service, "time", clock)
-    metrics = service.Metrics(settings)
-    for now in (1000.0, 1001.0, 1299.0, 1301.0, 1302.0):
-        clock.now = now
-        with pytest.raises(service.Visible, match="Absent cannot be loaded at the moment"):
-            metrics.score("text", "Absent", lambda done, total: None)
-        metrics.score("text", LABEL, lambda done, total: None)
-    assert tried == [1000.0, 1301.0]
+    return settings_with()
 
 
 def words_of(metrics):
@@ -63,7 +34,7 @@ def words_of(metrics):
 
 def test_words_are_corrected_where_the_tokens_allow_it(settings, monkeypatch):
     (expected,) = load().score([TEXT], model_id=str(ROOT / "tiny_model"), corrected=True)
-    metrics = service.Metrics(settings)
+    metrics = loaded(settings)
     corrected = [word.corrected_nll for word in expected.words]
     assert [word.corrected_nll for word in words_of(metrics)] == pytest.approx(corrected, rel=1e-5)
 
@@ -77,8 +48,8 @@ def test_words_are_corrected_where_the_tokens_allow_it(settings, monkeypatch):
 
 
 def test_no_words_where_tokens_have_no_place(settings, monkeypatch):
-    metrics = service.Metrics(settings)
-    monkeypatch.setattr(type(metrics.scorer(LABEL).model.tokenizer), "is_fast", False)
+    metrics = loaded(settings)
+    monkeypatch.setattr(type(metrics.models.scorer(LABEL).model.tokenizer), "is_fast", False)
     with pytest.raises(service.Visible, match="no words can be shown. Choose tokens"):
         words_of(metrics)
 
@@ -96,11 +67,11 @@ def with_template(settings, template, **limits):
     """The bundled model with this template."""
     model = replace(settings.models[0], chat_template=template)
     limits = replace(settings.limits, **limits)
-    return service.Metrics(replace(settings, models=[model], limits=limits))
+    return loaded(replace(settings, models=[model], limits=limits))
 
 
 def test_a_conversation_has_the_numbers_of_compute(settings, talk):
-    metrics = service.Metrics(settings)
+    metrics = loaded(settings)
     found = converse(metrics, talk)
     messages = read_conversation(talk)
     options = {
@@ -122,10 +93,10 @@ def test_a_conversation_has_the_numbers_of_compute(settings, talk):
 
 
 def test_texts_and_conversations_share_a_model(settings, talk, monkeypatch):
-    metrics = service.Metrics(settings)
-    model = metrics.scorer(LABEL).model
+    metrics = loaded(settings)
+    model = metrics.models.scorer(LABEL).model
     monkeypatch.setattr(metric_package, "load", None)
-    assert metrics._conversation_scorer(metrics.scorer(LABEL), LABEL).model is model
+    assert metrics._conversation_scorer(metrics.models.scorer(LABEL), LABEL).model is model
     score = words_of(metrics)
     converse(metrics, talk)
     assert words_of(metrics) == score
@@ -138,7 +109,7 @@ def let_time_pass(monkeypatch):
 
 
 def test_a_conversation_has_the_limits_of_a_text(settings, talk, monkeypatch):
-    metrics = service.Metrics(settings)
+    metrics = loaded(settings)
     for pasted, message in (
         ("", "There is no conversation. Type or paste one"),
         (None, "There is no conversation"),
@@ -192,7 +163,7 @@ def test_a_template_that_does_not_do(settings, template, message):
 
 
 def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch):
-    metrics = service.Metrics(replace(settings, queue=Queue(size=40, concurrency=2)))
+    metrics = loaded(replace(settings, queue=replace(settings.queue, concurrency=2)))
     at_once, most, lock = 0, 0, threading.Lock()
     both = threading.Barrier(2)  # two at once there must be
 
@@ -206,7 +177,7 @@ def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch)
             at_once -= 1
         return scorer_score(texts, **options)
 
-    scorer = metrics.scorer(LABEL)
+    scorer = metrics.models.scorer(LABEL)
     scorer_score = scorer.score
     monkeypatch.setattr(scorer, "score", slow_score)
     with ThreadPoolExecutor(8) as pool:
@@ -223,7 +194,7 @@ def compare(metrics, text=TEXT):
 
 @pytest.fixture
 def two_models():
-    return service.Metrics(settings_with(HALF))
+    return loaded(settings_with(HALF))
 
 
 def test_one_text_under_two_models(two_models):
@@ -255,7 +226,7 @@ def test_which_models_have_the_same_tokens():
 
 
 def test_a_text_that_gives_different_tokens_is_not_compared_token_by_token(two_models):
-    tokenizer = two_models.scorer(HALF.label).model.tokenizer
+    tokenizer = two_models.models.scorer(HALF.label).model.tokenizer
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     assert compare(two_models) is None
     assert compare(two_models, TEXT.lower()) is not None
@@ -272,3 +243,41 @@ def test_a_comparison_has_the_limits_of_a_score(two_models, monkeypatch):
     let_time_pass(monkeypatch)
     with pytest.raises(service.Visible, match="longer than 120 s"):
         compare(two_models)
+
+
+def test_the_end_refuses_what_is_new_and_stops_what_runs(settings, monkeypatch):
+    metrics = loaded(settings)
+    now = SimpleNamespace(s=1000.0)
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: now.s))
+    told = []
+    tell = metrics._bounded(lambda *of: told.append(of))  # which a score calls while it runs
+    metrics.end(3)
+    now.s += 3
+    tell(1, 2)
+    assert told == [(1, 2)]
+    now.s += 1
+    with pytest.raises(service.Visible, match="is being restarted"):
+        tell(2, 2)
+    for ask in (
+        lambda: metrics.score(TEXT, LABEL, tell),
+        lambda: metrics.compare(TEXT, LABEL, LABEL, tell),
+        lambda: converse(metrics, settings.conversation_examples[0].text),
+        lambda: metrics.logits("a.npz", True, "", "", False),
+    ):
+        with pytest.raises(service.Visible, match="is being restarted"):
+            ask()
+
+
+@pytest.mark.parametrize("name", ["ignore_index", "mask_token_id"])
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("9223372036854775808", "must fit into 64 bits, got 9223372036854775808"),
+        ("1.5", "must be a whole number, got '1.5'"),
+    ],
+)
+def test_a_bad_id_is_told_under_its_own_name(settings, tmp_path, name, typed, message):
+    np.savez(tmp_path / "a.npz", logits=np.zeros((1, 1, 2)), labels=[[0]])
+    ids = {"ignore_index": "", "mask_token_id": None, name: typed}
+    with pytest.raises(service.Visible, match=f"^{name} {message}"):
+        loaded(settings).logits(str(tmp_path / "a.npz"), True, **ids, shift=False)

@@ -1,10 +1,15 @@
 """app_config.yaml is checked before anything starts, and a message names the key."""
 
 import copy
+import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 from conftest import ROOT
+from jinja2 import TemplateSyntaxError
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from demo.settings import read_settings
 
@@ -42,7 +47,12 @@ MISTAKES = [
     (("limits", "file_mb"), True, r"limits\.file_mb must be a whole number above 0, got True"),
     (("limits", "file_mb"), "64", r"limits\.file_mb must be a whole number above 0, got '64'"),
     (("limits",), 5, r"limits must hold the keys text_characters, text_tokens, file_mb"),
-    (("queue", "sise"), 5, r"queue\.sise is no setting; there are size, concurrency"),
+    (("limits", "uploads_mb"), 63, r"limits\.uploads_mb must be at least limits\.file_mb"),
+    (("queue", "sise"), 5, r"queue\.sise is no setting; there are size, per_address"),
+    (("queue", "proxies"), 0, r"queue\.proxies must be a whole number above 0, got 0"),
+    (("models", 1, "id"), "tiny_modell", r"models\[1\]\.id: there is no directory 'tiny_modell'"),
+    (("models", 1, "id"), "./models/tiny", r"models\[1\]\.id: there is no directory"),
+    (("models", 1, "id"), "/models/tiny", r"models\[1\]\.id: there is no directory"),
     (("title",), "", r"title must be a text, got ''"),
     (("title",), 3, r"title must be a text, got 3"),
     (("models",), [], r"models must be a list with at least one entry"),
@@ -105,11 +115,67 @@ def test_templates_that_a_model_may_have(tmp_path, template):
     assert read(tmp_path, values).models[0].chat_template == template
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% break %}{% endfor %}",
+        "{% generation %}",
+        "{% generation %}{% endfor %}",
+        "{% unknown %}",
+        "{{ messages | nothing_like_that }}",
+        "{% if %}",
+    ],
+)
+def test_a_template_is_refused_where_transformers_refuses_its_syntax(tmp_path, template):
+    values = copy.deepcopy(GOOD)
+    values["models"][0]["chat_template"] = template
+    try:
+        _compile_jinja_template(template)
+    except TemplateSyntaxError as error:
+        with pytest.raises(ValueError, match=re.escape(f"is no Jinja template: {error}")):
+            read(tmp_path, values)
+    else:
+        read(tmp_path, values)
+
+
+@pytest.mark.parametrize("line", ["theme: soft", "limits: {}", "queue: {size: 1, size: 2}"])
+def test_a_key_that_is_there_twice(tmp_path, line):
+    """YAML itself would take the last one."""
+    path = tmp_path / "app_config.yaml"
+    text = (ROOT / "app_config.yaml").read_text(encoding="utf-8")
+    path.write_text(f"{text}\n{line}\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"app_config\.yaml is no YAML: the key \w+ is there twice"
+    ):
+        read_settings(path)
+
+
 def test_no_yaml_at_all(tmp_path):
     path = tmp_path / "app_config.yaml"
-    path.write_text("title: [", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"app_config\.yaml is no YAML"):
+    with pytest.raises(ValueError, match=r"^app_config\.yaml cannot be read: No such file"):
         read_settings(path)
+    for content in (b"title: [", b"title: \xff", b"a: 1\n b: 2", b"{[]: 1}"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"app_config\.yaml is no YAML.*") as error:
+            read_settings(path)
+        assert "\n" not in str(error.value)
     path.write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="the file must hold the keys title, intro"):
         read_settings(path)
+
+
+def test_the_program_tells_a_mistake_at_once(tmp_path):
+    """One line, before torch and Gradio are imported."""
+    program = (
+        "import sys, app\n"
+        "from demo import settings\n"
+        f"app.ROOT = settings.Path({str(tmp_path)!r})\n"
+        "try: app.main()\n"
+        "finally: assert not {'torch', 'gradio', 'transformers'} & sys.modules.keys()\n"
+    )
+    (tmp_path / "app_config.yaml").write_text("title: Perplexity\n", encoding="utf-8")
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("app_config.yaml: ")
+    assert done.stderr.count("\n") == 1

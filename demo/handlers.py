@@ -1,0 +1,139 @@
+"""What the endpoints do: what a visitor sent -> what the page shows, or a sentence."""
+
+import functools
+import html
+import logging
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+try:  # on a Space with ZeroGPU only, where it comes before torch
+    import spaces  # pyright: ignore[reportMissingImports]
+except ImportError:
+    spaces = None
+
+import gradio as gr
+
+import metric_package
+from demo.logits_file import write_example
+from demo.models import Visible
+from demo.service import Metrics
+from demo.views import (
+    LabelledScore,
+    chart,
+    comparison,
+    comparison_table,
+    figures,
+    logits_table,
+    side_by_side,
+    verdict,
+)
+
+heatmap = metric_package.sibling("heatmap")
+TOKENS, WORDS = "tokens", "words"  # what a heatmap can show
+MESSAGE_CHARACTERS = 400  # of a message to a visitor, which may repeat what they sent
+logger = logging.getLogger(__name__)
+
+
+def told(handler: Callable) -> Callable:
+    """The handler. Gradio shows its `Visible` errors to the visitor; others are logged."""
+
+    @functools.wraps(handler)
+    def wrapped(*args, **kwargs):
+        try:
+            return handler(*args, **kwargs)
+        except Visible as error:
+            # Gradio renders HTML in it, and parts of it may come from the visitor.
+            message = html.escape(heatmap.visible(str(error)[:MESSAGE_CHARACTERS]))
+        except Exception:
+            logger.exception("a visitor's request failed")
+            message = "This failed, for a reason that only the log of the server shows."
+        raise refused(message)
+
+    return wrapped
+
+
+def refused(message: str) -> gr.Error:
+    """What Gradio shows to a visitor; it renders HTML."""
+    return gr.Error(message, title="Not possible", print_exception=False)
+
+
+def on_gpu(handler: Callable) -> Callable:
+    """The handler with a GPU, on a Space with ZeroGPU."""
+    return handler if spaces is None else spaces.GPU(handler)
+
+
+def as_json(result: dict) -> dict:
+    """The result with null for NaN and a string for infinity, which JSON does not have."""
+    return {
+        name: (None if math.isnan(value) else str(value))
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in result.items()
+    }
+
+
+def make_handlers(metrics: Metrics) -> dict[str, Callable]:
+    """What the endpoints do, by their names, and `score_again`, a change of what /score shows."""
+    directory = tempfile.TemporaryDirectory(prefix="perplexity-demo-")  # deleted at exit
+    write_example(Path(directory.name) / "example.npz")
+
+    @on_gpu
+    @told
+    def score(text: str, model: str, show: str, progress=gr.Progress()):  # noqa: B008, Gradio's way
+        words = show == WORDS
+        return shown(metrics.score(text, model, _shown_by(progress), words), words)
+
+    def score_again(text: str, model: str, show: str, progress=gr.Progress()):  # noqa: B008
+        return score(text, model, show, progress) if text and text.strip() else gr.skip()
+
+    @on_gpu
+    @told
+    def converse(conversation: str, model: str, progress=gr.Progress()):  # noqa: B008
+        return shown(metrics.converse(conversation, model, _shown_by(progress)))
+
+    @on_gpu
+    @told
+    def compare(text_a: str, model_a: str, text_b: str, model_b: str, progress=gr.Progress()):  # noqa: B008
+        tell = _shown_by(progress)
+        text_b = text_b if text_b and text_b.strip() else text_a
+        if text_a == text_b:
+            pair = metrics.compare(text_a, model_a, model_b, tell)
+            if pair is not None:
+                picture = heatmap.difference_heatmap(pair.comparison, "A", "B")
+                return comparison(pair.a, pair.b), comparison_table(pair.a, pair.b, pair), picture
+        a = metrics.score(text_a, model_a, tell)
+        b = metrics.score(text_b, model_b, tell)
+        return comparison(a, b), comparison_table(a, b), side_by_side(a, b)
+
+    @told
+    def logits(file, from_logits: bool, ignore_index: str, mask_token_id: str, shift: bool):
+        result, notes = metrics.logits(file, from_logits, ignore_index, mask_token_id, shift)
+        return logits_table(result, notes), as_json(result)
+
+    def example():
+        return str(Path(directory.name) / "example.npz")
+
+    return {
+        "score": score,
+        "score_again": score_again,
+        "conversation": converse,
+        "compare": compare,
+        "logits": logits,
+        "example": example,
+    }
+
+
+def shown(labelled: LabelledScore, words: bool = False) -> tuple:
+    """A score as the page shows it: a line, a heatmap, a chart, and all figures."""
+    result, score = figures(labelled), labelled.score
+    del result["perplexities"], result["mean_perplexity"]  # for one text, the perplexity
+    return verdict(result), heatmap.heatmap(score, words), chart(score), as_json(result)
+
+
+def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        progress(done / total, desc=f"{done:,} of {total:,} tokens")
+
+    return show

@@ -1,0 +1,52 @@
+"""How the page looks, and its keys."""
+
+from gradio import themes
+
+# The arrow keys move from token to token. The tab key moves to the first one, then past them all.
+ARROW_KEYS = """
+element.addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const token = document.activeElement;
+  if (!step || !token.matches(".surprisal b")) return;
+  const next = step > 0 ? token.nextElementSibling : token.previousElementSibling;
+  if (next) { next.focus(); event.preventDefault(); }
+});
+"""
+# Four tabs fit on a phone, where Gradio would hide some in a menu.
+# Gradio writes a prefix behind each comma, so that no list may stand in `:is()`.
+CSS = """
+.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+@media (max-width: 480px) { .tab-container button { padding: 0 7px !important; } }
+.verdict { font-size: 1.1em; }
+.results :is(td, th) { padding: 5px 8px !important; font-size: 0.9em; }
+.results :is(td, th):not(:last-child) { white-space: nowrap; }
+.html-container { padding: 0 !important; } /* in line with the text above */
+.statistics { border: 0; padding: 0; font-variant-numeric: tabular-nums; }
+.statistics tr { border: 0; }
+.statistics td, .statistics th { padding: 4px 0 4px clamp(8px, 2vw, 24px); border: 0;
+  border-bottom: 1px solid var(--border-color-primary); text-align: right; vertical-align: bottom;
+  font-weight: normal; }
+.statistics tr:first-child th { min-width: 5.2em; overflow-wrap: anywhere; }
+.statistics th:first-child { min-width: 0 !important; padding-left: 0; text-align: left; }
+.sides { display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
+.results code { white-space: normal; overflow-wrap: anywhere; }
+"""
+
+
+def theme(name: str) -> themes.Base:
+    """One of Gradio's own, with fonts and colours that all can read."""
+    # Gradio's bold fonts lack many letters, which the system's fonts have. Gradio's hints and main
+    # button have too little contrast (WCAG 2.2 asks for 4.5).
+    return getattr(themes, name.capitalize())(
+        font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+    ).set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+    )

@@ -1,0 +1,63 @@
+"""What Gradio's queue lacks: a quota for each visitor, and an end for results nobody fetched."""
+
+import weakref
+from collections import deque
+
+from fastapi import HTTPException
+from gradio.queueing import Event, Queue
+from gradio.server_messages import EventMessage, ProcessCompletedMessage
+from gradio.utils import LRUCache
+
+from demo import settings
+from demo.addresses import address_of
+
+MOST_SESSIONS = 2000  # whose messages Gradio's queue keeps
+NAME_CHARACTERS = 100  # of a session; Gradio's own have 11
+
+
+def bound_queue(queue: Queue, limits: settings.Queue) -> None:
+    """Refuse what is too much for one visitor, and forget what was left behind."""
+    limit_each_visitor(queue, limits.per_address, limits.proxies)
+    keep_latest_results(queue, limits.size)
+    # Gradio bounds the messages of sessions, but not the numbers of their requests.
+    queue.pending_event_ids_session = LRUCache(MOST_SESSIONS)
+
+
+def limit_each_visitor(queue: Queue, most: int, proxies: int | None) -> None:
+    """Take no more requests that wait or run than these from each address."""
+    push = queue.push
+
+    async def bounded_push(body, request, username):
+        if body.session_hash is not None and len(body.session_hash) > NAME_CHARACTERS:
+            raise HTTPException(400, "The name of the session is too long.")
+        waiting = [event for of_id in queue.event_queue_per_concurrency_id.values()
+                   for event in of_id.queue]  # fmt: skip
+        running = [event for job in queue.active_jobs if job is not None for event in job]
+        address = address_of(request, proxies)
+        theirs = sum(address_of(event.request, proxies) == address for event in waiting + running)
+        if theirs >= most:
+            raise HTTPException(
+                429,
+                f"{theirs} requests from your address wait or run already, and no more are taken. "
+                "Try again when one of them is done.",
+            )
+        return await push(body=body, request=request, username=username)
+
+    queue.push = bounded_push
+
+
+def keep_latest_results(queue: Queue, most: int) -> None:
+    """Drop all but the latest results that nobody fetched; Gradio would keep them all."""
+    waiting = deque()
+    send = queue.send_message
+
+    def send_message(event: Event, event_message: EventMessage) -> None:
+        if isinstance(event_message, ProcessCompletedMessage):
+            waiting.append(weakref.ref(event_message, waiting.remove))  # removed when it is fetched
+            if len(waiting) > most:
+                oldest = waiting.popleft()()
+                oldest.success = False
+                oldest.output = {"error": "Nobody fetched this result in time. Ask again."}
+        send(event, event_message)
+
+    queue.send_message = send_message
