@@ -82,7 +82,7 @@ class _DataParallel:
 
 
 def _data_parallel(part: Any) -> _DataParallel | None:
-    """None for a part that they do not manage. Told by names, because torch may lack the classes"""
+    """None for a part that neither manages. Told by names, because torch may lack the classes."""
     kinds = {kind.__name__ for kind in type(part).__mro__}
     if "FullyShardedDataParallel" in kinds:
         copies = getattr(part, "_inter_node_pg", None)

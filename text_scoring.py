@@ -257,8 +257,8 @@ class TextScorer:
             return processes.attempt(lambda: sums(plan.value, 0))
         # A rank that fails in a forward pass leaves others waiting there, so it must not wait for
         # these in turn: what fails before does so on all, and what fails there ends this rank.
-        processes.require_all(plan)
-        num_passes = ranks.in_step.largest(plan.then(lambda plan: len(plan.batches)))
+        most = processes.attempt(ranks.in_step.largest, plan.then(lambda plan: len(plan.batches)))
+        num_passes = processes.require_all(most)
         return Attempt(sums(plan.value, num_passes))
 
     def _plans(
