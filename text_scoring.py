@@ -234,6 +234,18 @@ class TextScorer:
                 for i, (text, _) in enumerate(portion):
                     yield text, sums[i]
 
+    def portion_sums(
+        self,
+        texts: Iterable[str],
+        contexts: Iterable[str] | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> list[TextSums]:
+        """As `sums`, of few enough texts to be packed into batches all at once."""
+        portion = list(self._pairs(texts, contexts))
+        with Progress(False) as bar:
+            return self._sums_of_share(portion, range(len(portion)), batch_size, bar)
+
     def _sums_of_share(
         self, portion: Portion, numbers: Sequence[int], batch_size: int | None, bar: Progress
     ) -> list[TextSums]:

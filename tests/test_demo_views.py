@@ -31,8 +31,10 @@ def made(nll, bytes_per_token=8, label="made"):
     offsets = list(itertools.pairwise(ends))
     total = float(np.nansum(nll))
     count = int(np.sum(~np.isnan(nll)))
+    counts = count, bytes_per_token * count, 1
+    no_positions = sibling("totals").NO_POSITIONS
     sums = sibling("totals").TextSums(
-        total, count, total, math.nan, count, bytes_per_token * count, 1, False, False, sibling("totals").NO_POSITIONS
+        total, count, total, math.nan, *counts, False, False, no_positions
     )
     tokens = [text[start:end] for start, end in offsets]
     nothing = [math.nan] * len(nll)
