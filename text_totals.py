@@ -33,7 +33,9 @@ class TextTotals:
     def of(cls, texts: Iterable[TextSums]) -> "TextTotals":
         """The totals of texts, from the sums of each."""
         texts = list(texts)
-        buckets = np.stack([text.positions for text in texts], axis=2) if texts else ()
+        # --per-text gives no buckets back as an array (0,).
+        positions = [text.positions.reshape(-1, 3) for text in texts]
+        buckets = np.stack(positions, axis=2) if texts else ()
         return cls(
             nll=NllTotals.from_sequences(
                 [text.nll_sum for text in texts],
