@@ -9,10 +9,10 @@ run: $(VENV)/installed
 	@HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 $(BIN)/python cli.py --model tiny_model \
 	    tiny_model/held_out.jsonl
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-ray
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed-ray
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
@@ -32,6 +32,10 @@ $(VENV)/installed: requirements.txt constraints.txt | $(VENV)/bin/python
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-dev.txt
+	touch $@
+
+$(VENV)/installed-ray: requirements-ray.txt $(VENV)/installed-dev
+	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-ray.txt
 	touch $@
 
 $(VENV)/installed-bench: requirements-bench.txt $(VENV)/installed-dev

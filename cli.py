@@ -6,6 +6,7 @@
     python cli.py --model tiny_model --dataset allenai/c4:en:validation --limit 1000
     python cli.py --model ./llama-int4 --base meta-llama/Llama-3.1-8B data.jsonl
     accelerate launch cli.py --model tiny_model --column text data.jsonl
+    python cli.py --engine ray --model tiny_model data/*.parquet --per-text out/
 
 A plain file is one text, in UTF-8. With --lines each line is one; only \\n and \\r\\n end a line.
 A table holds one text per row, in --column: .csv, .tsv, .json, .parquet, and JSON Lines as .jsonl,
@@ -13,8 +14,9 @@ A table holds one text per row, in --column: .csv, .tsv, .json, .parquet, and JS
 .zst. A column of JSON or Parquet may also hold conversations, lists of messages. Standard input (no
 files, or -) is read as a plain file. --dataset streams what `load_dataset` reads, on the Hub or in
 a directory, instead of files: NAME:PART is the configuration PART if there is one, else the split
-PART. The processes of torchrun or `accelerate launch` share the texts. Exit status: 0 done, 1
-failed (one line says why), 2 wrong usage, 130 interrupted.
+PART. The processes of torchrun or `accelerate launch` share the texts; so do the workers of a Ray
+cluster (--engine ray), which may die. Exit status: 0 done, 1 failed (one line says why), 2 wrong
+usage, 130 interrupted.
 """
 
 import argparse
@@ -92,6 +94,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--save-base", type=Path, metavar="DIR", help="write a base for --base; continues one"
     )
 
+    ray = parser.add_argument_group(
+        "Ray",
+        "FILE may be a URI such as s3://bucket/data.parquet; one that ends in / is a directory.",
+    )
+    ray.add_argument(
+        "--engine", choices=["ray"], help="workers of the cluster RAY_ADDRESS, else of this machine"
+    )
+    ray.add_argument("--workers", type=int, metavar="N", help="[one for each GPU, else CPU]")
+
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="the result as one JSON object")
     output.add_argument(
@@ -105,7 +116,9 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--plot", type=Path, metavar="FILE", help="a picture of the result: .png, .svg or .pdf"
     )
-    output.add_argument("--per-text", type=Path, metavar="OUT", help="one JSON line for each text")
+    output.add_argument(
+        "--per-text", metavar="OUT", help="one JSON line for each text; with Ray, a directory"
+    )
     output.add_argument(
         "--resume", action="store_true", help="continue the interrupted run that wrote --per-text"
     )
@@ -118,6 +131,8 @@ def run(args: argparse.Namespace) -> dict | None:
     Under `accelerate launch` or torchrun the processes share the texts. Only the first one writes
     --per-text and returns the result; the others return None.
     """
+    if args.engine == "ray":
+        return run_on_ray(args)
     import torch  # here, so that --help and wrong usage answer at once
 
     from per_text_file import PerTextFile  # with NumPy
@@ -139,7 +154,7 @@ def run(args: argparse.Namespace) -> dict | None:
         log, sums = None, []
         if args.per_text is not None and processes.rank == 0:
             settings = per_text_settings(args, signature)
-            log = PerTextFile(args.per_text, settings, scorer.sums_type, args.resume)
+            log = PerTextFile(Path(args.per_text), settings, scorer.sums_type, args.resume)
             stack.enter_context(log)
             rows, sums = log.without_finished(rows), log.finished
         num_finished, *_ = processes.gather(processes.attempt(len, sums))
@@ -163,12 +178,61 @@ def run(args: argparse.Namespace) -> dict | None:
         torch.distributed.destroy_process_group()
     if processes.rank > 0:
         return None
-    empty = sum(text.num_tokens == 0 for text in sums)
-    if empty > 0:
-        print(f"warning: {empty} of {len(sums)} texts have no token to score", file=sys.stderr)
+    warn_of_empty(sum(text.num_tokens == 0 for text in sums), len(sums))
     result_of = metric_package.sibling("text_corpus").result_of
     named = None if args.group_by is None else groups
     return result_of(scorer, sums, named, signature, with_contexts)
+
+
+def warn_of_empty(num_empty: int, num_texts: int) -> None:
+    """Tell of texts that count in no sum."""
+    if num_empty > 0:
+        print(f"warning: {num_empty} of {num_texts} texts have no token to score", file=sys.stderr)
+
+
+def run_on_ray(args: argparse.Namespace) -> dict:
+    """As `run`, by the workers of a Ray cluster; what cannot go well ends before it is started."""
+    import ray_cluster
+    import ray_files
+    from text_files import files_in
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--engine ray starts its workers itself; start it as one process.")
+    files = [file for name in args.files for file in files_in(name)]
+    if not files:
+        raise ValueError(f"There are no files in {', '.join(args.files)}.")
+    if len(set(files)) < len(files):
+        raise ValueError("--engine ray takes each file once, and one is named twice.")
+    rows = read_rows(files, args.lines, args.column, args.group_by, args.context_column)
+    first = first_row(rows, args.files)
+    are_conversations = metric_package.sibling("text_input").is_conversation(first.text)
+    job = ray_files.Job(
+        options=model_options(args, device=None) | {"conversations": are_conversations},
+        lines=args.lines,
+        column=args.column,
+        group_by=args.group_by,
+        context_column=args.context_column,
+        batch_size=args.batch_size,
+        per_text=args.per_text,
+        directory=os.getcwd(),
+    )
+    if ray_files.joins_texts(job):
+        raise ValueError(f"--preset {args.preset} joins all texts, so workers cannot share them.")
+    if args.plot is not None:
+        metric_package.sibling("plots").check_path(args.plot)
+    output = job.output()
+    if output is not None:
+        output.prepare(args.resume)
+    # Ray tells of workers that died on the standard output, where only the result is to be.
+    with contextlib.redirect_stdout(sys.stderr), ray_cluster.cluster(args.workers):
+        corpus = ray_files.score_files(job, files, args.workers, args.device)
+    totals = corpus.totals
+    warn_of_empty(totals.num_empty, totals.num_texts)
+    if args.resume:
+        print(f"{corpus.num_finished} of {totals.num_texts} texts were done", file=sys.stderr)
+    if output is not None and (others := output.num_chunks() - corpus.num_answers) > 0:
+        print(f"warning: {others} files in {output.name} are of other texts", file=sys.stderr)
+    return corpus.result()
 
 
 def read(args: argparse.Namespace, processes: "Processes") -> Iterator[Row]:
@@ -205,9 +269,9 @@ def check_output(args: argparse.Namespace, scorer: "TextScorer | TextComparer | 
         raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
     if args.group_by is not None and scorer.joins_texts:
         raise ValueError(f"--preset {args.preset} joins all texts, so they have no groups.")
-    if args.per_text is not None and args.per_text.exists():
+    if args.per_text is not None and Path(args.per_text).exists():
         for name in sources(args):
-            if Path(name).exists() and args.per_text.samefile(name):
+            if Path(name).exists() and Path(args.per_text).samefile(name):
                 raise ValueError(f"--per-text would overwrite {name}, which is to be read.")
 
 
@@ -337,6 +401,16 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--dataset goes without files")
     if args.limit is not None and args.limit < 1:
         parser.error("--limit must be at least 1")
+    if args.engine is None and args.workers is not None:
+        parser.error("--workers needs --engine ray")
+    if args.workers is not None and args.workers < 1:
+        parser.error("--workers must be at least 1")
+    if args.engine == "ray" and (
+        "-" in sources(args) or any((args.dataset, args.limit, args.base, args.save_base))
+    ):
+        parser.error(
+            "--engine ray reads files, and goes without --dataset, --limit, --base and --save-base"
+        )
     if sources(args) == ["-"] and sys.stdin.isatty():
         parser.error("no files, and nothing on the standard input")
     try:

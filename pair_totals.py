@@ -10,15 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .totals import (
-    NllTotals,
-    Result,
-    TextSums,
-    exp_or_inf,
-    standard_error_of_tokens,
-    student_t_95,
-    text_result,
-)
+from .text_totals import TextTotals
+from .totals import NllTotals, Result, TextSums, exp_or_inf, student_t_95
 
 # In percent; the maximum stands beside them.
 KL_QUANTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99, "p999": 99.9}
@@ -57,7 +50,7 @@ def pair_result(texts: Sequence[PairSums]) -> Result:
 
     with a paired 95% interval.
     """
-    result, base = text_result(texts), text_result([text.base for text in texts])
+    result, base = (TextTotals.of(side).result() for side in (texts, [text.base for text in texts]))
     per_byte = 1 / math.log(2)
     bits = [
         [(each.unweighted_nll_sum * per_byte, each.num_bytes) for each in side]
@@ -125,8 +118,10 @@ def token_pair_errors(texts: Sequence[TokenPairSums]) -> dict[str, float]:
         for side in (texts, [text.base for text in texts])
     )
     product = sum(text.nll_product_sum for text in texts) / count
-    error = standard_error_of_tokens(texts)
-    base_error = standard_error_of_tokens([text.base for text in texts])
+    error, base_error = (
+        TextTotals.of(side).standard_error_of_tokens
+        for side in (texts, [text.base for text in texts])
+    )
     covariance = (product - mean * base_mean) / (count - 1)
     found |= ratio_errors(mean, error, base_mean, base_error, covariance)
     same = sum(text.same_top_sum for text in texts) / count

@@ -66,14 +66,7 @@ class PerTextFile:
                 row = json.loads(line)
                 self.finished.append(_from_json(row, self._sums_type))
                 self._fingerprints.append(_from_json(row["fingerprint"], str))
-        if written != settings:
-            then, now = (
-                ", ".join(f"{name} {value}" for name, value in each.items())
-                for each in (written, settings)
-            )
-            raise ValueError(
-                f"{self.path} is of a run with other settings, {then}; now they are {now}."
-            )
+        check_settings(str(self.path), written, settings)
 
     @contextlib.contextmanager
     def _named_line(self, number: int) -> Iterator[None]:
@@ -124,6 +117,16 @@ class PerTextFile:
         except OSError as error:
             error.filename = str(self.path)
             raise
+
+
+def check_settings(place: str, written: dict, settings: dict) -> None:
+    """Raises ValueError unless what was written there is of a run with the settings of this one."""
+    if written != settings:
+        then, now = (
+            ", ".join(f"{name} {value}" for name, value in each.items())
+            for each in (written, settings)
+        )
+        raise ValueError(f"{place} is of a run with other settings, {then}; now they are {now}.")
 
 
 def _as_json(value: Any) -> Any:

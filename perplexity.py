@@ -67,10 +67,12 @@ from .text_probe import probe
 from .text_progress import Progress
 from .text_pseudo import MaskedScorer
 from .text_ranks import ModelRanks
+from .text_report import TextReport
 from .text_saving import TextSaver
 from .text_schedule import portions
 from .text_score import TextScore
 from .text_scoring import TextScorer
+from .text_totals import TextTotals
 from .text_windows import Window
 from .text_word_starts import word_start_ids
 from .text_words import Word

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .pair_totals import PairSums, paired_nll
-from .totals import NllTotals, Result, TextSums
+from .totals import NllTotals, Result
 
 
 def bucket_edges(positions: bool | Sequence[int], window: int) -> list[int]:
@@ -48,13 +48,10 @@ def bucket_sums(
     )
 
 
-def position_results(texts: Sequence[TextSums], edges: Sequence[int], window: int) -> Result:
+def position_results(buckets: Sequence[NllTotals], edges: Sequence[int], window: int) -> Result:
     """The result of each bucket, by its label."""
-    sums = np.stack([text.positions for text in texts], axis=2)  # (buckets, 3, texts)
-    return {
-        label: NllTotals.from_sequences(*part).result()
-        for label, part in zip(bucket_labels(edges, window), sums, strict=True)
-    }
+    labels = bucket_labels(edges, window)
+    return {label: totals.result() for label, totals in zip(labels, buckets, strict=True)}
 
 
 def position_pair_results(texts: Sequence[PairSums], edges: Sequence[int], window: int) -> Result:

@@ -17,11 +17,15 @@ import lzma
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 # Bytes read at once, because a line may be of any length.
 CHUNK = 1 << 20
@@ -114,7 +118,8 @@ def read_rows(
     """The texts of the files, one after another. Nothing is read before it is needed.
 
     Args:
-        files: their names; "-", or an empty list, is the standard input.
+        files: their names, or URIs that pyarrow knows, such as s3://bucket/data.jsonl; "-", or an
+            empty list, is the standard input.
         lines: each line of a plain-text file is a text. It ends at a newline and nowhere else; a
             carriage return directly before the newline is not part of it.
         column: the column of a table that holds the texts. A JSON row may also be the text itself,
@@ -133,20 +138,24 @@ def read_rows(
     return _read_all(sources, by_file=group_by == BY_FILE)
 
 
-def _read_all(sources: list[tuple[str, Callable, Callable]], by_file: bool) -> Iterator[Row]:
+def _read_all(
+    sources: Iterable[tuple[str, Callable | None, Callable]], by_file: bool
+) -> Iterator[Row]:
     for name, opener, reader in sources:
         for row in _read(name, opener, reader):
             yield row._replace(group=name) if by_file else row
 
 
-def _opener_and_reader(name: str, lines: bool, columns: Columns) -> tuple[Callable, Callable]:
-    """How to open a file and how to get its rows, by its suffixes."""
+def _opener_and_reader(
+    name: str, lines: bool, columns: Columns
+) -> tuple[Callable | None, Callable]:
+    """How to unpack a file, if it is packed, and how to get its rows, by its suffixes."""
     suffix = Path(name).suffix.lower()
-    opener = OPENERS.get(suffix, open)
-    if suffix in OPENERS:
+    opener = OPENERS.get(suffix)
+    if opener is not None:
         suffix = Path(Path(name).stem).suffix.lower()
     # Parquet is read in pieces, from its end, which a compressed file does not allow.
-    if suffix in REFUSED or (suffix == ".parquet" and opener is not open):
+    if suffix in REFUSED or (suffix == ".parquet" and opener is not None):
         raise ValueError(
             f"{name} is of a kind that is not read. Unpack it, or convert it to plain text, "
             ".jsonl, .csv, .tsv or .parquet."
@@ -162,22 +171,63 @@ def _opener_and_reader(name: str, lines: bool, columns: Columns) -> tuple[Callab
     return opener, _read_lines if lines else _read_whole
 
 
-def _read(name: str, opener: Callable, reader: Callable) -> Iterator[Row]:
+def _read(name: str, opener: Callable | None, reader: Callable) -> Iterator[Row]:
     """The rows of one file; an error says which file cannot be read."""
     if name == "-":
         yield from reader("standard input", sys.stdin.buffer)
         return
-    with opener(name, "rb") as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(_open(name))
         try:
+            if opener is not None:
+                file = stack.enter_context(opener(file, "rb"))
             yield from reader(name, file)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise ValueError(f"{name} cannot be read: {error}.") from error
 
 
-def _open_zstd(name: str, mode: str) -> BinaryIO:
+def _open(name: str) -> BinaryIO:
+    if "://" not in name:
+        return open(name, "rb")
+    system, path = file_system(name)
+    return io.BufferedReader(system.open_input_file(path))
+
+
+def file_system(name: str) -> "tuple[fs.FileSystem, str]":
+    """Where a file or a directory lies, and its path there: a URI that pyarrow knows, or a path.
+
+    Raises:
+        ValueError: a URI of another kind.
+    """
+    from pyarrow import fs
+
+    if "://" not in name:
+        return fs.LocalFileSystem(), str(Path(name).absolute())
+    return fs.FileSystem.from_uri(name)
+
+
+def files_in(name: str) -> list[str]:
+    """The files below a directory, which is a name that ends in "/", in order; another name alone.
+
+    Names that begin with "." or "_" are left out, as pyarrow leaves them out of a data set.
+    """
+    from pyarrow import fs
+
+    if not name.endswith("/"):
+        return [name]
+    system, path = file_system(name)
+    found = system.get_file_info(fs.FileSelector(path.rstrip("/"), recursive=True))
+    return sorted(
+        name + info.path.removeprefix(path.rstrip("/") + "/")
+        for info in found
+        if info.is_file and not info.base_name.startswith((".", "_"))
+    )
+
+
+def _open_zstd(file: BinaryIO, mode: str) -> BinaryIO:
     import pyarrow
 
-    return io.BufferedReader(pyarrow.CompressedInputStream(open(name, mode), "zstd"))
+    return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
 
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".lzma": lzma.open}

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .nll_outputs import TokenStats
 from .options import TextOptions, positive_int, signature
-from .positions import bucket_edges, position_results
+from .positions import bucket_edges
 from .processes import ALONE, Attempt, Processes, T, naming_lost_ranks
 from .text_conversations import ConversationEncoder
 from .text_encoding import EncodedText, TextEncoder
@@ -25,11 +25,13 @@ from .text_input import checked_pairs, num_characters
 from .text_model import LanguageModel, Span
 from .text_pair import ModelPair
 from .text_progress import Progress
+from .text_report import TextReport
 from .text_schedule import Portion, batches, portions, shares
 from .text_score import Draft, TextScore, count_scored
+from .text_totals import TextTotals
 from .text_windows import Window, check_window, windows_to_the_end
 from .text_word_starts import word_start_ids
-from .totals import Result, TextSums, standard_error_of_tokens, text_result
+from .totals import Result, TextSums
 
 
 class Job(NamedTuple):
@@ -114,18 +116,18 @@ class TextScorer:
 
     def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result:
         """The result of `compute` without its signature, from the sums of texts."""
-        result = text_result(sums)
-        if self.options.max_length is None:
-            del result["num_truncated"]
-        if not with_contexts:
-            del result["num_truncated_contexts"]
-        if self.rules.tokens_are_independent:
-            result["perplexity_standard_error"] = result["perplexity"] * standard_error_of_tokens(
-                sums
-            )
-        if self.edges:
-            result["positions"] = position_results(sums, self.edges, self.window)
-        return result
+        result = self.report(with_contexts).result(TextTotals.of(sums))
+        return result | {"perplexities": [text.perplexity for text in sums]}
+
+    def report(self, with_contexts: bool) -> TextReport:
+        """What the result shows of totals."""
+        return TextReport(
+            has_max_length=self.options.max_length is not None,
+            has_contexts=with_contexts,
+            tokens_are_independent=self.rules.tokens_are_independent,
+            edges=self.edges,
+            window=self.window,
+        )
 
     def score(
         self,
@@ -244,22 +246,34 @@ class TextScorer:
                 for i, (text, _) in enumerate(portion):
                     yield text, sums[i]
 
+    def portion_sums(
+        self,
+        texts: Iterable[str],
+        contexts: Iterable[str] | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> list[TextSums]:
+        """As `sums`, of few enough texts to be packed into batches all at once."""
+        portion = list(self._pairs(texts, contexts))
+        plan = self._plan(portion, range(len(portion)), batch_size)
+        with Progress(False) as bar:
+            return self._sums_of(plan, 0, bar)
+
+    def _sums_of(self, plan: Plan, num_passes: int, bar: Progress) -> list[TextSums]:
+        return [draft.sums() for draft in self._complete_drafts(plan, num_passes, None, bar)]
+
     def _sums_of_share(
         self, plan: Attempt[Plan], bar: Progress, processes: Processes
     ) -> Attempt[list[TextSums]]:
         """The sums of the texts of a plan, once all processes that have to score it can."""
-
-        def sums(plan: Plan, num_passes: int) -> list[TextSums]:
-            return [draft.sums() for draft in self._complete_drafts(plan, num_passes, None, bar)]
-
         ranks = self.model.ranks
         if ranks.is_alone:
-            return processes.attempt(lambda: sums(plan.value, 0))
+            return processes.attempt(lambda: self._sums_of(plan.value, 0, bar))
         # A rank that fails in a forward pass leaves others waiting there, so it must not wait for
         # these in turn: what fails before does so on all, and what fails there ends this rank.
         most = processes.attempt(ranks.in_step.largest, plan.then(lambda plan: len(plan.batches)))
         num_passes = processes.require_all(most)
-        return Attempt(sums(plan.value, num_passes))
+        return Attempt(self._sums_of(plan.value, num_passes, bar))
 
     def _plans(
         self, found: Iterator[Portion], num_before: int, batch_size: int | None

@@ -144,7 +144,7 @@ NO_POSITIONS = np.zeros((0, 3))
 
 @dataclass(frozen=True)
 class TextSums:
-    """The sums of one text. `text_result` makes the result of a corpus from those of its texts."""
+    """The sums of one text; text_totals.py makes the result of a corpus from those of its texts."""
 
     nll_sum: float  # nats, weighted
     weight_sum: float  # the number of scored tokens, except under weights
@@ -163,56 +163,6 @@ class TextSums:
     def perplexity(self) -> float:
         """exp(nll_sum / weight_sum); NaN when nothing was scored."""
         return exp_or_inf(self.nll_sum / self.weight_sum) if self.weight_sum > 0 else math.nan
-
-
-def text_result(texts: Iterable[TextSums]) -> Result:
-    """The result of a corpus of texts, from the sums of each.
-
-    bits_per_byte = nll_sum / ln 2 / bytes, byte_perplexity = exp(nll_sum / bytes) and
-    word_perplexity = exp(nll_sum / words) are over all texts. perplexities holds one for each text;
-    mean_perplexity is their mean, without the texts in which nothing was scored.
-    """
-    texts = list(texts)
-    totals = NllTotals.from_sequences(
-        [text.nll_sum for text in texts],
-        [text.weight_sum for text in texts],
-        sum(text.num_tokens for text in texts),
-    )
-    num_bytes = sum(text.num_bytes for text in texts)
-    num_words = sum(text.num_words for text in texts)
-    perplexities = [text.perplexity for text in texts]
-    scored = [p for p, text in zip(perplexities, texts, strict=True) if text.weight_sum > 0]
-    nll_sum = sum(text.unweighted_nll_sum for text in texts)
-    nll_per_byte = nll_sum / num_bytes if num_bytes > 0 else math.nan
-    nll_per_word = nll_sum / num_words if num_words > 0 else math.nan
-    return {
-        **totals.result(),
-        "perplexities": perplexities,
-        "mean_perplexity": sum(scored) / len(scored) if scored else math.nan,
-        "bits_per_byte": nll_per_byte / math.log(2),
-        "byte_perplexity": exp_or_inf(nll_per_byte),
-        "word_perplexity": exp_or_inf(nll_per_word),
-        "num_bytes": num_bytes,
-        "num_words": num_words,
-        "num_truncated": sum(text.truncated for text in texts),
-        "num_truncated_contexts": sum(text.context_truncated for text in texts),
-    }
-
-
-def standard_error_of_tokens(texts: Iterable[TextSums]) -> float:
-    """Standard error of mean_nll as llama.cpp has it, which takes tokens as independent, nats.
-
-    sqrt((E[nll^2] - E[nll]^2) / (n - 1)) over n tokens; NaN for fewer than two. It is too small,
-    because the tokens of a text are not independent.
-    (tools/perplexity/perplexity.cpp in ggml-org/llama.cpp.)
-    """
-    texts = list(texts)
-    count = sum(text.num_tokens for text in texts)
-    if count < 2:
-        return math.nan
-    mean = sum(text.unweighted_nll_sum for text in texts) / count
-    variance = sum(text.token_nll_sq_sum for text in texts) / count - mean**2
-    return math.sqrt(max(variance, 0.0) / (count - 1))
 
 
 def student_t_95(degrees: float) -> float:

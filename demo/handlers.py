@@ -128,7 +128,7 @@ def make_handlers(metrics: Metrics) -> dict[str, Callable]:
 def shown(labelled: LabelledScore, words: bool = False) -> tuple:
     """A score as the page shows it: a line, a heatmap, a chart, and all figures."""
     result, score = figures(labelled), labelled.score
-    del result["perplexities"], result["mean_perplexity"]  # for one text, the perplexity
+    del result["mean_perplexity"]  # for one text, the perplexity
     return verdict(result), heatmap.heatmap(score, words), chart(score), as_json(result)
 
 

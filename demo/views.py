@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 heatmap = metric_package.sibling("heatmap")
 pair_totals = metric_package.sibling("pair_totals")
+text_totals = metric_package.sibling("text_totals")
 totals = metric_package.sibling("totals")
 # `compute` gives no interval for one text, so the demo uses the spread of its consecutive parts. A
 # part has at least about eight tokens.
@@ -46,7 +47,7 @@ class Side:
     @property
     def bits_per_byte(self) -> float:
         """Of the scored text; NaN if nothing was scored."""
-        return totals.text_result([self.score.sums])["bits_per_byte"]
+        return text_totals.TextTotals.of([self.score.sums]).result()["bits_per_byte"]
 
     @cached_property
     def parts(self) -> "Parts | None":
@@ -139,7 +140,7 @@ def parts_of(score: "TextScore | OneOfTwo", has_bytes: np.ndarray | bool = True)
 
 def figures(labelled: LabelledScore) -> dict:
     """The result of `compute` for this text, with the interval from its parts."""
-    result = totals.text_result([labelled.score.sums])
+    result = text_totals.TextTotals.of([labelled.score.sums]).result()
     del result["num_truncated"], result["num_truncated_contexts"]
     low, high = perplexity_interval(labelled)
     parts = labelled.parts
@@ -255,7 +256,7 @@ def comparison_table(a: Side, b: Side, pair: LabelledComparison | None = None) -
     difference_bits = bits[1] - bits[0]
     if math.isnan(difference_bits):
         return ""
-    results = [totals.text_result([side.score.sums]) for side in (a, b)]
+    results = [text_totals.TextTotals.of([side.score.sums]).result() for side in (a, b)]
     perplexities = [result["perplexity"] for result in results]
     ratio = "not comparable"
     if pair is not None or a.label == b.label:

@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load
 
-WHY = ROOT / "examples" / "why_numbers_differ.py"
 WHY_PAGE = ROOT / "docs" / "why_numbers_differ.md"
 PEERS_ARE_INSTALLED = all(map(importlib.util.find_spec, ("lm_eval", "torchmetrics")))
 
@@ -33,6 +32,7 @@ def printed(picture):
         "eval_loss_is_not_perplexity": [],
         "quantisation": [],
         "perplexity_by_position": [picture],
+        "ray_corpus": [],
     }
 
     def run(name):
@@ -48,6 +48,14 @@ def printed(picture):
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(arguments, pool.map(run, arguments), strict=True))
+
+
+def program_of(name):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    return program
 
 
 def figures(text: str) -> dict[tuple[str, str], list[float]]:
@@ -155,15 +163,30 @@ def test_the_key_to_strange_numbers_tells_the_units(why_printed):
 
 
 def test_why_numbers_differ_writes_between_the_markers_only():
-    spec = importlib.util.spec_from_file_location("why_numbers_differ", WHY)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
+    program = program_of("why_numbers_differ")
     page = "above\n<!-- key -->\n<!-- end of key -->\nbelow\n"
     once = program.put(page, "key", r"| \1 |")
     assert once == "above\n<!-- key -->\n| \\1 |\n<!-- end of key -->\nbelow\n"
     assert program.put(once, "key", "| 2 |") == once.replace(r"\1", "2")
     with pytest.raises(ValueError, match="the page needs <!-- peers --> and <!-- end of peers -->"):
         program.put(page, "peers", "")
+
+
+def test_ray_corpus(printed):
+    """The numbers of one process."""
+    program = program_of("ray_corpus")
+    texts = [row["text"] for row in program.held_out_texts()]
+    groups = [row["domain"] for row in program.held_out_texts()]
+    expected = load().compute(predictions=texts, groups=groups, model_id=str(program.MODEL))
+    whole, flush, indented, *_ = re.findall(r"([\d.]+) over (\d+) tokens", printed["ray_corpus"])
+    for (perplexity, num_tokens), result in (
+        (whole, expected),
+        (flush, expected["groups"]["flush"]),
+        (indented, expected["groups"]["indented"]),
+    ):
+        assert float(perplexity) == pytest.approx(result["perplexity"], abs=0.006)
+        assert int(num_tokens) == result["num_tokens"]
+    assert printed["ray_corpus"].count(" nats, ") == 3
 
 
 def test_perplexity_by_position(printed, picture):

@@ -79,8 +79,8 @@ def test_a_score_brings_the_sums_that_compute_uses(ppl, models, options):
     model, tokenizer = models["qwen"]
     scores = ppl.score(TEXTS, model=model, tokenizer=tokenizer, **options)
     expected = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer, **options)
-    found = sibling("totals").text_result(score.sums for score in scores)
-    for name in set(found) & set(expected) - {"perplexities"}:
+    found = sibling("text_totals").TextTotals.of(score.sums for score in scores).result()
+    for name in set(found) & set(expected):
         assert found[name] == pytest.approx(expected[name], nan_ok=True)
     assert [score.perplexity for score in scores] == pytest.approx(
         expected["perplexities"], nan_ok=True
