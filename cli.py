@@ -206,8 +206,9 @@ def run_on_ray(args: argparse.Namespace) -> dict:
     rows = read_rows(files, args.lines, args.column, args.group_by, args.context_column)
     first = first_row(rows, args.files)
     are_conversations = metric_package.sibling("text_input").is_conversation(first.text)
+    placing = cli_models.placing_kwargs(args, num_processes=1)
     job = ray_files.Job(
-        options=model_options(args, device=None) | {"conversations": are_conversations},
+        options=model_options(args, placing) | {"conversations": are_conversations},
         lines=args.lines,
         column=args.column,
         group_by=args.group_by,
@@ -406,10 +407,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
     if args.engine == "ray" and (
-        "-" in sources(args) or any((args.dataset, args.limit, args.base, args.save_base))
+        "-" in sources(args)
+        or any((args.dataset, args.limit, args.base, args.save_base, args.tensor_parallel))
     ):
         parser.error(
-            "--engine ray reads files, and goes without --dataset, --limit, --base and --save-base"
+            "--engine ray reads files, and goes without --dataset, --limit, --base, --save-base and "
+            "--tensor-parallel"
         )
     if sources(args) == ["-"] and sys.stdin.isatty():
         parser.error("no files, and nothing on the standard input")

@@ -430,7 +430,14 @@ def test_the_files_of_a_directory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--limit", 3], ["--base", TINY], ["--save-base", "x"], ["--dataset", "x"]]
+    "arguments",
+    [
+        ["--limit", 3],
+        ["--base", TINY],
+        ["--save-base", "x"],
+        ["--dataset", "x"],
+        ["--tensor-parallel", 2],
+    ],
 )
 def test_what_does_not_go_with_ray(arguments):
     files = [] if arguments[0] == "--dataset" else ["data.jsonl"]
