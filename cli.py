@@ -411,8 +411,8 @@ def main(argv: list[str] | None = None) -> int:
         or any((args.dataset, args.limit, args.base, args.save_base, args.tensor_parallel))
     ):
         parser.error(
-            "--engine ray reads files, and goes without --dataset, --limit, --base, --save-base and "
-            "--tensor-parallel"
+            "--engine ray reads files, and goes without --dataset, --limit, --base, --save-base "
+            "and --tensor-parallel"
         )
     if sources(args) == ["-"] and sys.stdin.isatty():
         parser.error("no files, and nothing on the standard input")
