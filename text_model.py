@@ -26,7 +26,7 @@ from .nll_linear import OutputRows, launch_rows
 from .nll_outputs import TokenStats
 from .nll_share import share_nll
 from .nll_transform import IDENTITY
-from .processes import T
+from .processes import T, naming_lost_ranks
 from .tensors import to_device
 from .text_head import find_output_layer, run
 from .text_lengths import context_length
@@ -85,7 +85,16 @@ class LanguageModel(ABC):
         self._lock = _LOCKS.setdefault(model, threading.RLock())
         with self.running():
             try:
-                self.vocab_size, self.takes_batches = self._probe()
+                with naming_lost_ranks():
+                    self.vocab_size, self.takes_batches = self._probe()
+            except RuntimeError as error:
+                if self.ranks.is_alone:
+                    raise
+                raise ValueError(
+                    f"{self.name} cannot run as it is spread over several processes: {error} Its "
+                    "attention heads, for one, have to be divisible by the number of processes "
+                    "that share a copy."
+                ) from error
             except (AttributeError, IndexError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{self.name} cannot be called with the ids of a text, as a {self.kind} is: "

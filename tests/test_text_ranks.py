@@ -178,6 +178,11 @@ def test_other_errors(answers, case, message):
         assert re.match(message, error)
 
 
+def test_heads_that_cannot_be_shared_are_told(answers):
+    for error in cases_of(answers["others"], "odd heads"):
+        assert re.match("ValueError: .*tiny_model cannot run as it is spread over several", error)
+
+
 def test_the_group_of_others_is_refused(answers):
     for error in cases_of(answers["others"], "group of others"):
         assert error.startswith("TypeError: process_group must be one of torch.distributed's")

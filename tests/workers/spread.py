@@ -228,6 +228,9 @@ def other_cases(rank: int) -> dict:
     found["without sync"] = attempt(ppl.compute, **named, process_group=group)
     found["no group"] = attempt(ppl.sync, process_group=[0, 1])
     if len(groups) > 1:
+        odd = {"model_kwargs": {"distributed_config": {"tp_size": 4}}}  # its 6 heads
+        named["model_id"] = str(ROOT / "tiny_model")
+        found["odd heads"] = attempt(ppl.compute, **named, **odd)
         found["group of others"] = attempt(ppl.sync, process_group=groups[rank // 2 - 1])
     part = tensor_parallel("llama", all_ranks())
     named = {"predictions": TEXTS, "model": part, "tokenizer": tokenizer()}
