@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from .processes import ALONE, Attempt, Processes
+from .processes import ALONE, Processes
 from .tensors import is_dtensor
 
 
@@ -61,16 +61,30 @@ class ModelRanks:
         """The ranks, among these processes, of each copy of the model; all processes call this.
 
         Raises:
-            ConnectionError: another rank is gone.
+            ValueError: some of those that make each forward pass together are not among them.
+            ConnectionError: another rank failed, or is gone.
         """
-        members = processes.members
-        tied = {rank for group in self.same for rank in group.members if rank in members}
-        mine = {processes.rank} | {members.index(rank) for rank in tied}
         copies: list[set[int]] = []
-        for ranks in processes.gather(Attempt(mine)):
+        for ranks in processes.gather(processes.attempt(self._of_this_copy, processes)):
             joined = set(ranks).union(*(copy for copy in copies if copy & ranks))
             copies = [copy for copy in copies if not copy & ranks] + [joined]
         return sorted(map(sorted, copies))
+
+    def _of_this_copy(self, processes: Processes) -> set[int]:
+        members = processes.members
+        if self.in_step.size > 1 and not set(self.in_step.members) <= set(members):
+            raise ValueError(
+                f"process_group holds the ranks {members}, but the ranks {self.in_step.members} "
+                "share the weights of the model (FSDP, ZeRO-3) and make each forward pass "
+                "together. Pass a group that holds all of these, or leave process_group out."
+            )
+        tied = {rank for group in self.same for rank in group.members if rank in members}
+        return {processes.rank} | {members.index(rank) for rank in tied}
+
+    def same_beyond(self, processes: Processes) -> list[Processes]:
+        """Of the groups that read the same batches those that reach beyond these processes."""
+        members = set(processes.members)
+        return [group for group in self.same if not set(group.members) <= members]
 
 
 @dataclass(frozen=True)

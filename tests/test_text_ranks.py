@@ -151,6 +151,22 @@ def test_ranks_of_one_model_must_have_the_same_texts(answers):
         assert error.startswith("ValueError: The ranks were given different texts")
 
 
+def test_the_ranks_of_one_model_in_several_groups(answers, expected):
+    cases = cases_of(answers, "tensor parallel, two copies")
+    for found in cases["in groups"]:
+        assert_equal(found, expected("llama", worker.TEXTS))
+    for error in cases["other texts in one group"]:
+        assert error.startswith("ValueError: The ranks were given different texts")
+
+
+def test_a_group_that_parts_ranks_in_step_is_refused(answers):
+    if "in groups" not in cases_of(answers, "FSDP 2"):
+        pytest.skip("of two ranks no group parts a model")
+    for rank, error in enumerate(answers["FSDP 2"]["in groups"]):
+        message = f"ValueError: process_group holds the ranks [{rank % 2}, {rank % 2 + 2}], but the"
+        assert error.startswith(message)
+
+
 def test_sums_of_a_group(answers, llama):
     found = answers["others"]
     ranks = range(len(found["computed"]))

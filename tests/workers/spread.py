@@ -26,6 +26,7 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT, found_once, load, sibling
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import (
@@ -80,8 +81,11 @@ def tensor_parallel(family: str, mesh, outputs=None, is_local: bool = True):
     return parallelize_module(model, mesh, plan)
 
 
-def fsdp1(family: str, **options):
+def fsdp1(family: str, *wrapped: type, **options):
+    """The layers of these types are wrapped, too, each by itself."""
     kinds = {"device_id": torch.device("cpu"), "use_orig_params": True} | options
+    if wrapped:
+        kinds["auto_wrap_policy"] = ModuleWrapPolicy(wrapped)
     return FullyShardedDataParallel(whole(family), **kinds)
 
 
@@ -115,7 +119,7 @@ ON_TWO = {
         "llama", all_ranks(), is_local=False
     ),
     "pipeline": lambda: planned(pp_size=2),
-    "FSDP 1": lambda: fsdp1("llama"),
+    "FSDP 1": lambda: fsdp1("llama", torch.nn.Linear),
     "FSDP 1, flat, GPT-2": lambda: fsdp1("gpt2", use_orig_params=False),
     "FSDP 2": lambda: fsdp2("llama", all_ranks(), always=True),
     "FSDP 2, GPT-2": lambda: fsdp2("gpt2", all_ranks()),
@@ -158,6 +162,14 @@ def cases(kind: str, model, rank: int) -> dict:
         found["evaluated"] = evaluations(model)
     if kind == "FSDP 2":
         found["loop"] = loop_of_the_docs(model)
+    if dist.get_world_size() == 4 and kind in ("FSDP 2", "tensor parallel, two copies"):
+        # Of two ranks that are not those of one copy.
+        groups = [dist.new_group([i, i + 2]) for i in range(2)]
+        options = {**named, "sync": True, "process_group": groups[rank % 2]}
+        found["in groups"] = attempt(ppl.compute, predictions=TEXTS, **options)
+        found["other texts in one group"] = attempt(
+            ppl.compute, predictions=TEXTS[rank % 2 :], **options
+        )
     if kind == "tensor parallel":
         found["other texts on one"] = attempt(ppl.compute, predictions=TEXTS[rank:], **named)
     return found
