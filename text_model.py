@@ -26,7 +26,7 @@ from .nll_linear import OutputRows, launch_rows
 from .nll_outputs import TokenStats
 from .nll_share import share_nll
 from .nll_transform import IDENTITY
-from .processes import T
+from .processes import T, naming_lost_ranks
 from .tensors import to_device
 from .text_head import find_output_layer, run
 from .text_lengths import context_length
@@ -85,7 +85,7 @@ class LanguageModel(ABC):
         self._lock = _LOCKS.setdefault(model, threading.RLock())
         with self.running():
             try:
-                self.vocab_size, self.takes_batches = self._probe()
+                self.vocab_size, self.takes_batches = self._probe_together()
             except (AttributeError, IndexError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{self.name} cannot be called with the ids of a text, as a {self.kind} is: "
@@ -116,6 +116,28 @@ class LanguageModel(ABC):
                 self.name,
                 reason,
             )
+
+    def _probe_together(self) -> tuple[int, bool]:
+        """As `_probe`, of a model that several processes may hold together.
+
+        Raises:
+            ValueError: the processes cannot divide the work on a text among them.
+            ConnectionError: another rank is gone.
+        """
+        if self.ranks.is_alone:
+            return self._probe()
+        try:
+            with naming_lost_ranks():
+                return self._probe()
+        except RuntimeError as error:
+            if not self.ranks.same or isinstance(error, torch.OutOfMemoryError):
+                raise
+            sizes = ", ".join(str(group.size) for group in self.ranks.same)
+            raise ValueError(
+                f"{self.name} cannot be run by processes that share its layers ({sizes} of them): "
+                f"{error}. Their number has to divide its numbers of attention heads and of "
+                "key-value heads."
+            ) from error
 
     @property
     def device(self) -> torch.device:

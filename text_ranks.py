@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -28,7 +29,7 @@ class ModelRanks:
     @classmethod
     def of(cls, model: nn.Module) -> "ModelRanks":
         """The processes that hold a model, as its modules and parameters tell."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not _are_connected():
             return cls()
         states = [_data_parallel(part) for part in (*model.modules(), *model.parameters())]
         shards = {group for state in states if state is not None for group in state.shards}
@@ -87,6 +88,29 @@ class ModelRanks:
         return [group for group in self.same if not set(group.members) <= members]
 
 
+def cast_dtype(model: nn.Module) -> torch.dtype | None:
+    """What FSDP casts the weights of a model to in a forward pass; None where it does not."""
+    for module in model.modules() if _are_connected() else ():
+        kinds, policy = _kinds(module), None
+        if "FullyShardedDataParallel" in kinds:
+            policy = module.mixed_precision
+        elif "FSDPModule" in kinds:
+            policy = module._get_fsdp_state()._mp_policy  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        dtype = getattr(policy, "param_dtype", None)
+        if dtype is not None:
+            return dtype
+    return None
+
+
+def _are_connected() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _kinds(part: Any) -> set[str]:
+    """Names of classes, because torch may lack them."""
+    return {kind.__name__ for kind in type(part).__mro__}
+
+
 @dataclass(frozen=True)
 class _DataParallel:
     """What FSDP or ZeRO-3 says of a module or a parameter: who has the rest, who has copies."""
@@ -96,8 +120,8 @@ class _DataParallel:
 
 
 def _data_parallel(part: Any) -> _DataParallel | None:
-    """None for a part that neither manages. Told by names, because torch may lack the classes."""
-    kinds = {kind.__name__ for kind in type(part).__mro__}
+    """None for a part that neither manages."""
+    kinds = _kinds(part)
     if "FullyShardedDataParallel" in kinds:
         copies = getattr(part, "_inter_node_pg", None)
         return _DataParallel(_of_groups([part.process_group]), _of_groups([copies]))

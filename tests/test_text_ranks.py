@@ -118,9 +118,20 @@ def test_what_cannot_be_scored_is_an_error_on_every_rank(answers, kind):
     for error in cases["saved"]:
         assert error.startswith("ValueError: save_base takes a model that one process holds as a")
     first, *others = cases["a bad text on one"]
-    assert first.startswith("ConnectionError: ")
+    assert first == f"ConnectionError: Rank 1 failed: {others[0]}"
     for error in others:
         assert error == "TypeError: predictions[1] must be a string, got int."
+
+
+def test_a_model_within_itself_is_refused(answers):
+    for error in cases_of(answers, "FSDP 2")["compared with itself"]:
+        assert re.match("ValueError: The base of .* is the same object", error)
+
+
+@pytest.mark.parametrize("kind", ["FSDP 1", "FSDP 2"])
+def test_mixed_precision_is_that_of_the_forward_pass(answers, kind):
+    """With the tolerance of float32, its windows would be scored one by one."""
+    assert all(found == ["bfloat16", True] for found in answers["others"][f"mixed, {kind}"])
 
 
 def test_a_trainer_counts_each_example_once(answers, llama):
@@ -187,6 +198,7 @@ def test_sums_of_a_group(answers, llama):
         ("without sync", "ValueError: process_group goes with sync=True"),
         ("no group", "TypeError: process_group must be one of torch.distributed's process groups"),
         ("part of the logits", "ValueError: The model .* of the 3072 ids of its output layer, and"),
+        ("three heads", "ValueError: .* cannot be run by processes that share its layers"),
     ],
 )
 def test_other_errors(answers, case, message):

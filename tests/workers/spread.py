@@ -25,7 +25,13 @@ from accelerate import Accelerator, DataLoaderConfiguration, ParallelismConfig
 from accelerate.state import AcceleratorState
 from conftest import ROOT, found_once, load, sibling
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    ShardingStrategy,
+    fully_shard,
+)
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -34,6 +40,8 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     Trainer,
     TrainingArguments,
 )
@@ -57,6 +65,9 @@ def whole(family: str):
     if family == "llama":
         return AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
     torch.manual_seed(0)
+    if family == "three heads":
+        sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 1}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer()), **sizes)).eval()
     sizes = {"vocab_size": len(tokenizer()), "n_positions": 64, "n_embd": 32, "n_layer": 2}
     return GPT2LMHeadModel(GPT2Config(**sizes, n_head=2)).eval()
 
@@ -96,6 +107,15 @@ def fsdp2(family: str, mesh, always: bool = False):
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh, reshard_after_forward=always or None)
+
+
+def mixed() -> dict:
+    """Weights in float32, which are bfloat16 in a forward pass."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    return {
+        "FSDP 1": fsdp1("llama", mixed_precision=MixedPrecision(param_dtype=torch.bfloat16)),
+        "FSDP 2": fully_shard(whole("llama"), reshard_after_forward=True, mp_policy=policy),
+    }
 
 
 def all_ranks():
@@ -157,6 +177,9 @@ def cases(kind: str, model, rank: int) -> dict:
     if kind in ("tensor parallel", "FSDP 2"):
         found["compared"] = ppl.compare(TEXTS, base=whole("llama"), **named, sync=True)
         found["a bad text on one"] = attempt(ppl.compute, predictions=["good", rank or ""], **named)
+        found["compared with itself"] = attempt(
+            ppl.compare, TEXTS[:1], base=model, **named, sync=True
+        )
         found["saved"] = attempt(ppl.save_base, TEXTS, "unused", **named)
     if "planned" in kind:
         found["evaluated"] = evaluations(model)
@@ -241,9 +264,14 @@ def other_cases(rank: int) -> dict:
     found["no group"] = attempt(ppl.sync, process_group=[0, 1])
     if len(groups) > 1:
         found["group of others"] = attempt(ppl.sync, process_group=groups[rank // 2 - 1])
+    for name, model in mixed().items():
+        scorer = ppl.text_scorer(model=model, tokenizer=tokenizer())
+        found[f"mixed, {name}"] = [scorer.model.dtype, scorer.model.takes_batches]
     part = tensor_parallel("llama", all_ranks())
     named = {"predictions": TEXTS, "model": part, "tokenizer": tokenizer()}
     found["part of the logits"] = attempt(ppl.compute, **named)
+    named["model"] = tensor_parallel("three heads", all_ranks(), Replicate())
+    found["three heads"] = attempt(ppl.compute, **named)
     return found
 
 
