@@ -206,6 +206,12 @@ def test_other_errors(answers, case, message):
         assert re.match(message, error)
 
 
+def test_options_that_one_rank_refuses(answers):
+    first, *others = answers["others"]["window"]
+    assert all(error.startswith("ValueError: window is 1000000 tokens") for error in others)
+    assert first == f"ConnectionError: Rank 1 failed: {others[0]}"
+
+
 def test_the_group_of_others_is_refused(answers):
     for error in cases_of(answers["others"], "group of others"):
         assert error.startswith("TypeError: process_group must be one of torch.distributed's")
