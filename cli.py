@@ -361,10 +361,13 @@ def model_options(
     """The arguments that `compute` takes for texts; `placing` are those that place a model."""
     named = {"dtype": args.dtype, "revision": args.revision}
     model_kwargs = {name: value for name, value in named.items() if value is not None}
+    device = device if args.device is None else args.device
     return {
         "model_id": args.model,
-        "device": device if args.device is None else args.device,
-        "model_kwargs": model_kwargs | placing | cli_models.quantization_kwargs(args),
+        "device": device,
+        "model_kwargs": model_kwargs
+        | placing
+        | cli_models.quantization_kwargs(args, placing, device),
         "trust_remote_code": args.trust_remote_code,
         "preset": args.preset,
         "window": args.window,
@@ -398,6 +401,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--save-base goes without --base and without output options")
     if args.device_map is not None and (args.device or args.tensor_parallel):
         parser.error("--device-map goes without --device and --tensor-parallel")
+    if args.tensor_parallel is not None and args.device:
+        parser.error("--tensor-parallel goes without --device: each process has its own")
     if args.dataset is not None and args.files:
         parser.error("--dataset goes without files")
     if args.limit is not None and args.limit < 1:

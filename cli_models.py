@@ -2,6 +2,10 @@
 
 import argparse
 import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 # What --quantization takes, and the package that it needs.
 QUANTIZATIONS = {
@@ -51,8 +55,14 @@ def placing_kwargs(args: argparse.Namespace, num_processes: int) -> dict:
     return {"distributed_config": {"tp_size": size, "dp_replicate_size": num_processes // size}}
 
 
-def quantization_kwargs(args: argparse.Namespace) -> dict:
-    """The arguments of `from_pretrained` that round a model's weights.
+def quantization_kwargs(
+    args: argparse.Namespace, placing: dict, device: "torch.device | str | None"
+) -> dict:
+    """The arguments of `from_pretrained` that round a model's weights, and place it.
+
+    Args:
+        placing: those that place it, if there are any.
+        device: where it is without them; None for CUDA where there is one, else the CPU.
 
     Raises:
         ModuleNotFoundError: without the package that does it.
@@ -63,18 +73,27 @@ def quantization_kwargs(args: argparse.Namespace) -> dict:
     package = QUANTIZATIONS[name]
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(f"--quantization {name} needs {package}: pip install {package}")
+    import torch  # here, so that --help answers at once
+
+    # A quantised model is not moved, and transformers leaves one of torchao on the CPU.
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    placing = placing or {"device_map": {"": str(device)}}
+    return {"quantization_config": _quantization(name, args.dtype), **placing}
+
+
+def _quantization(name: str, dtype: str | None) -> Any:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
     if name == "bnb-8bit":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        return BitsAndBytesConfig(load_in_8bit=True)
     if name == "bnb-4bit":
-        config = BitsAndBytesConfig(
+        return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=args.dtype or "bfloat16",
+            bnb_4bit_compute_dtype=dtype or "bfloat16",
         )
-        return {"quantization_config": config}
     # An optional package, which need not be there where types are checked.
     from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore[reportMissingImports]
 
-    return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    return TorchAoConfig(Int8WeightOnlyConfig())

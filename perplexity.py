@@ -521,7 +521,8 @@ class Perplexity(evaluate.Metric):
         processes = Processes.to_sync(sync, process_group)
         kinds = (CausalModel, Seq2SeqModel) if text_options.pseudo is None else (MaskedModel,)
         model = self._kept.get(ModelSource(**source), processes, kinds)
-        return SCORERS[type(model)](model, text_options)
+        # A rank that refuses its options tells the others, which would wait for it.
+        return processes.require_all(processes.attempt(SCORERS[type(model)], model, text_options))
 
     def _text_options(self, options: dict) -> TextOptions:
         own: dict[str, Any] = {"dtype": self._options.dtype, "backend": self._options.backend}

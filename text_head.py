@@ -116,7 +116,10 @@ def find_output_layer(
 
 def stated_output_layer(model: "PreTrainedModel") -> nn.Module | None:
     """What the model says its output layer is."""
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    # A call of FSDP 1's wrapper collects the weight, which is whole where the layer in it runs.
+    is_wrapped = any(kind.__name__ == "FullyShardedDataParallel" for kind in type(layer).__mro__)
+    return layer.module if is_wrapped else layer  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _gives_the_logits(

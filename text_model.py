@@ -85,16 +85,7 @@ class LanguageModel(ABC):
         self._lock = _LOCKS.setdefault(model, threading.RLock())
         with self.running():
             try:
-                with naming_lost_ranks():
-                    self.vocab_size, self.takes_batches = self._probe()
-            except RuntimeError as error:
-                if self.ranks.is_alone:
-                    raise
-                raise ValueError(
-                    f"{self.name} cannot run as it is spread over several processes: {error} Its "
-                    "attention heads, for one, have to be divisible by the number of processes "
-                    "that share a copy."
-                ) from error
+                self.vocab_size, self.takes_batches = self._probe_together()
             except (AttributeError, IndexError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{self.name} cannot be called with the ids of a text, as a {self.kind} is: "
@@ -125,6 +116,28 @@ class LanguageModel(ABC):
                 self.name,
                 reason,
             )
+
+    def _probe_together(self) -> tuple[int, bool]:
+        """As `_probe`, of a model that several processes may hold together.
+
+        Raises:
+            ValueError: the processes cannot divide the work on a text among them.
+            ConnectionError: another rank is gone.
+        """
+        if self.ranks.is_alone:
+            return self._probe()
+        try:
+            with naming_lost_ranks():
+                return self._probe()
+        except RuntimeError as error:
+            if not self.ranks.same or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            sizes = ", ".join(str(group.size) for group in self.ranks.same)
+            raise ValueError(
+                f"{self.name} cannot be run by processes that share its layers ({sizes} of them): "
+                f"{error}. Their number has to divide its numbers of attention heads and of "
+                "key-value heads."
+            ) from error
 
     @property
     def device(self) -> torch.device:

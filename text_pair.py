@@ -14,9 +14,20 @@ from .text_ranks import ModelRanks
 
 
 class ModelPair:
-    """A model and the base that it is compared with; `TextScorer` runs it like one model."""
+    """A model and the base that it is compared with; `TextScorer` runs it like one model.
+
+    Raises:
+        ValueError: the two are one object, and its weights are whole in its own forward pass only,
+            in which that of the base runs.
+    """
 
     def __init__(self, model: LanguageModel, base: LanguageModel | SavedBase):
+        is_itself = isinstance(base, LanguageModel) and base.model is model.model
+        if is_itself and not model.ranks.layers_run_alone:
+            raise ValueError(
+                f"The base of {model.name} is the same object, which under FSDP and ZeRO-3 cannot "
+                "run inside of itself. Pass another model as base=."
+            )
         self.model, self.base = model, base
         self.name = f"{model.name} (base {base.name})"
         self.tokenizer = model.tokenizer

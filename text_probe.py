@@ -13,6 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from .identity import quantization_name
 from .tensors import is_dtensor
 from .text_head import are_close, stated_output_layer
+from .text_ranks import cast_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -171,10 +172,10 @@ def check_whole_vocabulary(model: "PreTrainedModel", vocab_size: int, name: str)
 
 
 def dtype_of(model: nn.Module) -> str:
-    """The dtype of the parameters, such as "bfloat16"; "none" without any."""
+    """The dtype of the parameters in a forward pass, such as "bfloat16"; "none" without any."""
     if next(model.parameters(), None) is None:
         return "none"
-    return str(model.dtype).removeprefix("torch.")
+    return str(cast_dtype(model) or model.dtype).removeprefix("torch.")
 
 
 def _is_quantised(model: "PreTrainedModel") -> bool:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
-from .processes import ALONE, Attempt, Processes
+from .processes import ALONE, Processes
 from .tensors import is_dtensor
 
 
@@ -28,7 +29,7 @@ class ModelRanks:
     @classmethod
     def of(cls, model: nn.Module) -> "ModelRanks":
         """The processes that hold a model, as its modules and parameters tell."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not _are_connected():
             return cls()
         states = [_data_parallel(part) for part in (*model.modules(), *model.parameters())]
         shards = {group for state in states if state is not None for group in state.shards}
@@ -61,16 +62,53 @@ class ModelRanks:
         """The ranks, among these processes, of each copy of the model; all processes call this.
 
         Raises:
-            ConnectionError: another rank is gone.
+            ValueError: some of those that make each forward pass together are not among them.
+            ConnectionError: another rank failed, or is gone.
         """
-        members = processes.members
-        tied = {rank for group in self.same for rank in group.members if rank in members}
-        mine = {processes.rank} | {members.index(rank) for rank in tied}
         copies: list[set[int]] = []
-        for ranks in processes.gather(Attempt(mine)):
+        for ranks in processes.gather(processes.attempt(self._of_this_copy, processes)):
             joined = set(ranks).union(*(copy for copy in copies if copy & ranks))
             copies = [copy for copy in copies if not copy & ranks] + [joined]
         return sorted(map(sorted, copies))
+
+    def _of_this_copy(self, processes: Processes) -> set[int]:
+        members = processes.members
+        if self.in_step.size > 1 and not set(self.in_step.members) <= set(members):
+            raise ValueError(
+                f"process_group holds the ranks {members}, but the ranks {self.in_step.members} "
+                "share the weights of the model (FSDP, ZeRO-3) and make each forward pass "
+                "together. Pass a group that holds all of these, or leave process_group out."
+            )
+        tied = {rank for group in self.same for rank in group.members if rank in members}
+        return {processes.rank} | {members.index(rank) for rank in tied}
+
+    def same_beyond(self, processes: Processes) -> list[Processes]:
+        """Of the groups that read the same batches those that reach beyond these processes."""
+        members = set(processes.members)
+        return [group for group in self.same if not set(group.members) <= members]
+
+
+def cast_dtype(model: nn.Module) -> torch.dtype | None:
+    """What FSDP casts the weights of a model to in a forward pass; None where it does not."""
+    for module in model.modules() if _are_connected() else ():
+        kinds, policy = _kinds(module), None
+        if "FullyShardedDataParallel" in kinds:
+            policy = module.mixed_precision
+        elif "FSDPModule" in kinds:
+            policy = module._get_fsdp_state()._mp_policy  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        dtype = getattr(policy, "param_dtype", None)
+        if dtype is not None:
+            return dtype
+    return None
+
+
+def _are_connected() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _kinds(part: Any) -> set[str]:
+    """Names of classes, because torch may lack them."""
+    return {kind.__name__ for kind in type(part).__mro__}
 
 
 @dataclass(frozen=True)
@@ -82,8 +120,8 @@ class _DataParallel:
 
 
 def _data_parallel(part: Any) -> _DataParallel | None:
-    """None for a part that neither manages. Told by names, because torch may lack the classes."""
-    kinds = {kind.__name__ for kind in type(part).__mro__}
+    """None for a part that neither manages."""
+    kinds = _kinds(part)
     if "FullyShardedDataParallel" in kinds:
         copies = getattr(part, "_inter_node_pg", None)
         return _DataParallel(_of_groups([part.process_group]), _of_groups([copies]))

@@ -231,6 +231,9 @@ class TextScorer:
         (own,) = (i for i, copy in enumerate(copies) if processes.rank in copy)
         found = portions(self._pairs(texts, contexts), len(copies))
         settings = self.signature(with_contexts=False)
+        for group in self.model.ranks.same_beyond(processes):
+            share = f"{settings}, share {own} of {len(copies)}"
+            found = _agreed_portions(found, share, group)
         with Progress(progress and processes.rank == 0) as bar:
             for portion in _agreed_portions(found, settings, processes):
                 lengths = [num_characters(text) + len(context or "") for text, context in portion]

@@ -6,8 +6,8 @@ import pytest
 from conftest import ROOT, environments, load
 from workers import rank as rank_worker
 
-from cli import main
-from cli_models import QUANTIZATIONS
+from cli import build_parser, main, model_options
+from cli_models import QUANTIZATIONS, placing_kwargs
 
 TINY = str(ROOT / "tiny_model")
 HELD_OUT = str(ROOT / "tiny_model" / "held_out.jsonl")
@@ -46,6 +46,9 @@ def test_a_device_map_places_the_model(capsys):
 
 
 def test_what_does_not_go_together(capsys):
+    with pytest.raises(SystemExit):
+        run(capsys, "--tensor-parallel", 2, "--device", "cpu", HELD_OUT)
+    assert "--tensor-parallel goes without --device" in capsys.readouterr().err
     for arguments in (["--device", "cpu"], ["--tensor-parallel", "2"]):
         with pytest.raises(SystemExit):
             run(capsys, "--device-map", "auto", *arguments, HELD_OUT)
@@ -72,6 +75,25 @@ def test_the_package_of_a_quantisation_is_named(capsys, monkeypatch, package):
     status, _, error = run(capsys, "--quantization", name, HELD_OUT)
     assert status == 1
     assert error == f"error: --quantization {name} needs {package}: pip install {package}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "device_map"),
+    [
+        ([], {"": "cpu"}),
+        (["--device", "cuda:1"], {"": "cuda:1"}),
+        (["--device-map", "auto"], "auto"),
+        (["--tensor-parallel", "2"], None),
+    ],
+)
+def test_where_a_quantised_model_is(monkeypatch, given, device_map):
+    """transformers does not move it, and would leave one of torchao on the CPU."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr("cli_models._quantization", lambda name, dtype: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    args = build_parser().parse_args(["--model", TINY, "--quantization", "torchao-int8", *given])
+    kwargs = model_options(args, placing_kwargs(args, 2 if device_map is None else 1))
+    assert kwargs["model_kwargs"].get("device_map") == device_map
 
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)

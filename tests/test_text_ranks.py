@@ -118,9 +118,20 @@ def test_what_cannot_be_scored_is_an_error_on_every_rank(answers, kind):
     for error in cases["saved"]:
         assert error.startswith("ValueError: save_base takes a model that one process holds as a")
     first, *others = cases["a bad text on one"]
-    assert first.startswith("ConnectionError: ")
+    assert first == f"ConnectionError: Rank 1 failed: {others[0]}"
     for error in others:
         assert error == "TypeError: predictions[1] must be a string, got int."
+
+
+def test_a_model_within_itself_is_refused(answers):
+    for error in cases_of(answers, "FSDP 2")["compared with itself"]:
+        assert re.match("ValueError: The base of .* is the same object", error)
+
+
+@pytest.mark.parametrize("kind", ["FSDP 1", "FSDP 2"])
+def test_mixed_precision_is_that_of_the_forward_pass(answers, kind):
+    """With the tolerance of float32, its windows would be scored one by one."""
+    assert all(found == ["bfloat16", True] for found in answers["others"][f"mixed, {kind}"])
 
 
 def test_a_trainer_counts_each_example_once(answers, llama):
@@ -151,6 +162,22 @@ def test_ranks_of_one_model_must_have_the_same_texts(answers):
         assert error.startswith("ValueError: The ranks were given different texts")
 
 
+def test_the_ranks_of_one_model_in_several_groups(answers, expected):
+    cases = cases_of(answers, "tensor parallel, two copies")
+    for found in cases["in groups"]:
+        assert_equal(found, expected("llama", worker.TEXTS))
+    for error in cases["other texts in one group"]:
+        assert error.startswith("ValueError: The ranks were given different texts")
+
+
+def test_a_group_that_parts_ranks_in_step_is_refused(answers):
+    if "in groups" not in cases_of(answers, "FSDP 2"):
+        pytest.skip("of two ranks no group parts a model")
+    for rank, error in enumerate(answers["FSDP 2"]["in groups"]):
+        message = f"ValueError: process_group holds the ranks [{rank % 2}, {rank % 2 + 2}], but the"
+        assert error.startswith(message)
+
+
 def test_sums_of_a_group(answers, llama):
     found = answers["others"]
     ranks = range(len(found["computed"]))
@@ -171,6 +198,7 @@ def test_sums_of_a_group(answers, llama):
         ("without sync", "ValueError: process_group goes with sync=True"),
         ("no group", "TypeError: process_group must be one of torch.distributed's process groups"),
         ("part of the logits", "ValueError: The model .* of the 3072 ids of its output layer, and"),
+        ("three heads", "ValueError: .* cannot be run by processes that share its layers"),
     ],
 )
 def test_other_errors(answers, case, message):
@@ -178,9 +206,15 @@ def test_other_errors(answers, case, message):
         assert re.match(message, error)
 
 
+def test_options_that_one_rank_refuses(answers):
+    first, *others = answers["others"]["window"]
+    assert all(error.startswith("ValueError: window is 1000000 tokens") for error in others)
+    assert first == f"ConnectionError: Rank 1 failed: {others[0]}"
+
+
 def test_heads_that_cannot_be_shared_are_told(answers):
     for error in cases_of(answers["others"], "odd heads"):
-        assert re.match("ValueError: .*tiny_model cannot run as it is spread over several", error)
+        assert re.match("ValueError: .*tiny_model cannot be run by processes that share", error)
 
 
 def test_the_group_of_others_is_refused(answers):

@@ -25,7 +25,14 @@ from accelerate import Accelerator, DataLoaderConfiguration, ParallelismConfig
 from accelerate.state import AcceleratorState
 from conftest import ROOT, found_once, load, sibling
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    ShardingStrategy,
+    fully_shard,
+)
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import (
@@ -33,6 +40,8 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     Trainer,
     TrainingArguments,
 )
@@ -56,6 +65,9 @@ def whole(family: str):
     if family == "llama":
         return AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
     torch.manual_seed(0)
+    if family == "three heads":
+        sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 1}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer()), **sizes)).eval()
     sizes = {"vocab_size": len(tokenizer()), "n_positions": 64, "n_embd": 32, "n_layer": 2}
     return GPT2LMHeadModel(GPT2Config(**sizes, n_head=2)).eval()
 
@@ -80,8 +92,11 @@ def tensor_parallel(family: str, mesh, outputs=None, is_local: bool = True):
     return parallelize_module(model, mesh, plan)
 
 
-def fsdp1(family: str, **options):
+def fsdp1(family: str, *wrapped: type, **options):
+    """The layers of these types are wrapped, too, each by itself."""
     kinds = {"device_id": torch.device("cpu"), "use_orig_params": True} | options
+    if wrapped:
+        kinds["auto_wrap_policy"] = ModuleWrapPolicy(wrapped)
     return FullyShardedDataParallel(whole(family), **kinds)
 
 
@@ -92,6 +107,15 @@ def fsdp2(family: str, mesh, always: bool = False):
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh, reshard_after_forward=always or None)
+
+
+def mixed() -> dict:
+    """Weights in float32, which are bfloat16 in a forward pass."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    return {
+        "FSDP 1": fsdp1("llama", mixed_precision=MixedPrecision(param_dtype=torch.bfloat16)),
+        "FSDP 2": fully_shard(whole("llama"), reshard_after_forward=True, mp_policy=policy),
+    }
 
 
 def all_ranks():
@@ -115,7 +139,7 @@ ON_TWO = {
         "llama", all_ranks(), is_local=False
     ),
     "pipeline": lambda: planned(pp_size=2),
-    "FSDP 1": lambda: fsdp1("llama"),
+    "FSDP 1": lambda: fsdp1("llama", torch.nn.Linear),
     "FSDP 1, flat, GPT-2": lambda: fsdp1("gpt2", use_orig_params=False),
     "FSDP 2": lambda: fsdp2("llama", all_ranks(), always=True),
     "FSDP 2, GPT-2": lambda: fsdp2("gpt2", all_ranks()),
@@ -153,11 +177,22 @@ def cases(kind: str, model, rank: int) -> dict:
     if kind in ("tensor parallel", "FSDP 2"):
         found["compared"] = ppl.compare(TEXTS, base=whole("llama"), **named, sync=True)
         found["a bad text on one"] = attempt(ppl.compute, predictions=["good", rank or ""], **named)
+        found["compared with itself"] = attempt(
+            ppl.compare, TEXTS[:1], base=model, **named, sync=True
+        )
         found["saved"] = attempt(ppl.save_base, TEXTS, "unused", **named)
     if "planned" in kind:
         found["evaluated"] = evaluations(model)
     if kind == "FSDP 2":
         found["loop"] = loop_of_the_docs(model)
+    if dist.get_world_size() == 4 and kind in ("FSDP 2", "tensor parallel, two copies"):
+        # Of two ranks that are not those of one copy.
+        groups = [dist.new_group([i, i + 2]) for i in range(2)]
+        options = {**named, "sync": True, "process_group": groups[rank % 2]}
+        found["in groups"] = attempt(ppl.compute, predictions=TEXTS, **options)
+        found["other texts in one group"] = attempt(
+            ppl.compute, predictions=TEXTS[rank % 2 :], **options
+        )
     if kind == "tensor parallel":
         found["other texts on one"] = attempt(ppl.compute, predictions=TEXTS[rank:], **named)
     return found
@@ -225,6 +260,8 @@ def other_cases(rank: int) -> dict:
     found["synced"] = ppl.compute()
     named = {"predictions": TEXTS[rank // 2 :], "model_id": sys.argv[1]}
     found["texts"] = ppl.compute(**named, sync=True, process_group=group)
+    window = 16 if rank == 0 else 10**6
+    found["window"] = attempt(ppl.compute, **named, sync=True, window=window)
     found["without sync"] = attempt(ppl.compute, **named, process_group=group)
     found["no group"] = attempt(ppl.sync, process_group=[0, 1])
     if len(groups) > 1:
@@ -232,9 +269,14 @@ def other_cases(rank: int) -> dict:
         named["model_id"] = str(ROOT / "tiny_model")
         found["odd heads"] = attempt(ppl.compute, **named, **odd)
         found["group of others"] = attempt(ppl.sync, process_group=groups[rank // 2 - 1])
+    for name, model in mixed().items():
+        scorer = ppl.text_scorer(model=model, tokenizer=tokenizer())
+        found[f"mixed, {name}"] = [scorer.model.dtype, scorer.model.takes_batches]
     part = tensor_parallel("llama", all_ranks())
     named = {"predictions": TEXTS, "model": part, "tokenizer": tokenizer()}
     found["part of the logits"] = attempt(ppl.compute, **named)
+    named["model"] = tensor_parallel("three heads", all_ranks(), Replicate())
+    found["three heads"] = attempt(ppl.compute, **named)
     return found
 
 
