@@ -20,7 +20,7 @@ from .nll_threads import use_one_thread_after_fork
 from .processes import Processes
 from .text_causal import CausalModel
 from .text_encoder_decoder import Seq2SeqModel
-from .text_model import LanguageModel
+from .text_model import LanguageModel, check_types
 from .text_probe import HINT_AT_PSEUDO
 
 # What places a model, so that it is not moved.
@@ -117,7 +117,7 @@ class ModelSource:
             ValueError: the model or its tokenizer cannot be loaded, or is of another kind.
         """
         if self.model_id is None:
-            # LanguageModel checks what the user passed, and refuses None.
+            # `check_types` tells what the user passed, and refuses None.
             return self.model, self.tokenizer, None  # pyright: ignore[reportReturnType]
         use_one_thread_after_fork()  # transformers loads weights in threads of its own
         try:
@@ -298,4 +298,6 @@ class KeptModel:
         kind = source.kind(kinds)
         if source.model is None:
             self._kept = None  # makes room before the next one is loaded
-        return kind, *source.load(kind)
+        model, tokenizer, name = source.load(kind)
+        check_types(model, tokenizer)
+        return kind, model, tokenizer, name

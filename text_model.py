@@ -65,7 +65,7 @@ class LanguageModel(ABC):
     """A model and its tokenizer, checked and probed once.
 
     Raises:
-        TypeError: not a model, or not a tokenizer.
+        TypeError: a model without input embeddings.
         ValueError: a model of another kind, or that returns no logits.
     """
 
@@ -75,7 +75,6 @@ class LanguageModel(ABC):
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None
     ):
-        _check_types(model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self._check_kind()
@@ -338,7 +337,8 @@ def _int64(numbers: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.array(numbers, dtype=np.int64))
 
 
-def _check_types(model, tokenizer) -> None:
+def check_types(model, tokenizer) -> None:
+    """Raises TypeError for anything but a model and a tokenizer of transformers."""
     complete = hasattr(model, "config") and hasattr(model, "get_input_embeddings")
     if not isinstance(model, nn.Module) or not complete:
         raise TypeError(

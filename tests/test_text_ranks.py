@@ -206,15 +206,16 @@ def test_other_errors(answers, case, message):
         assert re.match(message, error)
 
 
+def test_a_tokenizer_that_one_rank_refuses(answers):
+    first, *others = answers["others"]["tokenizer"]
+    assert all(error.startswith("TypeError: tokenizer must be a trans") for error in others)
+    assert first == f"ConnectionError: Rank 1 failed: {others[0]}"
+
+
 def test_options_that_one_rank_refuses(answers):
     first, *others = answers["others"]["window"]
     assert all(error.startswith("ValueError: window is 1000000 tokens") for error in others)
     assert first == f"ConnectionError: Rank 1 failed: {others[0]}"
-
-
-def test_heads_that_cannot_be_shared_are_told(answers):
-    for error in cases_of(answers["others"], "odd heads"):
-        assert re.match("ValueError: .*tiny_model cannot be run by processes that share", error)
 
 
 def test_the_group_of_others_is_refused(answers):

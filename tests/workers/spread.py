@@ -262,12 +262,11 @@ def other_cases(rank: int) -> dict:
     found["texts"] = ppl.compute(**named, sync=True, process_group=group)
     window = 16 if rank == 0 else 10**6
     found["window"] = attempt(ppl.compute, **named, sync=True, window=window)
+    other = {"model": whole("llama"), "tokenizer": 5 if rank else tokenizer(), "sync": True}
+    found["tokenizer"] = attempt(ppl.compute, predictions=TEXTS, **other)
     found["without sync"] = attempt(ppl.compute, **named, process_group=group)
     found["no group"] = attempt(ppl.sync, process_group=[0, 1])
     if len(groups) > 1:
-        odd = {"model_kwargs": {"distributed_config": {"tp_size": 4}}}  # its 6 heads
-        named["model_id"] = str(ROOT / "tiny_model")
-        found["odd heads"] = attempt(ppl.compute, **named, **odd)
         found["group of others"] = attempt(ppl.sync, process_group=groups[rank // 2 - 1])
     for name, model in mixed().items():
         scorer = ppl.text_scorer(model=model, tokenizer=tokenizer())
