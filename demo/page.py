@@ -54,25 +54,26 @@ def _refuse_from_elsewhere(file: dict) -> None:
 
 def make_page(settings: Settings, metrics: Metrics) -> Page:
     """The page."""
-    handlers = make_handlers(metrics)
-    labels = [model.label for model in settings.models]
+    handlers = make_handlers(settings, metrics)
+    described = [(f"{model.label}: {model.description}", model.label) for model in settings.models]
     limits = settings.limits
     # Besides the visitors who score, one for each model may wait for it to be loaded.
     at_once = settings.queue.concurrency + len(settings.models)
     of_model = {"concurrency_id": "model", "concurrency_limit": at_once}
+    at_once_and_unseen = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     choices: list[gr.Dropdown] = []
 
     def text_box(label: str, **more) -> gr.Textbox:
         return gr.Textbox(label=label, lines=5, max_lines=14, **more)
 
     def model_choice(label: str) -> gr.Dropdown:
-        choices.append(gr.Dropdown(labels, value=settings.default_model, label=label))
+        choices.append(gr.Dropdown(described, value=settings.default_model, label=label))
         return choices[-1]
 
     def usable() -> list[gr.Dropdown]:
         """The lists without the models that cannot be used; Gradio can disable no single one."""
         absent = metrics.models.absent()
-        found = [label for label in labels if label not in absent]
+        found = [(name, label) for name, label in described if label not in absent]
         hint = f"Not available at the moment: {', '.join(absent)}." if absent else ""
         return [gr.Dropdown(found, info=hint) for _ in choices]
 
@@ -101,7 +102,7 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
     with Page(title=settings.title, analytics_enabled=False) as page:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
         with gr.Tab("Text"):
-            text = text_box("Text")
+            text = text_box("Text", value=settings.examples[0].text)
             examples_of(settings.examples, text)
             with gr.Row():
                 model = model_choice("Model")
@@ -109,6 +110,7 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             button = gr.Button("Score", variant="primary")
             inputs, outputs = [text, model, show], score_outputs("Surprisal along the text")
             button.click(handlers["score"], inputs, outputs, api_name="score", **of_model)
+            page.load(handlers["first"], None, outputs, **at_once_and_unseen)
             show.input(
                 handlers["score_again"], inputs, outputs, api_visibility="private", **of_model
             )
@@ -186,9 +188,7 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             button.click(
                 handlers["logits"], inputs, [table, result], api_name="logits", concurrency_limit=1
             )
-        page.load(
-            usable, None, choices, queue=False, api_visibility="private", show_progress="hidden"
-        )
+        page.load(usable, None, choices, **at_once_and_unseen)
     # Closed: a way to the handlers that goes around the queue.
     page.queue(max_size=settings.queue.size, api_open=False)
     bound_queue(page._queue, settings.queue)

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio
 import httpx
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def other_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(other_model):
-    return settings_with(Model(OTHER, str(other_model), None, None, None), ABSENT)
+    return settings_with(Model(OTHER, str(other_model), None, None, None, "random", None), ABSENT)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -189,7 +190,7 @@ def test_a_conversation_over_the_api(client, settings):
         model_id=TINY,
         chat_template=settings.models[0].chat_template,
     )
-    assert line.startswith(f"**Perplexity {expected.perplexity:.1f}** (95% interval")
+    assert line.startswith(f"**Perplexity {expected.perplexity:.1f}**: as uncertain as a choice")
     assert result["num_bytes"] == expected.sums.num_bytes
     assert picture.count('class="unscored"') == sum(math.isnan(nll) for nll in expected.nll)
     assert sum(bits is not None for _, bits in points["data"]) == expected.sums.num_tokens
@@ -490,7 +491,7 @@ def message_of(call) -> str:
         ("", LABEL, "There is no text"),
         (" \n ", LABEL, "There is no text"),
         ("x" * 20_001, LABEL, "20,001 characters; here at most 20,000"),
-        ("漢" * 6_000, LABEL, "For Tiny Llama (bundled) the text has 18,001 tokens; here at most"),
+        ("漢" * 6_000, LABEL, "For Bundled model the text has 18,001 tokens; here at most"),
         ("text", "Absent", "Absent cannot be loaded at the moment"),
     ],
     ids=["no text", "blank", "too long", "too many tokens", "a model that is not there"],
@@ -836,24 +837,33 @@ def press(page, name):
     page.get_by_role("button", name=name).click()
 
 
-def choose_example(page, name):
+def choose_example(page, example):
     """Gradio asks the server for the text."""
-    press(page, name)
-    page.wait_for_function("document.querySelector('textarea').value.length > 0")
+    press(page, example.label)
+    typed = "text => [...document.querySelectorAll('textarea')].some(box => box.value === text)"
+    page.wait_for_function(typed, arg=example.text)
 
 
-def test_models_that_cannot_be_used_are_not_offered(page):
+def score_text(page, text):
+    """Type a text, score it, and wait for its heatmap; another was there before."""
+    page.get_by_label("Text", exact=True).fill(text)
+    press(page, "Score")
+    tokens = page.locator(".surprisal div").filter(has_text=text).locator("b")
+    tokens.first.wait_for()
+    return tokens
+
+
+def test_models_that_cannot_be_used_are_not_offered(page, settings):
     page.get_by_text("Not available at the moment: Absent.").first.wait_for()
     page.get_by_label("Model", exact=True).first.click()
     names = page.get_by_role("option").all_inner_texts()
-    assert [name.strip(" ✓\n") for name in names] == [LABEL, OTHER]
+    assert [name.strip(" ✓\n") for name in names] == [
+        f"{model.label}: {model.description}" for model in settings.models[:2]
+    ]
 
 
 def test_type_score_and_hover(page):
-    page.get_by_label("Text", exact=True).fill(PROSE)
-    press(page, "Score")
-    tokens = page.locator(".surprisal b")
-    tokens.first.wait_for()
+    tokens = score_text(page, PROSE)
     result = load().compute(predictions=[PROSE], model_id=TINY)
     assert tokens.count() == result["num_tokens"]
     assert f"Perplexity {result['perplexity']:.1f}" in page.locator(".verdict").first.inner_text()
@@ -868,11 +878,7 @@ def test_type_score_and_hover(page):
 
 
 def test_words_in_place_of_tokens(page):
-    page.get_by_label("words").check()  # no text yet: nothing happens
-    page.get_by_label("Text", exact=True).fill(PROSE)
-    page.get_by_label("tokens").check()
-    tokens = page.get_by_label("Surprisal of each token").locator("b")
-    tokens.first.wait_for()
+    tokens = score_text(page, PROSE)
     assert tokens.count() > len(PROSE.split())
     page.get_by_label("words").check()
     words = page.get_by_label("Surprisal of each word").locator("b")
@@ -883,11 +889,9 @@ def test_words_in_place_of_tokens(page):
 
 def test_markup_in_the_text_stays_text(page):
     text = "<img src=x onerror=alert(1)><script>alert(2)"
-    page.get_by_label("Text", exact=True).fill(text)
     dialogs = []
     page.on("dialog", lambda dialog: dialogs.append(dialog) or dialog.dismiss())
-    press(page, "Score")
-    page.locator(".surprisal b").first.wait_for()
+    score_text(page, text)
     assert page.locator(".surprisal img, .surprisal script").count() == 0
     assert (
         page.locator(".surprisal div").inner_text()
@@ -896,30 +900,60 @@ def test_markup_in_the_text_stays_text(page):
     assert dialogs == []
 
 
-def test_an_example_and_an_over_long_text(page):
-    choose_example(page, "Repeated")
-    press(page, "Score")
+def test_the_page_opens_with_an_example_and_its_score(page, settings):
+    """And says what the number means."""
+    first = settings.examples[0].text
+    assert page.get_by_label("Text", exact=True).input_value() == first
     page.locator(".surprisal b").first.wait_for()
+    assert page.locator(".surprisal div").inner_text() == first
+    perplexity = load().compute(predictions=[first], model_id=TINY)["perplexity"]
+    verdict = page.locator(".verdict").first.inner_text()
+    assert f"as uncertain as a choice among {perplexity:.0f} equally likely tokens" in verdict
+    assert "On Python documentation that it was not trained on, this model has 71." in verdict
+    choice = page.get_by_label("Model", exact=True).first.input_value()
+    assert choice == f"{LABEL}: 2.4M parameters, Python documentation"
+
+
+def test_a_page_opens_before_its_model_is_loaded(settings, outside, monkeypatch):
+    """The text is there, its score is not; a later visitor sees both."""
+    release, metrics_load = threading.Event(), models._load
+    monkeypatch.setattr(models, "PATIENCE_S", 0)
+    monkeypatch.setattr(models, "_load", lambda model: release.wait(60) and metrics_load(model))
+    metrics = service.Metrics(settings)
+    first = handlers.make_handlers(settings, metrics)["first"]
+    assert first() == gradio.skip()
+    release.set()
+    wait_for(lambda: LABEL not in metrics.models.absent())
+    line, _, _, result = first()
+    assert "**Perplexity 23.1**" in line
+    monkeypatch.setattr(metrics, "score", None)  # once is enough
+    assert first()[3] is result
+    metrics.end(0)
+
+
+def test_an_example_and_an_over_long_text(page, settings):
+    choose_example(page, settings.examples[2])
+    press(page, "Score")
+    page.get_by_text("9,030 equally likely").wait_for()
     page.get_by_label("Text", exact=True).fill("word " * 5000)
     press(page, "Score")
     page.get_by_text("25,000 characters; here at most 20,000").wait_for()
     assert "Traceback" not in page.content()
 
 
-def test_a_conversation_in_the_browser(page, url):
+def test_a_conversation_in_the_browser(page, url, settings):
     for theme in ("light", "dark"):
         page.goto(f"{url}?__theme={theme}")
         page.get_by_role("tab", name="Conversation").click()
-        press(page, "Four questions")
-        page.wait_for_function("document.querySelectorAll('textarea')[1].value.length > 0")
+        choose_example(page, settings.conversation_examples[0])
         press(page, "Score")
-        page.locator(".surprisal b").first.wait_for()
-        grey = page.locator(".surprisal b.unscored").first
-        scored = page.locator(".surprisal b:not(.unscored)").first
+        grey = page.locator(".surprisal b.unscored:visible").first
+        grey.wait_for()
+        scored = page.locator(".surprisal b:not(.unscored):visible").first
         colour = "(token) => getComputedStyle(token).color"
         assert grey.evaluate(colour) != scored.evaluate(colour)
         assert grey.evaluate(CONTRAST) >= 4.5
-        assert "Assistant:↵\nIt returns the" in page.locator(".surprisal div").inner_text()
+        assert "Assistant:↵\nIt returns the" in page.locator(".surprisal:visible div").inner_text()
 
 
 def test_compare_in_the_browser(page):
@@ -976,10 +1010,11 @@ def test_a_text_under_two_models_in_the_browser(page, url):
         press(page, "Compare")
         tokens = page.locator(".surprisal:visible b")
         tokens.first.wait_for()
-        assert "Return the number <b>of</b> items." in page.locator(".surprisal div").inner_text()
+        shown = page.locator(".surprisal:visible div").inner_text()
+        assert shown == "Return the number <b>of</b> items."
         tokens.nth(3).hover()
         assert "under B" in tokens.nth(3).evaluate("e => getComputedStyle(e, '::after').content")
-        for element in page.locator(".surprisal :is(i, b)").all():
+        for element in page.locator(".surprisal:visible :is(i, b)").all():
             assert element.evaluate(CONTRAST) >= 4.5, element.evaluate("e => e.outerHTML")
 
 
@@ -989,8 +1024,6 @@ def test_the_page_fits(browser, url, theme, width):
     """No sideways scrolling, a label on every control, and the contrast that WCAG 2.2 asks for."""
     page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(f"{url}?__theme={theme}")
-    choose_example(page, "Fluent")
-    press(page, "Score")
     page.locator(".surprisal b").first.wait_for()
     for tab in ("Text", "Conversation", "Compare", "Logits"):
         page.get_by_role("tab", name=tab).click()
