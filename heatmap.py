@@ -155,9 +155,12 @@ def _words(score) -> list[str]:
 def _span(piece: str, colour: str, tip: str, is_first: bool) -> str:
     """A piece of a text as HTML."""
     # Only the first token of a character shows it; the others show a dot.
-    shown = html.escape(visible(piece)) or "·"
+    # Spaces have no colour: they would hang out of a line at its end.
+    inked = piece.strip(" ") or piece
+    before, _, after = piece.partition(inked) if inked else ("", "", "")
+    shown = html.escape(visible(inked)) or "·"
     tip, tab = html.escape(tip), 0 if is_first else -1
-    return f'<b {colour} tabindex="{tab}" role="note" aria-label="{tip}">{shown}</b>'
+    return f'{before}<b {colour} tabindex="{tab}" role="note" aria-label="{tip}">{shown}</b>{after}'
 
 
 def tooltip(score, i: int) -> str:

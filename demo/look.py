@@ -15,9 +15,20 @@ element.addEventListener("keydown", (event) => {
 # Four tabs fit on a phone, where Gradio would hide some in a menu.
 # Gradio writes a prefix behind each comma, so that no list may stand in `:is()`.
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { max-width: none !important; width: 100%; }
+.gradio-container main { width: 100%; max-width: 1240px; margin: 0 auto !important; }
 @media (max-width: 480px) { .tab-container button { padding: 0 7px !important; } }
-.verdict { font-size: 1.1em; }
+/* Of a fixed height, so that nothing jumps when a result comes. */
+.score .verdict.block { min-height: 7.5em; }
+.score .picture { min-height: 21.5em; }
+.score .surprisal div { height: 17em; }
+.chart:has(.empty) { visibility: hidden; }
+.verdict p:first-child { font-size: 1.15em; }
+/* On paper: the result. */
+@media print {
+  .ask, .tab-wrapper { display: none !important; }
+  .score .surprisal div { height: auto; }
+}
 .results :is(td, th) { padding: 5px 8px !important; font-size: 0.9em; }
 .results :is(td, th):not(:last-child) { white-space: nowrap; }
 .html-container { padding: 0 !important; } /* in line with the text above */

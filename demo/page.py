@@ -64,7 +64,8 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
     choices: list[gr.Dropdown] = []
 
     def text_box(label: str, **more) -> gr.Textbox:
-        return gr.Textbox(label=label, lines=5, max_lines=14, **more)
+        # Of a fixed height, so that nothing below it jumps.
+        return gr.Textbox(label=label, lines=7, max_lines=7, **more)
 
     def model_choice(label: str) -> gr.Dropdown:
         choices.append(gr.Dropdown(described, value=settings.default_model, label=label))
@@ -86,15 +87,24 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
         )
 
     def score_outputs(title: str) -> list[Component]:
-        line = gr.Markdown(elem_classes="verdict")
-        picture = gr.HTML(js_on_load=ARROW_KEYS)
-        points = gr.LinePlot(
-            x="token", y="bits", label=title, height=240,
-            x_title="token", y_title="bits", y_lim=[0, None],
-        )  # fmt: skip
-        with gr.Accordion("All figures", open=False):
-            result = gr.JSON(label="Result")
+        with gr.Column(scale=3, min_width=300, elem_classes="score"):
+            line = gr.Markdown(elem_classes="verdict")
+            picture = gr.HTML(js_on_load=ARROW_KEYS, elem_classes="picture")
+            points = gr.LinePlot(
+                x="token", y="bits", label=title, height=200, elem_classes="chart",
+                x_title="token", y_title="bits", y_lim=[0, None],
+            )  # fmt: skip
+            with gr.Accordion("All figures", open=False):
+                result = gr.JSON(label="Result")
         return [line, picture, points, result]
+
+    def on(event, name: str, inputs: list[Component], outputs: list[Component], **more) -> None:
+        """Call a handler. The old result goes first: it would stand there for a new text, and stay
+        after an error."""
+        none = f"() => {[None] * len(outputs)}".replace("None", "null")
+        event(None, None, outputs, js=none, api_visibility="private").then(
+            handlers[name], inputs, outputs, **more
+        )
 
     # Uploads are deleted after an hour at the latest, and nothing else that a visitor sends is
     # written to disk. Memory keeps a text or a result until it is fetched, and only the latest
@@ -102,36 +112,33 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
     with Page(title=settings.title, analytics_enabled=False) as page:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
         with gr.Tab("Text"):
-            text = text_box("Text", value=settings.examples[0].text)
-            examples_of(settings.examples, text)
             with gr.Row():
-                model = model_choice("Model")
-                show = gr.Radio([TOKENS, WORDS], value=TOKENS, label="Show", min_width=200)
-            button = gr.Button("Score", variant="primary")
-            inputs, outputs = [text, model, show], score_outputs("Surprisal along the text")
-            button.click(handlers["score"], inputs, outputs, api_name="score", **of_model)
+                with gr.Column(scale=2, min_width=300, elem_classes="ask"):
+                    text = text_box("Text", value=settings.examples[0].text)
+                    examples_of(settings.examples, text)
+                    model = model_choice("Model")
+                    show = gr.Radio([TOKENS, WORDS], value=TOKENS, label="Show")
+                    button = gr.Button("Score", variant="primary")
+                outputs = score_outputs("Surprisal along the text")
+            inputs, more = [text, model, show], {"show_progress_on": outputs[1], **of_model}
+            on(button.click, "score", inputs, outputs, api_name="score", **more)
+            on(show.input, "score_again", inputs, outputs, api_visibility="private", **more)
             page.load(handlers["first"], None, outputs, **at_once_and_unseen)
-            show.input(
-                handlers["score_again"], inputs, outputs, api_visibility="private", **of_model
-            )
         with gr.Tab("Conversation"):
             gr.Markdown(
                 "How surprised is the model by what the assistant says? All else is grey: it only "
                 "conditions what follows. A model without a chat template of its own, such as the "
                 "bundled one or GPT-2, was not trained on conversations and reads plain lines."
             )
-            conversation = text_box("Conversation", placeholder=CONVERSATION_HINT)
-            examples_of(settings.conversation_examples, conversation)
-            model = model_choice("Model")
-            button = gr.Button("Score", variant="primary")
-            outputs = score_outputs("Surprisal of what the assistant says")
-            button.click(
-                handlers["conversation"],
-                [conversation, model],
-                outputs,
-                api_name="conversation",
-                **of_model,
-            )
+            with gr.Row():
+                with gr.Column(scale=2, min_width=300, elem_classes="ask"):
+                    conversation = text_box("Conversation", placeholder=CONVERSATION_HINT)
+                    examples_of(settings.conversation_examples, conversation)
+                    model = model_choice("Model")
+                    button = gr.Button("Score", variant="primary")
+                outputs = score_outputs("Surprisal of what the assistant says")
+            inputs, more = [conversation, model], {"show_progress_on": outputs[1], **of_model}
+            on(button.click, "conversation", inputs, outputs, api_name="conversation", **more)
         with gr.Tab("Compare"):
             gr.Markdown(
                 "Two texts under one model; or one text under two models, with the second text "
@@ -147,17 +154,10 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             button = gr.Button("Compare", variant="primary")
             line = gr.Markdown(elem_classes="verdict")
             table = gr.HTML()
-            picture = gr.HTML(js_on_load=ARROW_KEYS)
-            shown = [line, table, picture]
-            inputs = [text_a, model_a, text_b, model_b]
-            button.click(
-                handlers["compare"],
-                inputs,
-                shown,
-                api_name="compare",
-                show_progress_on=picture,
-                **of_model,
-            )
+            picture = gr.HTML(js_on_load=ARROW_KEYS, elem_classes="picture")
+            inputs, outputs = [text_a, model_a, text_b, model_b], [line, table, picture]
+            more = {"show_progress_on": picture, **of_model}
+            on(button.click, "compare", inputs, outputs, api_name="compare", **more)
         with gr.Tab("Logits"):
             gr.Markdown(
                 "An .npz or .safetensors file with `logits` (B, T, V), `labels` (B, T) and, if you "
@@ -185,9 +185,9 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
                 result = gr.JSON(label="Result")
             make_example.click(handlers["example"], None, file, api_name="example")
             inputs = [file, from_logits, ignore_index, mask_token_id, shift]
-            button.click(
-                handlers["logits"], inputs, [table, result], api_name="logits", concurrency_limit=1
-            )
+            outputs = [table, result]
+            more = {"show_progress_on": table, "concurrency_limit": 1}
+            on(button.click, "logits", inputs, outputs, api_name="logits", **more)
         page.load(usable, None, choices, **at_once_and_unseen)
     # Closed: a way to the handlers that goes around the queue.
     page.queue(max_size=settings.queue.size, api_open=False)

@@ -883,8 +883,60 @@ def test_words_in_place_of_tokens(page):
     page.get_by_label("words").check()
     words = page.get_by_label("Surprisal of each word").locator("b")
     words.first.wait_for()
-    shown = "".join(words.all_inner_texts())
+    shown = page.locator(".surprisal div").text_content()
     assert (shown, words.count()) == (PROSE, len(PROSE.split()))
+
+
+SHIFTS = """new PerformanceObserver((list) => {
+  for (const { value } of list.getEntries()) window.shifted = (window.shifted ?? 0) + value;
+}).observe({ type: "layout-shift", buffered: true })"""
+
+
+def test_nothing_jumps(browser, url):
+    """Neither while the page opens nor when another text is scored: a cumulative layout shift below
+    0.05, where web.dev calls 0.1 good."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.add_init_script(SHIFTS)
+    page.goto(url)
+    page.locator(".vega-embed").first.wait_for()
+    score_text(page, PROSE * 10)
+    page.locator(".vega-embed").first.wait_for()
+    assert page.evaluate("window.shifted ?? 0") < 0.05
+    page.close()
+
+
+def test_no_old_result_beside_a_new_text(page, held):
+    """Neither while that is scored nor after an error; and the progress stands in one place."""
+    results = page.locator(".surprisal:visible, .vega-embed:visible, .verdict p:visible")
+    page.locator(".vega-embed").first.wait_for()
+    assert results.count() == 4
+    page.get_by_label("Text", exact=True).fill(PROSE)
+    press(page, "Score")
+    page.get_by_text("1 of 2 tokens").wait_for()
+    assert page.locator("[data-testid=status-tracker]:not(.hide):visible").count() == 1
+    assert results.count() == 0
+    held[1].set()
+    page.locator(".vega-embed:visible").wait_for()
+    page.get_by_label("Text", exact=True).fill("word " * 5000)
+    press(page, "Score")
+    page.get_by_text("25,000 characters; here at most 20,000").wait_for()
+    assert results.count() == 0
+
+
+def test_the_heatmap_on_paper_and_in_forced_colours(page):
+    tokens = score_text(page, PROSE * 10)
+    ground = "(token) => getComputedStyle(token).backgroundColor"
+    grounds = [tokens.nth(i).evaluate(ground) for i in range(3)]
+    assert len(set(grounds)) == 3
+    box = page.locator(".surprisal div")
+    is_whole = "(box) => box.scrollHeight === box.clientHeight"
+    assert not box.evaluate(is_whole)
+    page.emulate_media(media="print")
+    assert box.evaluate(is_whole)
+    assert tokens.first.evaluate("(token) => getComputedStyle(token).printColorAdjust") == "exact"
+    assert page.locator("textarea:visible, .surprisal b:visible").count() == tokens.count()
+    page.emulate_media(media="screen", forced_colors="active")
+    assert [tokens.nth(i).evaluate(ground) for i in range(3)] == grounds
 
 
 def test_markup_in_the_text_stays_text(page):

@@ -40,15 +40,19 @@ def make_comparison(pieces, base_bits, bits, **more):
 
 
 class Tokens(html.parser.HTMLParser):
-    """The <b> elements: their attributes, and the text in them; and every kind of element."""
+    """The <b> elements: their attributes, and the text in them; every kind of element; and all
+    that the <div> shows."""
 
     def __init__(self, page: str):
         super().__init__()
         self.found, self.kinds, self._open = [], set(), False
+        self.text = None
         self.feed(page)
 
     def handle_starttag(self, tag, attributes):
         self.kinds.add(tag)
+        if tag == "div":
+            self.text = ""
         if tag == "b":
             self.found.append((dict(attributes), ""))
             self._open = True
@@ -57,6 +61,8 @@ class Tokens(html.parser.HTMLParser):
         self._open = self._open and tag != "b"
 
     def handle_data(self, data):
+        if self.text is not None:
+            self.text += data
         if self._open:
             attributes, text = self.found[-1]
             self.found[-1] = attributes, text + data
@@ -147,7 +153,7 @@ def test_characters_of_several_tokens_stand_with_the_first():
 
 def test_without_offsets_the_tokens_are_shown():
     score = make_score(["a", " b"], [1, 2], offsets=None, text="a b")
-    assert [shown for _, shown in tokens_of(score)] == ["a", " b"]
+    assert [shown for _, shown in tokens_of(score)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -169,9 +175,15 @@ def test_a_notebook_shows_the_heatmap():
     (score,) = load().score([text], model_id=TINY, top_k=2)
     page = score._repr_html_()
     assert page == sibling("heatmap").heatmap(score)
-    shown = [shown for _, shown in Tokens(page).found]
-    assert "".join(shown) == text
+    assert Tokens(page).text == text
     assert html.escape("expected:") in page
+
+
+def test_spaces_have_no_colour():
+    """They would hang out of a line at its end. Only a token of nothing else shows them."""
+    page = sibling("heatmap").heatmap(make_score(["a ", " b", "  ", "\n c"], [1, 2, 3, 4]))
+    assert [shown for _, shown in Tokens(page).found] == ["a", "b", "  ", "↵\n c"]
+    assert Tokens(page).text == "a  b  ↵\n c"
 
 
 def test_an_empty_text():
@@ -200,7 +212,7 @@ def test_a_difference_is_blue_or_red(base_bits, bits, colour, strength):
 def test_the_tooltip_of_a_difference():
     comparison = make_comparison([" item", "s"], [11.5, 2], [4.25, 3])
     (first, shown), (second, _) = compared_tokens_of(comparison, "A", "B2")
-    assert shown == " item"
+    assert shown == "item"
     assert first["aria-label"] == (
         "“ item”  7.25 bits less under B2\n"
         "A   11.50 bits, expected “ number” most\n"
@@ -240,7 +252,7 @@ def test_a_notebook_shows_the_difference():
     (comparison,) = load().compare_tokens([text], model_id=TINY, base_id=TINY)
     page = comparison._repr_html_()
     assert page == sibling("heatmap").difference_heatmap(comparison)
-    assert "".join(shown for _, shown in Tokens(page).found) == text
+    assert Tokens(page).text == text
 
 
 # Words
@@ -276,7 +288,7 @@ def test_colour_and_tooltip_of_each_word():
     (the, shown), (cat, shown_cat) = words_in(
         make_words(score, (0, 1), (1, 4), corrected=[4.5, 7.25])
     )
-    assert (shown, shown_cat) == ("The", " cat↵\n")  # nothing of the text is lost
+    assert (shown, shown_cat) == ("The", "cat↵\n")
     assert [the["style"], cat["style"]] == ["--s:25", "--s:50"]  # 4 and 8 of 16 bits
     assert the["aria-label"] == (
         "“The”  4.00 bits\ncorrected for where words end: 4.50 bits\n1 token: “The”"
@@ -286,6 +298,7 @@ def test_colour_and_tooltip_of_each_word():
     )
     assert [the["tabindex"], cat["tabindex"]] == ["0", "-1"]
     page = sibling("heatmap").heatmap(score, words=True)
+    assert Tokens(page).text == "The cat↵\n"  # nothing of the text is lost
     assert 'aria-label="Surprisal of each word"' in page
     assert 'aria-label="Surprisal of each token"' in sibling("heatmap").heatmap(score)
 
@@ -320,5 +333,5 @@ def test_nothing_of_a_word_becomes_markup(evil):
 def test_words_of_the_bundled_model():
     scores = load().score(["Return the cat.\n", "  \n", ""], model_id=TINY, corrected=True)
     for score in scores:
-        shown = "".join(text for _, text in words_in(score))
+        shown = Tokens(sibling("heatmap").heatmap(score, words=True)).text
         assert shown.replace("↵", "") == (score.text if score.words else "")
