@@ -5,9 +5,11 @@ from gradio import themes
 # The arrow keys move from token to token. The tab key moves to the first one, then past them all.
 ARROW_KEYS = """
 element.addEventListener("keydown", (event) => {
-  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   const token = document.activeElement;
-  if (!step || !token.matches(".surprisal b")) return;
+  if (!token.matches(".surprisal b")) return;
+  const ahead = getComputedStyle(token).direction === "rtl" ? -1 : 1;
+  const step = { ArrowRight: ahead, ArrowLeft: -ahead }[event.key];
+  if (!step) return;
   const next = step > 0 ? token.nextElementSibling : token.previousElementSibling;
   if (next) { next.focus(); event.preventDefault(); }
 });
@@ -23,7 +25,14 @@ CSS = """
 .score .picture { min-height: 21.5em; }
 .score .surprisal div { height: 17em; }
 .chart:has(.empty) { visibility: hidden; }
+textarea { unicode-bidi: plaintext; text-align: start; } /* each paragraph from its own side */
 .verdict p:first-child { font-size: 1.15em; }
+input[role="listbox"] { padding-right: 1.6em !important; text-overflow: ellipsis; }
+@media (forced-colors: active) {
+  button.primary { border: 2px solid !important; }
+  button[role="tab"][aria-selected="true"] { text-decoration: underline; }
+  input[type="radio"] { forced-color-adjust: none; }
+}
 /* On paper: the result. */
 @media print {
   .ask, .tab-wrapper { display: none !important; }

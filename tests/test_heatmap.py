@@ -146,9 +146,50 @@ def test_control_characters_are_seen_and_do_nothing(text, shown):
     assert sibling("heatmap").visible(text) == shown
 
 
-def test_characters_of_several_tokens_stand_with_the_first():
-    score = make_score(["🎉", "", ""], [1, 2, 3], tokens=["\ufffd", "\ufffd", "\ufffd"])
-    assert [shown for _, shown in tokens_of(score)] == ["🎉", "·", "·"]
+FAMILY = "👨\u200d👩\u200d👧"
+GRAPHEMES = [
+    # tokens, how the text is shown
+    (["🎉", "", "", "!"], ["🎉", "!"]),
+    ([*"🇩🇪🇫🇷"], ["🇩🇪", "🇫🇷"]),
+    ([*FAMILY, " x"], [FAMILY, "x"]),
+    (["a", "e", "\u0301", "t"], ["a", "e\u0301", "t"]),
+    (["ت", "", "ع", "", " ي"], ["ت", "ع", "ي"]),
+    (["न", "म", "स", "्", "ते"], ["न", "म", "स्ते"]),
+    (["ab", "c"], ["ab", "c"]),
+]
+
+
+@pytest.mark.parametrize(("pieces", "shown"), GRAPHEMES)
+def test_no_grapheme_is_torn(pieces, shown):
+    """What people see as one character is one piece, whatever its tokens."""
+    assert [text for _, text in tokens_of(make_score(pieces, [1] * len(pieces)))] == shown
+    comparison = make_comparison(pieces, [1] * len(pieces), [2] * len(pieces))
+    assert [text for _, text in compared_tokens_of(comparison)] == shown
+
+
+def test_the_tooltip_of_a_grapheme():
+    score = make_score(["é", "", " x"], [5, 2.5, 1], ranks=[7, 1200, 1])
+    (first, _), (second, _) = tokens_of(score)
+    assert first["style"] == "--s:47"  # 7.5 of 16 bits
+    assert first["aria-label"] == (
+        "“é”  7.50 bits\nprobability 0.55%, 2 tokens:\n"
+        "    5.00 bits, rank 7\n    2.50 bits, rank 1,200"
+    )
+    assert second["aria-label"].startswith("“ x”  1.00 bits\nprobability 50%, rank 1")
+    many = make_score(["é", *[""] * 12], [1] * 13)
+    assert tokens_of(many)[0][0]["aria-label"].endswith("  1.00 bits, rank 1\n  …")
+    grey = make_score(["é", ""], [math.nan] * 2)
+    assert tokens_of(grey)[0][0]["aria-label"] == "“é”\nnot scored: it only conditions what follows"
+
+
+def test_the_tooltip_of_a_compared_grapheme():
+    comparison = make_comparison(["é", "", " x"], [5, 2.5, 1], [3, 1, 1])
+    (first, _), _ = compared_tokens_of(comparison)
+    assert first["class"] == "less"
+    assert first["aria-label"] == (
+        "“é”  3.50 bits less under the model\nthe base    7.50 bits\nthe model   4.00 bits\n"
+        "KL divergence 0.25 bits\n2 tokens"
+    )
 
 
 def test_without_offsets_the_tokens_are_shown():
