@@ -53,16 +53,18 @@ STYLE = """
 .surprisal :is(.less, .more) {
   box-shadow: inset -1px 0 var(--paper), inset 0 calc(max(0, var(--s) - 25) * var(--edge))
     color-mix(in oklab, var(--hot) 60%, var(--ink)); }
-.surprisal b:hover, .surprisal b:focus { outline: 2px solid var(--ink); outline-offset: -1px;
+.surprisal b:hover, .surprisal b:focus, .surprisal b.pinned {
+  outline: 2px solid var(--ink); outline-offset: -1px;
   anchor-name: --surprisal-token; }
+.surprisal b.pinned:not(:hover):not(:focus) { anchor-name: none; }
 .surprisal b:hover::after, .surprisal b:focus:not(:has(~ b:hover)):not(b:hover ~ b)::after {
-  content: attr(aria-label); position: fixed; z-index: 1000; inset: auto 8px 8px 8px;
+  content: attr(data-tip); position: fixed; z-index: 1000; inset: auto 8px 8px 8px;
   padding: .6em .9em; border-radius: 8px; background: #22242b; color: #ffffff; text-align: left;
   font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; direction: ltr;
-  box-shadow: 0 2px 12px #0008; pointer-events: none; }
+  border: solid transparent; border-width: 4px 0; background-clip: padding-box; }
 @media (min-width: 640px) { @supports (position-area: bottom) {
   .surprisal b:hover::after, .surprisal b:focus:not(:has(~ b:hover)):not(b:hover ~ b)::after {
-    inset: auto; margin: 4px 0; max-width: 30em; position-anchor: --surprisal-token;
+    inset: auto; max-width: 30em; position-anchor: --surprisal-token;
     position-area: bottom span-right;
     position-try-fallbacks: flip-inline, flip-block, flip-block flip-inline; } } }
 @media print {
@@ -140,8 +142,8 @@ def difference_heatmap(comparison, base: str = "the base", model: str = "the mod
 def _section(label: str, legend: str, tokens: str) -> str:
     """A legend and the tokens of a text, as HTML."""
     return (
-        f'<style>{STYLE}</style><section class="surprisal" aria-label="{label}">'
-        f'<p>{legend}</p><div dir="auto">{tokens}</div></section>'
+        f'<style>{STYLE}</style><article class="surprisal" aria-label="{label}">'
+        f'<p>{legend}</p><div dir="auto">{tokens}</div></article>'
     )
 
 
@@ -183,7 +185,7 @@ def _span(piece: str, colour: str, tip: str, is_first: bool) -> str:
     before, _, after = piece.partition(inked) if inked else ("", "", "")
     shown = html.escape(visible(inked)) or "·"  # a token without a place in the text
     tip, tab = html.escape(tip), 0 if is_first else -1
-    return f'{before}<b {colour} tabindex="{tab}" role="note" aria-label="{tip}">{shown}</b>{after}'
+    return f'{before}<b {colour} tabindex="{tab}" data-tip="{tip}">{shown}</b>{after}'
 
 
 def tooltip(score, tokens: Iterable[int]) -> str:

@@ -9,7 +9,7 @@ from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 
 from demo.handlers import TOKENS, WORDS, make_handlers, refused
-from demo.look import ARROW_KEYS
+from demo.look import TOKENS_HTML, TOKENS_JS
 from demo.queueing import bound_queue
 from demo.service import Metrics
 from demo.settings import Example, Settings
@@ -86,10 +86,13 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             api_visibility="private",
         )
 
+    def heatmap_place() -> gr.HTML:
+        return gr.HTML(html_template=TOKENS_HTML, js_on_load=TOKENS_JS, elem_classes="picture")
+
     def score_outputs(title: str) -> list[Component]:
         with gr.Column(scale=3, min_width=300, elem_classes="score"):
             line = gr.Markdown(elem_classes="verdict")
-            picture = gr.HTML(js_on_load=ARROW_KEYS, elem_classes="picture")
+            picture = heatmap_place()
             points = gr.LinePlot(
                 x="token", y="bits", label=title, height=200, elem_classes="chart",
                 x_title="token", y_title="bits", y_lim=[0, None],
@@ -154,7 +157,7 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             button = gr.Button("Compare", variant="primary")
             line = gr.Markdown(elem_classes="verdict")
             table = gr.HTML()
-            picture = gr.HTML(js_on_load=ARROW_KEYS, elem_classes="picture")
+            picture = heatmap_place()
             inputs, outputs = [text_a, model_a, text_b, model_b], [line, table, picture]
             more = {"show_progress_on": picture, **of_model}
             on(button.click, "compare", inputs, outputs, api_name="compare", **more)

@@ -300,7 +300,7 @@ def comparison_table(a: Side, b: Side, pair: LabelledComparison | None = None) -
         rows.append(f'<tr><th>Mean KL(A‖B)</th><td colspan="3">{kl}</td></tr>')
         rows.append(f'<tr><th>Same top token</th><td colspan="3">{same}</td></tr>')
     names = ["", _name("A", a), _name("B", b), "B against A"]
-    head = "".join(f"<th>{name}</th>" for name in names)
+    head = "".join(f"<th>{name}</th>" if name else "<td></td>" for name in names)
     return f'<table class="statistics"><tr>{head}</tr>{"".join(rows)}</table>'
 
 
@@ -320,7 +320,7 @@ def _perplexity_range(side: Side) -> str:
 def side_by_side(a: LabelledScore, b: LabelledScore) -> str:
     """The HTML of two heatmaps, next to each other where there is room."""
     sides = "".join(
-        f"<div><h3>{_name(letter, side)}</h3>{heatmap.heatmap(side.score)}</div>"
+        f"<div><h2>{_name(letter, side)}</h2>{heatmap.heatmap(side.score)}</div>"
         for letter, side in (("A", a), ("B", b))
     )
     return f'<div class="sides">{sides}</div>'

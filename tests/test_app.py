@@ -162,7 +162,7 @@ def test_score_shows_words(client):
     _, _, same_points, same_result = score(client, PROSE)
     assert (points, result) == (same_points, pytest.approx(same_result))
     (expected,) = load().score([PROSE], model_id=TINY, corrected=True)
-    assert picture.count('aria-label="“') == len(expected.words)
+    assert picture.count('data-tip="“') == len(expected.words)
     bits = expected.words[3].corrected_nll / math.log(2)
     assert f"corrected for where words end: {bits:.2f} bits" in picture
 
@@ -204,7 +204,7 @@ def test_compare_two_models(client, other_model):
     assert f"**Model A, {LABEL}, is less surprised, by " in line
     for name in ("base_bits_per_byte", "bits_per_byte"):
         assert f"<td>{expected[name]:.3f}</td>" in table
-    assert picture.count('aria-label="“') == expected["num_tokens"]
+    assert picture.count('data-tip="“') == expected["num_tokens"]
     assert "more under B" in picture
 
 
@@ -217,7 +217,7 @@ def test_compare_two_texts(client):
         for text in (PROSE, shuffled)
     ]
     assert f"<td>{counts[0]}</td><td>{counts[1]}</td>" in table
-    assert picture.count('aria-label="“') == sum(counts)
+    assert picture.count('data-tip="“') == sum(counts)
 
 
 def save_npz(path, **arrays):
@@ -837,6 +837,13 @@ def press(page, name):
     page.get_by_role("button", name=name).click()
 
 
+def violations(page):
+    """What axe-core finds on the page: WCAG and its best practices."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page).response["violations"]
+    return [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found]
+
+
 def choose_example(page, example):
     """Gradio asks the server for the text."""
     press(page, example.label)
@@ -868,12 +875,12 @@ def test_type_score_and_hover(page):
     assert tokens.count() == result["num_tokens"]
     assert f"Perplexity {result['perplexity']:.1f}" in page.locator(".verdict").first.inner_text()
     tip = "(token) => getComputedStyle(token, '::after').content"
-    assert tokens.nth(3).evaluate(tip) == "none"
+    assert tokens.nth(3).evaluate(tip) == "none"  # nothing pops up unasked
     tokens.nth(3).hover()
     assert "bits" in tokens.nth(3).evaluate(tip)
     tokens.first.focus()
     page.keyboard.press("ArrowRight")
-    assert tokens.nth(1).evaluate("(token) => token === document.activeElement")
+    assert tokens.nth(1).evaluate(FOCUSED)
     page.locator(".vega-embed").first.wait_for()
 
 
@@ -939,6 +946,80 @@ def test_the_heatmap_on_paper_and_in_forced_colours(page):
     assert [tokens.nth(i).evaluate(ground) for i in range(3)] == grounds
 
 
+FOCUSED = "(token) => token === document.activeElement"
+
+
+def test_the_panel_of_one_token(page):
+    """Pinned by a click or a key: its figures are those of `score`."""
+    tokens = score_text(page, PROSE.strip())
+    (expected,) = load().score([PROSE.strip()], model_id=TINY, top_k=service.TOP_K)
+    panel = page.get_by_label("One token", exact=True)
+    most = int(np.argmax(expected.nll))  # pinned at first
+    assert f"{expected.nll[most] / math.log(2):.2f} bits" in panel.inner_text()
+
+    def check(i):
+        told = panel.inner_text()
+        bits = expected.nll[i] / math.log(2)
+        assert f"“{expected.tokens[i]}” {bits:.2f} bits" in told
+        assert f"rank {expected.ranks[i]:,}" in told
+        assert f"entropy of the prediction {expected.entropy[i] / math.log(2):.2f} bits" in told
+        before = expected.text[: expected.offsets[i][0]].rstrip()
+        assert panel.locator(".read").inner_text().strip() == (before[-90:] or "nothing")
+        bars = panel.locator("li")
+        assert bars.count() == service.TOP_K
+        for j, (token, nll) in enumerate(expected.expected[i]):
+            shown = sibling("heatmap").visible(token, line_ends=False)
+            assert f"“{shown}”" in bars.nth(j).inner_text()
+            width = bars.nth(j).evaluate("bar => bar.style.getPropertyValue('--percent')")
+            assert float(width.strip("%")) == pytest.approx(100 * math.exp(-nll), rel=0.06)
+
+    tokens.nth(3).click()
+    check(3)
+    tokens.first.focus()
+    for key, i in (("ArrowRight", 1), ("End", len(expected.nll) - 1), ("Home", 0)):
+        page.keyboard.press(key)
+        assert tokens.nth(i).evaluate(FOCUSED)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    check(1)
+    assert page.locator(".pinned").count() == 1
+    assert [tokens.nth(i).get_attribute("tabindex") for i in range(3)] == ["-1", "0", "-1"]
+
+
+def test_a_tooltip_can_be_reached_and_closed(page):
+    """WCAG 1.4.13: the mouse may enter it, and Escape closes it."""
+    tokens = score_text(page, PROSE)
+    is_open = """(token) => {
+      const { content, display } = getComputedStyle(token, "::after");
+      return content !== "none" && display !== "none"; }"""
+    tokens.nth(3).hover()
+    box = tokens.nth(3).bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] + 40, steps=10)
+    assert tokens.nth(3).evaluate("(token) => token.matches(':hover')")
+    assert tokens.nth(3).evaluate(is_open)
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(100)  # in which another token, now under the mouse, could open its own
+    assert not any(token.evaluate(is_open) for token in tokens.all())
+    page.mouse.move(0, 0)
+    tokens.nth(4).focus()
+    assert tokens.nth(4).evaluate(is_open)
+
+
+def test_control_enter_scores(page):
+    page.locator(".surprisal b").first.wait_for()
+    box = page.get_by_label("Text", exact=True)
+    box.fill("Another text.")
+    box.press("Control+Enter")
+    page.locator(".surprisal div", has_text="Another text.").wait_for()
+
+
+def test_what_a_screen_reader_is_told(page):
+    """The result, the name of the chart, and the text as a text."""
+    page.get_by_role("status").filter(has_text="as uncertain as a choice").wait_for()
+    page.get_by_label("Surprisal along the text", exact=True).wait_for()
+    assert page.locator(".surprisal [role], .surprisal b[aria-label]").count() == 0
+
+
 ARABIC = "تعيد الدالة عدد العناصر"
 
 
@@ -962,7 +1043,7 @@ def test_a_text_that_runs_from_right_to_left(page):
     assert page.locator(".surprisal div").evaluate(joined) < 1
     tokens.first.focus()
     page.keyboard.press("ArrowLeft")
-    assert tokens.nth(1).evaluate("(token) => token === document.activeElement")
+    assert tokens.nth(1).evaluate(FOCUSED)
 
 
 def test_markup_in_the_text_stays_text(page):
@@ -1031,6 +1112,7 @@ def test_a_conversation_in_the_browser(page, url, settings):
         colour = "(token) => getComputedStyle(token).color"
         assert grey.evaluate(colour) != scored.evaluate(colour)
         assert grey.evaluate(CONTRAST) >= 4.5
+        assert violations(page) == []
         assert "Assistant:↵\nIt returns the" in page.locator(".surprisal:visible div").inner_text()
 
 
@@ -1040,6 +1122,7 @@ def test_compare_in_the_browser(page):
     page.get_by_label("Text B").fill(" ".join(sorted(PROSE.split())))
     press(page, "Compare")
     page.get_by_text("surprises its model less").wait_for()
+    assert violations(page) == []
     assert page.locator(".surprisal:visible").count() == 2
 
 
@@ -1112,7 +1195,12 @@ def test_the_page_fits(browser, url, theme, width):
                 "c => !!(c.labels?.length || c.ariaLabel || c.getAttribute('aria-labelledby'))"
             )
             assert named, control.evaluate("c => c.outerHTML")
-        words = "button.primary:visible, [data-testid='block-info']:visible, .surprisal b:visible"
+        if width > 390:
+            assert violations(page) == []
+        words = (
+            "[role=tab][aria-selected=true], button.primary:visible, .surprisal b:visible, "
+            "[data-testid='block-info']:visible"
+        )
         for element in page.locator(words).all():
             assert element.evaluate(CONTRAST) >= 4.5, element.evaluate("e => e.outerHTML")
     page.close()

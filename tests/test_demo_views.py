@@ -271,9 +271,9 @@ def test_perplexities_are_compared_only_under_one_model():
 def test_two_heatmaps_say_whose_they_are():
     a, b = made(np.ones(4), label="<i>"), made(np.ones(5))
     page = views.side_by_side(a, b)
-    assert page.count('role="note"') == 9
-    assert "<h3><b>A</b> &lt;i&gt;</h3>" in page
-    assert "<h3><b>B</b> made</h3>" in page
+    assert page.count('data-tip="') == 9
+    assert "<h2><b>A</b> &lt;i&gt;</h2>" in page
+    assert "<h2><b>B</b> made</h2>" in page
 
 
 def test_the_table_of_logits():
