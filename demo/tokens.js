@@ -29,7 +29,9 @@ function pin(piece) {
   const last = lines.includes("expected:") ? lines.indexOf("expected:") : lines.length;
   const [, token, surprisal] = lines[0].match(/^(“[^]*”)\s*(.*)$/);
   const figures = line("div", "");
-  figures.append(line("strong", `${token} ${surprisal}`));
+  const head = line("strong", "");
+  head.append(line("bdi", token), ` ${surprisal}`); // apart, because a token may run from the right
+  figures.append(head);
   figures.append(...lines.slice(1, last).map((text) => line("p", text)));
   const before = document.createRange();
   before.setStart(piece.parentElement, 0);

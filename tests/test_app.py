@@ -1041,6 +1041,10 @@ def test_a_text_that_runs_from_right_to_left(page):
       const difference = Math.abs(widthOf(div) - widthOf(plain));
       plain.remove(); return difference; }"""
     assert page.locator(".surprisal div").evaluate(joined) < 1
+    head = page.locator(".panel strong")
+    figure = "strong => strong.lastChild.textContent.trim().split(' ')[1]"
+    assert head.evaluate(figure) == "bits"
+    assert head.locator("bdi").bounding_box()["x"] == head.bounding_box()["x"]
     tokens.first.focus()
     page.keyboard.press("ArrowLeft")
     assert tokens.nth(1).evaluate(FOCUSED)
