@@ -6,8 +6,12 @@ apart. A difference of two is blue or red, and has a line below or above the tok
 """
 
 import html
+import itertools
 import math
 import unicodedata
+from collections.abc import Iterable
+
+import regex
 
 # Where the colour ends: a probability of 1 in 65,536. Fixed, so that pictures can be compared.
 SCALE_BITS = 16
@@ -40,7 +44,7 @@ STYLE = """
   background: color-mix(in oklab, var(--hot) calc(var(--s) * 1%), var(--paper)); }
 .surprisal div { padding: .8em; border: 1px solid var(--line); border-radius: 8px;
   background: var(--paper); white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30em;
-  overflow-y: auto; }
+  overflow-y: auto; unicode-bidi: plaintext; }
 .surprisal b { font-weight: inherit; border-radius: 3px; padding: .12em 0;
   box-shadow: inset -1px 0 var(--paper); cursor: help; }
 .surprisal b.unscored { background: var(--paper); color: var(--grey); }
@@ -49,25 +53,32 @@ STYLE = """
 .surprisal :is(.less, .more) {
   box-shadow: inset -1px 0 var(--paper), inset 0 calc(max(0, var(--s) - 25) * var(--edge))
     color-mix(in oklab, var(--hot) 60%, var(--ink)); }
-.surprisal b:hover, .surprisal b:focus { outline: 2px solid var(--ink); outline-offset: -1px;
+.surprisal b:hover, .surprisal b:focus, .surprisal b.pinned {
+  outline: 2px solid var(--ink); outline-offset: -1px;
   anchor-name: --surprisal-token; }
+.surprisal b.pinned:not(:hover):not(:focus) { anchor-name: none; }
 .surprisal b:hover::after, .surprisal b:focus:not(:has(~ b:hover)):not(b:hover ~ b)::after {
-  content: attr(aria-label); position: fixed; z-index: 1000; inset: auto 8px 8px 8px;
+  content: attr(data-tip); position: fixed; z-index: 1000; inset: auto 8px 8px 8px;
   padding: .6em .9em; border-radius: 8px; background: #22242b; color: #ffffff; text-align: left;
   font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; direction: ltr;
-  box-shadow: 0 2px 12px #0008; pointer-events: none; }
+  border: solid transparent; border-width: 4px 0; background-clip: padding-box; }
 @media (min-width: 640px) { @supports (position-area: bottom) {
   .surprisal b:hover::after, .surprisal b:focus:not(:has(~ b:hover)):not(b:hover ~ b)::after {
-    inset: auto; margin: 4px 0; max-width: 30em; position-anchor: --surprisal-token;
+    inset: auto; max-width: 30em; position-anchor: --surprisal-token;
     position-area: bottom span-right;
     position-try-fallbacks: flip-inline, flip-block, flip-block flip-inline; } } }
-@media print { .surprisal div { max-height: none; print-color-adjust: exact; } }
+@media print {
+  .surprisal div { max-height: none; print-color-adjust: exact; }
+  .surprisal b::after { display: none; } }
 @media (forced-colors: active) { .surprisal b:focus { outline-color: Highlight; } }
 """
 
 
 def heatmap(score, words: bool = False) -> str:
     """The HTML of a `TextScore`: a legend in bits, and the text with a tooltip for each token.
+
+    Tokens that are parts of one grapheme, such as the bytes of an emoji, are one piece: their
+    surprisals add up.
 
     A tooltip holds the token, its surprisal -log2 p in bits, its probability p, its rank, the
     entropy of the prediction (the surprisal that the model expected) and, with `top_k`, the
@@ -90,7 +101,8 @@ def heatmap(score, words: bool = False) -> str:
         spans = _words(score)
     else:
         spans = [
-            _token(score, i, _colour(nll), tooltip(score, i)) for i, nll in enumerate(score.nll)
+            _span(piece, _colour(_sum(score.nll, tokens)), tooltip(score, tokens), tokens[0] == 0)
+            for piece, tokens in _pieces(score)
         ]
     label = f"Surprisal of each {'word' if words else 'token'}"
     return _section(label, f"Surprisal in bits: <span>{legend}</span>", "".join(spans))
@@ -109,36 +121,50 @@ def difference_heatmap(comparison, base: str = "the base", model: str = "the mod
     legend = "".join(
         f"<i {_difference_colour(bits)}>{label}</i>" for bits, label in DIFFERENCE_STEPS.items()
     )
-    tokens = "".join(
-        _token(
-            comparison,
-            i,
-            _difference_colour(difference_bits(comparison, i)),
-            difference_tooltip(comparison, i, base, model),
+    spans = [
+        _span(
+            piece,
+            _difference_colour(difference_bits(comparison, tokens)),
+            difference_tooltip(comparison, tokens, base, model),
+            tokens[0] == 0,
         )
-        for i in range(len(comparison.tokens))
-    )
+        for piece, tokens in _pieces(comparison)
+    ]
     base, model = html.escape(base), html.escape(model)
     return _section(
         f"How much less or more each token surprises {model} than {base}",
         f"Bits by which {model} is less (blue) or more (red) surprised than {base}: "
         f"<span>{legend}</span>",
-        tokens,
+        "".join(spans),
     )
 
 
 def _section(label: str, legend: str, tokens: str) -> str:
     """A legend and the tokens of a text, as HTML."""
     return (
-        f'<style>{STYLE}</style><section class="surprisal" aria-label="{label}">'
-        f'<p>{legend}</p><div dir="auto">{tokens}</div></section>'
+        f'<style>{STYLE}</style><article class="surprisal" aria-label="{label}">'
+        f'<p>{legend}</p><div dir="auto">{tokens}</div></article>'
     )
 
 
-def _token(found, i: int, colour: str, tip: str) -> str:
-    """Token i of a `TextScore` or a `TextComparison` as HTML."""
-    piece = found.tokens[i] if found.offsets is None else found.text[slice(*found.offsets[i])]
-    return _span(piece, colour, tip, is_first=i == 0)
+def _pieces(found) -> list[tuple[str, range]]:
+    """The text of a `TextScore` or a `TextComparison` in pieces, each with its tokens.
+
+    A piece is one token, or as many as stand in one grapheme, which people see as one character: a
+    letter with its accents, a flag, a family of emoji, or one letter that takes several bytes.
+    """
+    if found.offsets is None:
+        return [(token, range(i, i + 1)) for i, token in enumerate(found.tokens)]
+    begins = {match.start() for match in regex.finditer(r"\X", found.text)}
+    firsts = [
+        i
+        for i, (start, end) in enumerate(found.offsets)
+        if i == 0 or (start < end and start in begins)
+    ]
+    return [
+        (found.text[found.offsets[first][0] : found.offsets[stop - 1][1]], range(first, stop))
+        for first, stop in itertools.pairwise([*firsts, len(found.offsets)])
+    ]
 
 
 def _words(score) -> list[str]:
@@ -154,27 +180,47 @@ def _words(score) -> list[str]:
 
 def _span(piece: str, colour: str, tip: str, is_first: bool) -> str:
     """A piece of a text as HTML."""
-    # Only the first token of a character shows it; the others show a dot.
-    shown = html.escape(visible(piece)) or "·"
+    # Spaces have no colour: they would hang out of a line at its end.
+    inked = piece.strip(" ") or piece
+    before, _, after = piece.partition(inked) if inked else ("", "", "")
+    shown = html.escape(visible(inked)) or "·"  # a token without a place in the text
     tip, tab = html.escape(tip), 0 if is_first else -1
-    return f'<b {colour} tabindex="{tab}" role="note" aria-label="{tip}">{shown}</b>'
+    return f'{before}<b {colour} tabindex="{tab}" data-tip="{tip}">{shown}</b>{after}'
 
 
-def tooltip(score, i: int) -> str:
-    """Token i in a few lines of text."""
-    lines = [f"“{visible(score.tokens[i], line_ends=False)}”"]
-    if math.isnan(score.nll[i]):
+def tooltip(score, tokens: Iterable[int]) -> str:
+    """A token, or the tokens of one grapheme, in a few lines of text."""
+    first, *others = tokens
+    if others:
+        return _grapheme_tooltip(score, [first, *others])
+    lines = [f"“{visible(score.tokens[first], line_ends=False)}”"]
+    if math.isnan(score.nll[first]):
         return "\n".join([*lines, NOT_SCORED])
-    lines[0] += f"  {score.nll[i] / math.log(2):.2f} bits"
-    lines.append(f"probability {probability(score.nll[i])}, rank {score.ranks[i]:,}")
-    lines.append(f"entropy of the prediction {score.entropy[i] / math.log(2):.2f} bits")
+    lines[0] += f"  {score.nll[first] / math.log(2):.2f} bits"
+    lines.append(f"probability {probability(score.nll[first])}, rank {score.ranks[first]:,}")
+    lines.append(f"entropy of the prediction {score.entropy[first] / math.log(2):.2f} bits")
     if score.expected is not None:
         lines.append("expected:")
         lines += [
             f"  {probability(nll):>7}  “{visible(token, line_ends=False)}”"
-            for token, nll in score.expected[i]
+            for token, nll in score.expected[first]
         ]
     return "\n".join(lines)
+
+
+def _grapheme_tooltip(score, tokens: list[int]) -> str:
+    piece = score.text[score.offsets[tokens[0]][0] : score.offsets[tokens[-1]][1]]
+    lines = [f"“{visible(piece, line_ends=False)}”"]
+    nll = _sum(score.nll, tokens)
+    if math.isnan(nll):
+        return "\n".join([*lines, NOT_SCORED])
+    lines[0] += f"  {nll / math.log(2):.2f} bits"
+    lines.append(f"probability {probability(nll)}, {len(tokens)} tokens:")
+    lines += [
+        f"  {score.nll[i] / math.log(2):6.2f} bits, rank {score.ranks[i]:,}"
+        for i in tokens[:MOST_TOKENS]
+    ]
+    return "\n".join(lines + ["  …"] * (len(tokens) > MOST_TOKENS))
 
 
 def word_tooltip(score, word) -> str:
@@ -193,28 +239,43 @@ def word_tooltip(score, word) -> str:
     return "\n".join(lines)
 
 
-def difference_tooltip(comparison, i: int, base: str, model: str) -> str:
-    """Token i under both models, in a few lines of text."""
-    lines = [f"“{visible(comparison.tokens[i], line_ends=False)}”"]
-    if math.isnan(comparison.nll[i]):
+def difference_tooltip(comparison, tokens: Iterable[int], base: str, model: str) -> str:
+    """A token, or the tokens of one grapheme, under both models, in a few lines of text."""
+    first, *others = tokens
+    piece = comparison.tokens[first]
+    if others:
+        start, end = comparison.offsets[first][0], comparison.offsets[others[-1]][1]
+        piece = comparison.text[start:end]
+    lines = [f"“{visible(piece, line_ends=False)}”"]
+    bits = difference_bits(comparison, [first, *others])
+    base_nll = _sum(comparison.base_nll, [first, *others])
+    nll = _sum(comparison.nll, [first, *others])
+    if math.isnan(nll):
         return "\n".join([*lines, NOT_SCORED])
-    bits = difference_bits(comparison, i)
     lines[0] += f"  {abs(bits):.2f} bits {'more' if bits > 0 else 'less'} under {model}"
     width = max(len(base), len(model))
-    for name, nll, top in (
-        (base, comparison.base_nll[i], comparison.base_top[i]),
-        (model, comparison.nll[i], comparison.top[i]),
-    ):
-        expected = f"expected “{visible(top, line_ends=False)}” most"
-        lines.append(f"{name:<{width}} {nll / math.log(2):6.2f} bits, {expected}")
-    lines.append(f"KL divergence {abs(comparison.kl[i]) / math.log(2):.2f} bits")
+    for name, value, tops in ((base, base_nll, comparison.base_top), (model, nll, comparison.top)):
+        line = f"{name:<{width}} {value / math.log(2):6.2f} bits"
+        if not others:
+            line += f", expected “{visible(tops[first], line_ends=False)}” most"
+        lines.append(line)
+    kl = abs(_sum(comparison.kl, [first, *others]))
+    lines.append(f"KL divergence {kl / math.log(2):.2f} bits")
+    if others:
+        lines.append(f"{1 + len(others)} tokens")
     return "\n".join(lines)
 
 
-def difference_bits(comparison, i: int) -> float:
-    """The surprisal of token i under the model less that under the base; NaN if not scored."""
-    nll, base_nll = comparison.nll[i], comparison.base_nll[i]
+def difference_bits(comparison, tokens: Iterable[int]) -> float:
+    """The surprisal of tokens under the model less that under the base; NaN if not scored."""
+    nll, base_nll = _sum(comparison.nll, tokens), _sum(comparison.base_nll, tokens)
     return 0.0 if nll == base_nll else (nll - base_nll) / math.log(2)  # inf - inf is NaN
+
+
+def _sum(values: list[float], tokens: Iterable[int]) -> float:
+    """Of the tokens that are scored; NaN if none is."""
+    scored = [values[i] for i in tokens if not math.isnan(values[i])]
+    return sum(scored) if scored else math.nan
 
 
 def probability(nll: float) -> str:

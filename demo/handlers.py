@@ -14,11 +14,13 @@ except ImportError:
     spaces = None
 
 import gradio as gr
+import pandas as pd
 
 import metric_package
 from demo.logits_file import write_example
 from demo.models import Visible
 from demo.service import Metrics
+from demo.settings import HeldOut, Settings
 from demo.views import (
     LabelledScore,
     chart,
@@ -74,8 +76,9 @@ def as_json(result: dict) -> dict:
     }
 
 
-def make_handlers(metrics: Metrics) -> dict[str, Callable]:
-    """What the endpoints do, by their names, and `score_again`, a change of what /score shows."""
+def make_handlers(settings: Settings, metrics: Metrics) -> dict[str, Callable]:
+    """What the endpoints do, by their names; `score_again`, a change of what /score shows; and
+    `first`, the score that a page opens with."""
     directory = tempfile.TemporaryDirectory(prefix="perplexity-demo-")  # deleted at exit
     write_example(Path(directory.name) / "example.npz")
 
@@ -83,10 +86,23 @@ def make_handlers(metrics: Metrics) -> dict[str, Callable]:
     @told
     def score(text: str, model: str, show: str, progress=gr.Progress()):  # noqa: B008, Gradio's way
         words = show == WORDS
-        return shown(metrics.score(text, model, _shown_by(progress), words), words)
+        labelled = metrics.score(text, model, _shown_by(progress), words)
+        return shown(labelled, words, metrics.held_out(model))
 
     def score_again(text: str, model: str, show: str, progress=gr.Progress()):  # noqa: B008
         return score(text, model, show, progress) if text and text.strip() else gr.skip()
+
+    @functools.lru_cache(maxsize=1)  # an error is not kept
+    def of_first_example():
+        model = settings.default_model
+        labelled = metrics.score(settings.examples[0].text, model, lambda *_: None)
+        return shown(labelled, held_out=metrics.held_out(model))
+
+    def first():
+        try:
+            return of_first_example()
+        except Visible:  # the model is not loaded yet
+            return gr.skip()
 
     @on_gpu
     @told
@@ -118,6 +134,7 @@ def make_handlers(metrics: Metrics) -> dict[str, Callable]:
     return {
         "score": score,
         "score_again": score_again,
+        "first": first,
         "conversation": converse,
         "compare": compare,
         "logits": logits,
@@ -125,11 +142,18 @@ def make_handlers(metrics: Metrics) -> dict[str, Callable]:
     }
 
 
-def shown(labelled: LabelledScore, words: bool = False) -> tuple:
-    """A score as the page shows it: a line, a heatmap, a chart, and all figures."""
+def shown(
+    labelled: LabelledScore, words: bool = False, held_out: HeldOut | None = None
+) -> tuple[str, str, pd.DataFrame, dict]:
+    """A score as the page shows it: what it means, a heatmap, a chart, and all figures."""
     result, score = figures(labelled), labelled.score
     del result["mean_perplexity"]  # for one text, the perplexity
-    return verdict(result), heatmap.heatmap(score, words), chart(score), as_json(result)
+    return (
+        verdict(result, held_out),
+        heatmap.heatmap(score, words),
+        chart(score),
+        as_json(result),
+    )
 
 
 def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:

@@ -1,23 +1,52 @@
 """How the page looks, and its keys."""
 
+from pathlib import Path
+
 from gradio import themes
 
-# The arrow keys move from token to token. The tab key moves to the first one, then past them all.
-ARROW_KEYS = """
-element.addEventListener("keydown", (event) => {
-  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  const token = document.activeElement;
-  if (!step || !token.matches(".surprisal b")) return;
-  const next = step > 0 ? token.nextElementSibling : token.previousElementSibling;
-  if (next) { next.focus(); event.preventDefault(); }
-});
-"""
+# The heatmap, with a panel for one of its pieces, as a template of JavaScript.
+PANEL = '<div class="panel" role="group" aria-label="One token" aria-live="polite"></div>'
+TOKENS_HTML = f"${{value ? value + '{PANEL}' : ''}}"
+TOKENS_JS = (Path(__file__).parent / "tokens.js").read_text(encoding="utf-8")
 # Four tabs fit on a phone, where Gradio would hide some in a menu.
 # Gradio writes a prefix behind each comma, so that no list may stand in `:is()`.
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { max-width: none !important; width: 100%; }
+.gradio-container main { width: 100%; max-width: 1240px; margin: 0 auto !important; }
 @media (max-width: 480px) { .tab-container button { padding: 0 7px !important; } }
-.verdict { font-size: 1.1em; }
+/* Of a fixed height, so that nothing jumps when a result comes. */
+.score .verdict.block { min-height: 7.5em; }
+.score .picture { min-height: 27.5em; }
+.score .surprisal div { height: 13em; }
+.chart:has(.empty) { visibility: hidden; }
+.panel { display: flex; flex-wrap: wrap; gap: 4px 24px; margin-top: 8px; min-height: 10em; }
+.panel > * { flex: 1 1 240px; margin: 0; min-width: 0; overflow-wrap: anywhere; }
+.panel strong { white-space: pre-wrap; }
+.panel p { margin: 0; white-space: pre-wrap; font-size: 14px; }
+.panel ol { list-style: none; padding: 0; font-variant-numeric: tabular-nums; }
+.panel li { display: flex; gap: 1em; margin: 0 0 2px; padding: 0 6px; white-space: pre-wrap;
+  background: linear-gradient(var(--bar), var(--bar)) 0 / var(--percent) 100% no-repeat;
+  --bar: var(--primary-200); print-color-adjust: exact; }
+.dark .panel li { --bar: var(--primary-900); }
+.panel li span { min-width: 3em; }
+.panel li.own { font-weight: bold; }
+.quiet b::after { display: none; }
+button[role="tab"][aria-selected="true"] { color: var(--primary-700) !important; }
+.dark button[role="tab"][aria-selected="true"] { color: var(--primary-400) !important; }
+.or { color: inherit !important; } /* Gradio's "- or -" in the place for a file */
+textarea { unicode-bidi: plaintext; text-align: start; } /* each paragraph from its own side */
+.verdict p:first-child { font-size: 1.15em; }
+input[aria-expanded] { padding-right: 1.6em !important; text-overflow: ellipsis; }
+@media (forced-colors: active) {
+  button.primary { border: 2px solid !important; }
+  button[role="tab"][aria-selected="true"] { text-decoration: underline; }
+  input[type="radio"] { forced-color-adjust: none; }
+}
+/* On paper: the result. */
+@media print {
+  .ask, .tab-wrapper { display: none !important; }
+  .score .surprisal div { height: auto; }
+}
 .results :is(td, th) { padding: 5px 8px !important; font-size: 0.9em; }
 .results :is(td, th):not(:last-child) { white-space: nowrap; }
 .html-container { padding: 0 !important; } /* in line with the text above */

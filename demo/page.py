@@ -9,7 +9,7 @@ from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 
 from demo.handlers import TOKENS, WORDS, make_handlers, refused
-from demo.look import ARROW_KEYS
+from demo.look import TOKENS_HTML, TOKENS_JS
 from demo.queueing import bound_queue
 from demo.service import Metrics
 from demo.settings import Example, Settings
@@ -54,25 +54,27 @@ def _refuse_from_elsewhere(file: dict) -> None:
 
 def make_page(settings: Settings, metrics: Metrics) -> Page:
     """The page."""
-    handlers = make_handlers(metrics)
-    labels = [model.label for model in settings.models]
+    handlers = make_handlers(settings, metrics)
+    described = [(f"{model.label}: {model.description}", model.label) for model in settings.models]
     limits = settings.limits
     # Besides the visitors who score, one for each model may wait for it to be loaded.
     at_once = settings.queue.concurrency + len(settings.models)
     of_model = {"concurrency_id": "model", "concurrency_limit": at_once}
+    at_once_and_unseen = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     choices: list[gr.Dropdown] = []
 
     def text_box(label: str, **more) -> gr.Textbox:
-        return gr.Textbox(label=label, lines=5, max_lines=14, **more)
+        # Of a fixed height, so that nothing below it jumps.
+        return gr.Textbox(label=label, lines=7, max_lines=7, **more)
 
     def model_choice(label: str) -> gr.Dropdown:
-        choices.append(gr.Dropdown(labels, value=settings.default_model, label=label))
+        choices.append(gr.Dropdown(described, value=settings.default_model, label=label))
         return choices[-1]
 
     def usable() -> list[gr.Dropdown]:
         """The lists without the models that cannot be used; Gradio can disable no single one."""
         absent = metrics.models.absent()
-        found = [label for label in labels if label not in absent]
+        found = [(name, label) for name, label in described if label not in absent]
         hint = f"Not available at the moment: {', '.join(absent)}." if absent else ""
         return [gr.Dropdown(found, info=hint) for _ in choices]
 
@@ -84,16 +86,28 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             api_visibility="private",
         )
 
+    def heatmap_place() -> gr.HTML:
+        return gr.HTML(html_template=TOKENS_HTML, js_on_load=TOKENS_JS, elem_classes="picture")
+
     def score_outputs(title: str) -> list[Component]:
-        line = gr.Markdown(elem_classes="verdict")
-        picture = gr.HTML(js_on_load=ARROW_KEYS)
-        points = gr.LinePlot(
-            x="token", y="bits", label=title, height=240,
-            x_title="token", y_title="bits", y_lim=[0, None],
-        )  # fmt: skip
-        with gr.Accordion("All figures", open=False):
-            result = gr.JSON(label="Result")
+        with gr.Column(scale=3, min_width=300, elem_classes="score"):
+            line = gr.Markdown(elem_classes="verdict")
+            picture = heatmap_place()
+            points = gr.LinePlot(
+                x="token", y="bits", label=title, height=200, elem_classes="chart",
+                x_title="token", y_title="bits", y_lim=[0, None],
+            )  # fmt: skip
+            with gr.Accordion("All figures", open=False):
+                result = gr.JSON(label="Result")
         return [line, picture, points, result]
+
+    def on(event, name: str, inputs: list[Component], outputs: list[Component], **more) -> None:
+        """Call a handler. The old result goes first: it would stand there for a new text, and stay
+        after an error."""
+        none = f"() => {[None] * len(outputs)}".replace("None", "null")
+        event(None, None, outputs, js=none, api_visibility="private").then(
+            handlers[name], inputs, outputs, **more
+        )
 
     # Uploads are deleted after an hour at the latest, and nothing else that a visitor sends is
     # written to disk. Memory keeps a text or a result until it is fetched, and only the latest
@@ -101,35 +115,33 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
     with Page(title=settings.title, analytics_enabled=False) as page:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
         with gr.Tab("Text"):
-            text = text_box("Text")
-            examples_of(settings.examples, text)
             with gr.Row():
-                model = model_choice("Model")
-                show = gr.Radio([TOKENS, WORDS], value=TOKENS, label="Show", min_width=200)
-            button = gr.Button("Score", variant="primary")
-            inputs, outputs = [text, model, show], score_outputs("Surprisal along the text")
-            button.click(handlers["score"], inputs, outputs, api_name="score", **of_model)
-            show.input(
-                handlers["score_again"], inputs, outputs, api_visibility="private", **of_model
-            )
+                with gr.Column(scale=2, min_width=300, elem_classes="ask"):
+                    text = text_box("Text", value=settings.examples[0].text)
+                    examples_of(settings.examples, text)
+                    model = model_choice("Model")
+                    show = gr.Radio([TOKENS, WORDS], value=TOKENS, label="Show")
+                    button = gr.Button("Score", variant="primary")
+                outputs = score_outputs("Surprisal along the text")
+            inputs, more = [text, model, show], {"show_progress_on": outputs[1], **of_model}
+            on(button.click, "score", inputs, outputs, api_name="score", **more)
+            on(show.input, "score_again", inputs, outputs, api_visibility="private", **more)
+            page.load(handlers["first"], None, outputs, **at_once_and_unseen)
         with gr.Tab("Conversation"):
             gr.Markdown(
                 "How surprised is the model by what the assistant says? All else is grey: it only "
                 "conditions what follows. A model without a chat template of its own, such as the "
                 "bundled one or GPT-2, was not trained on conversations and reads plain lines."
             )
-            conversation = text_box("Conversation", placeholder=CONVERSATION_HINT)
-            examples_of(settings.conversation_examples, conversation)
-            model = model_choice("Model")
-            button = gr.Button("Score", variant="primary")
-            outputs = score_outputs("Surprisal of what the assistant says")
-            button.click(
-                handlers["conversation"],
-                [conversation, model],
-                outputs,
-                api_name="conversation",
-                **of_model,
-            )
+            with gr.Row():
+                with gr.Column(scale=2, min_width=300, elem_classes="ask"):
+                    conversation = text_box("Conversation", placeholder=CONVERSATION_HINT)
+                    examples_of(settings.conversation_examples, conversation)
+                    model = model_choice("Model")
+                    button = gr.Button("Score", variant="primary")
+                outputs = score_outputs("Surprisal of what the assistant says")
+            inputs, more = [conversation, model], {"show_progress_on": outputs[1], **of_model}
+            on(button.click, "conversation", inputs, outputs, api_name="conversation", **more)
         with gr.Tab("Compare"):
             gr.Markdown(
                 "Two texts under one model; or one text under two models, with the second text "
@@ -145,17 +157,10 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             button = gr.Button("Compare", variant="primary")
             line = gr.Markdown(elem_classes="verdict")
             table = gr.HTML()
-            picture = gr.HTML(js_on_load=ARROW_KEYS)
-            shown = [line, table, picture]
-            inputs = [text_a, model_a, text_b, model_b]
-            button.click(
-                handlers["compare"],
-                inputs,
-                shown,
-                api_name="compare",
-                show_progress_on=picture,
-                **of_model,
-            )
+            picture = heatmap_place()
+            inputs, outputs = [text_a, model_a, text_b, model_b], [line, table, picture]
+            more = {"show_progress_on": picture, **of_model}
+            on(button.click, "compare", inputs, outputs, api_name="compare", **more)
         with gr.Tab("Logits"):
             gr.Markdown(
                 "An .npz or .safetensors file with `logits` (B, T, V), `labels` (B, T) and, if you "
@@ -183,12 +188,10 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
                 result = gr.JSON(label="Result")
             make_example.click(handlers["example"], None, file, api_name="example")
             inputs = [file, from_logits, ignore_index, mask_token_id, shift]
-            button.click(
-                handlers["logits"], inputs, [table, result], api_name="logits", concurrency_limit=1
-            )
-        page.load(
-            usable, None, choices, queue=False, api_visibility="private", show_progress="hidden"
-        )
+            outputs = [table, result]
+            more = {"show_progress_on": table, "concurrency_limit": 1}
+            on(button.click, "logits", inputs, outputs, api_name="logits", **more)
+        page.load(usable, None, choices, **at_once_and_unseen)
     # Closed: a way to the handlers that goes around the queue.
     page.queue(max_size=settings.queue.size, api_open=False)
     bound_queue(page._queue, settings.queue)

@@ -19,7 +19,7 @@ import metric_package
 from demo.conversation import Message, read_conversation
 from demo.logits_file import read_logits_file
 from demo.models import Models, Visible
-from demo.settings import Settings
+from demo.settings import HeldOut, Settings
 from demo.views import LabelledComparison, LabelledConversation, LabelledScore
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class Metrics:
         # Each visitor sees the warnings about their own file; Python records those of all threads.
         self._logits_lock = threading.Lock()
         self.models = Models(settings)
+
+    def held_out(self, label: str) -> HeldOut | None:
+        """What a model was measured on that it was not trained on."""
+        return self._listed[label].held_out
 
     def end(self, seconds: float) -> None:
         """Score nothing new, and stop what still runs after some seconds."""

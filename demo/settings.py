@@ -23,6 +23,14 @@ NAME_ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # its owner, and its own
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """What a model was measured on that it was not trained on."""
+
+    texts: str  # which, such as "Python documentation"
+    perplexity: float
+
+
+@dataclass(frozen=True)
 class Model:
     """A model that visitors can choose."""
 
@@ -31,6 +39,8 @@ class Model:
     revision: str | None
     dtype: str | None
     chat_template: str | None
+    description: str
+    held_out: HeldOut | None
 
     @property
     def is_local(self) -> bool:
@@ -144,6 +154,8 @@ def _parsed(value: Any, kind: Any, key: str) -> Any:
         return None if value is None else _parsed(value, get_args(kind)[0], key)
     if kind is int and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise ValueError(f"{key} must be a whole number above 0, got {value!r}.")
+    if kind is float and (isinstance(value, bool) or not isinstance(value, float | int)):
+        raise ValueError(f"{key} must be a number, got {value!r}.")
     if kind is str and (not isinstance(value, str) or not value.strip()):
         raise ValueError(f"{key} must be a text, got {value!r}.")
     return value

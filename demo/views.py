@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 import metric_package
+from demo.settings import HeldOut
 
 if TYPE_CHECKING:
     from text_comparison import TextComparison
@@ -24,6 +25,7 @@ totals = metric_package.sibling("totals")
 # part has at least about eight tokens.
 BYTES_PER_PART = 32
 MOST_PARTS, FEWEST_PARTS = 30, 8
+BITS_OF_A_BYTE = 8
 ONE_SAMPLE = "One text is one sample: on another it may be otherwise."
 
 
@@ -162,18 +164,42 @@ def perplexity_interval(side: Side) -> tuple[float, float]:
     return of_parts.perplexity_interval
 
 
-def verdict(result: dict) -> str:
-    """One line of Markdown for the result of a text, from `figures`."""
+def verdict(result: dict, held_out: HeldOut | None = None) -> str:
+    """Markdown for the result of a text, from `figures`: what it means, and then the figures.
+
+    Args:
+        held_out: what the model was measured on, to compare with.
+    """
     if result["num_tokens"] == 0:
         return "**Nothing to score:** a single token has nothing in front of it."
     low, high = result["parts_ci_low"], result["parts_ci_high"]
-    interval = "too short for an interval"
+    interval = "too short for a 95% interval"
     if not math.isnan(low):
         interval = f"95% interval {number(low)} to {number(high)}"
     return (
-        f"**Perplexity {number(result['perplexity'])}** ({interval}) · "
-        f"**{result['bits_per_byte']:.2f} bits per byte** · {result['num_tokens']:,} tokens"
+        f"{_meaning(result, held_out)}\n\n{interval} · "
+        f"{result['bits_per_byte']:.2f} bits per byte · {result['num_tokens']:,} tokens"
     )
+
+
+def _meaning(result: dict, held_out: HeldOut | None) -> str:
+    """What the perplexity of a text means, in one or two sentences."""
+    perplexity, headline = result["perplexity"], f"**Perplexity {number(result['perplexity'])}**"
+    if result["bits_per_byte"] > BITS_OF_A_BYTE:
+        return (
+            f"{headline}: worse than guessing bytes, which takes {BITS_OF_A_BYTE} bits per byte. "
+            "The model does not know this kind of text."
+        )
+    if math.isnan(perplexity):
+        return f"{headline}: the model gave no numbers."
+    choices = f"{perplexity:,.0f}" if perplexity >= 10 else f"{perplexity:.1f}"
+    line = f"{headline}: as uncertain as a choice among {choices} equally likely tokens."
+    if held_out is not None:
+        line += (
+            f" On {held_out.texts} that it was not trained on, this model has "
+            f"{held_out.perplexity:,.0f}."
+        )
+    return line
 
 
 def chart(score: "TextScore") -> pd.DataFrame:
@@ -275,7 +301,7 @@ def comparison_table(a: Side, b: Side, pair: LabelledComparison | None = None) -
         rows.append(f'<tr><th>Mean KL(A‖B)</th><td colspan="3">{kl}</td></tr>')
         rows.append(f'<tr><th>Same top token</th><td colspan="3">{same}</td></tr>')
     names = ["", _name("A", a), _name("B", b), "B against A"]
-    head = "".join(f"<th>{name}</th>" for name in names)
+    head = "".join(f"<th>{name}</th>" if name else "<td></td>" for name in names)
     return f'<table class="statistics"><tr>{head}</tr>{"".join(rows)}</table>'
 
 
@@ -295,7 +321,7 @@ def _perplexity_range(side: Side) -> str:
 def side_by_side(a: LabelledScore, b: LabelledScore) -> str:
     """The HTML of two heatmaps, next to each other where there is room."""
     sides = "".join(
-        f"<div><h3>{_name(letter, side)}</h3>{heatmap.heatmap(side.score)}</div>"
+        f"<div><h2>{_name(letter, side)}</h2>{heatmap.heatmap(side.score)}</div>"
         for letter, side in (("A", a), ("B", b))
     )
     return f'<div class="sides">{sides}</div>'

@@ -10,8 +10,8 @@ import metric_package
 from demo.service import Metrics
 from demo.settings import Model, Settings, read_settings
 
-LABEL = "Tiny Llama (bundled)"
-ABSENT = Model("Absent", "nobody/nothing", None, None, None)
+LABEL = "Bundled model"
+ABSENT = Model("Absent", "nobody/nothing", None, None, None, "nowhere", None)
 
 
 def settings_with(*more: Model) -> Settings:

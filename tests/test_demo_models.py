@@ -11,7 +11,7 @@ import metric_package
 from demo import models
 from demo.settings import Model
 
-HALF = Model("Half", "tiny_model", None, "bfloat16", None)
+HALF = Model("Half", "tiny_model", None, "bfloat16", None, "rounded", None)
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch)
     assert most == 2
 
 
-HALF = Model("Half", "tiny_model", None, "bfloat16", None)
+HALF = Model("Half", "tiny_model", None, "bfloat16", None, "rounded", None)
 
 
 def compare(metrics, text=TEXT):

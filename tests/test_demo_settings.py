@@ -32,6 +32,14 @@ def test_the_file_of_the_repository_is_good(tmp_path):
     assert sorted(shuffled.split()) == sorted(fluent.split())
 
 
+def test_the_bundled_model_has_what_was_measured_on_held_out_text():
+    """The number of its card, which `make run` prints; see test_tiny_model.py."""
+    card = (ROOT / "tiny_model" / "README.md").read_text(encoding="utf-8")
+    measured = float(re.search(r"\(perplexity ([\d.]+) over", card).group(1))
+    settings = read_settings(ROOT / "app_config.yaml")
+    assert settings.models[0].held_out.perplexity == measured
+
+
 def test_every_key_is_documented():
     text = (ROOT / "app_config.yaml").read_text(encoding="utf-8")
     for model_key in GOOD["models"][0]:
@@ -66,6 +74,9 @@ MISTAKES = [
         "{% generation %}{{ messages",
         r"models\[1\]\.chat_template is no Jinja template: unexpected end",
     ),
+    (("models", 0, "held_out"), 71, r"models\[0\]\.held_out must hold the keys texts, perplexity"),
+    (("models", 0, "held_out", "perplexity"), "71", r".*perplexity must be a number, got '71'"),
+    (("models", 0, "held_out", "perplexity"), True, r".*perplexity must be a number, got True"),
     (("default_model",), "GPT-9", r"default_model must be the label of a model.*'GPT-9'"),
     (("examples", 1, "text"), "x" * 30000, r"examples\[1\]\.text is longer than limits"),
     (("conversation_examples", 0, "text"), "x" * 30000, r"conversation_examples\[0\]\.text is lon"),

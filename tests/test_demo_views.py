@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, load, sibling
 
 from demo import views
+from demo.settings import HeldOut
 
 TINY = str(ROOT / "tiny_model")
 PROSE = "Return the number of items in the list, or zero if it is empty. " * 10
@@ -109,13 +110,38 @@ def test_no_interval_for_a_short_text_or_without_places(scorer):
 def test_the_verdict(scorer):
     line = views.verdict(views.figures(score(scorer, PROSE)))
     result = load().compute(predictions=[PROSE], model_id=TINY)
-    assert f"**Perplexity {result['perplexity']:.1f}** (95% interval " in line
-    assert f"**{result['bits_per_byte']:.2f} bits per byte**" in line
-    assert f"{result['num_tokens']} tokens" in line
+    meaning, figures = line.split("\n\n")
+    choices = f"a choice among {result['perplexity']:.0f} equally likely tokens."
+    assert meaning == f"**Perplexity {result['perplexity']:.1f}**: as uncertain as {choices}"
+    assert figures.startswith("95% interval ")
+    assert f"{result['bits_per_byte']:.2f} bits per byte" in figures
+    assert f"{result['num_tokens']} tokens" in figures
     short = views.verdict(views.figures(score(scorer, "Return the list.")))
-    assert "too short for an interval" in short
+    assert "too short for a 95% interval" in short
     nothing = views.verdict(views.figures(made(np.array([math.nan]))))
     assert nothing.startswith("**Nothing to score:**")
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "bytes_per_token", "meaning"),
+    [
+        (1234.4, 8, "**: as uncertain as a choice among 1,234 equally likely tokens. On news that"),
+        (1.26, 8, "**Perplexity 1.26**: as uncertain as a choice among 1.3 equally likely tokens."),
+        (1.26, 8, " On news that it was not trained on, this model has 71."),
+        (2**8, 1, "**Perplexity 256**: as uncertain as a choice among 256 equally likely tokens."),
+        (2**9, 1, "**Perplexity 512**: worse than guessing bytes, which takes 8 bits per byte."),
+        (math.inf, 1, "**Perplexity infinite**: worse than guessing bytes"),
+    ],
+)
+def test_what_a_perplexity_means(perplexity, bytes_per_token, meaning):
+    """Of a token of 8 bytes, or of 1, whose bits are then those per byte."""
+    result = views.figures(made(np.full(9, math.log(perplexity)), bytes_per_token))
+    assert meaning in views.verdict(result, HeldOut("news", 70.96))
+
+
+def test_a_model_that_gives_no_number():
+    result = views.figures(made(np.ones(9))) | {"perplexity": math.nan, "bits_per_byte": math.nan}
+    assert views.verdict(result).startswith("**Perplexity undefined**: the model gave no numbers.")
 
 
 def test_the_chart_leaves_out_what_is_not_scored():
@@ -247,9 +273,9 @@ def test_perplexities_are_compared_only_under_one_model():
 def test_two_heatmaps_say_whose_they_are():
     a, b = made(np.ones(4), label="<i>"), made(np.ones(5))
     page = views.side_by_side(a, b)
-    assert page.count('role="note"') == 9
-    assert "<h3><b>A</b> &lt;i&gt;</h3>" in page
-    assert "<h3><b>B</b> made</h3>" in page
+    assert page.count('data-tip="') == 9
+    assert "<h2><b>A</b> &lt;i&gt;</h2>" in page
+    assert "<h2><b>B</b> made</h2>" in page
 
 
 def test_the_table_of_logits():
