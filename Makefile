@@ -10,7 +10,7 @@ run: $(VENV)/installed
 	    tiny_model/held_out.jsonl
 
 test: $(VENV)/installed-ray
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed-ray
 	$(BIN)/ruff check .
