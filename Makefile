@@ -10,7 +10,7 @@ run: $(VENV)/installed
 	    tiny_model/held_out.jsonl
 
 test: $(VENV)/installed-ray
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-ray
 	$(BIN)/ruff check .
