@@ -169,7 +169,7 @@ def test_parts_that_were_packed_one_by_one(tmp_path):
         ("mark.csv", BOM),
         ("header.csv", b"id,body\n\n"),
         ("header.tsv", b"id\tbody"),
-        ("empty.jsonl.gz", gzip.compress(b"")),
+        ("empty.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("rows.parquet", parquet_bytes({"body": pa.array([], pa.string())})),
         ("nulls.parquet", parquet_bytes({"body": pa.array([], pa.null())})),
     ],
