@@ -26,6 +26,7 @@ from .nll_product import Product
 from .nll_transform import LogitTransform
 from .processes import T
 from .text_model import Span
+from .text_ranks import ModelRanks
 
 FORMAT = "perplexity base 1"
 SETTINGS_FILE, LAYER_FILE = "base.json", "output_layer.safetensors"
@@ -115,6 +116,11 @@ class SavedBase:
     def batch_key(self, num_inputs: int) -> int:
         """Nothing depends on a batch any more."""
         return 0
+
+    ranks = ModelRanks()  # this process reads it alone
+
+    def keep_step(self) -> None:
+        """No other process waits for it."""
 
     def running(self) -> AbstractContextManager:
         """Where `read` may be called, as for a model: anywhere."""

@@ -19,6 +19,7 @@ from .dtensors import whole_of
 from .nll_product import Product
 from .nll_threads import use_one_thread_after_fork
 from .nll_transform import IDENTITY, LogitTransform, is_positive
+from .text_ranks import class_names
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -118,7 +119,7 @@ def stated_output_layer(model: "PreTrainedModel") -> nn.Module | None:
     """What the model says its output layer is."""
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     # A call of FSDP 1's wrapper collects the weight, which is whole where the layer in it runs.
-    is_wrapped = any(kind.__name__ == "FullyShardedDataParallel" for kind in type(layer).__mro__)
+    is_wrapped = "FullyShardedDataParallel" in class_names(layer)
     return layer.module if is_wrapped else layer  # pyright: ignore[reportOptionalMemberAccess]
 
 

@@ -53,14 +53,12 @@ class ModelPair:
     @property
     def ranks(self) -> ModelRanks:
         """The processes that hold one of the two models together with this one."""
-        ranks = self.model.ranks
-        return ranks if isinstance(self.base, SavedBase) else ranks.beside(self.base.ranks)
+        return self.model.ranks.beside(self.base.ranks)
 
     def keep_step(self) -> None:
         """As that of both models."""
         self.model.keep_step()
-        if not isinstance(self.base, SavedBase):
-            self.base.keep_step()
+        self.base.keep_step()
 
     def settings(self) -> dict[str, str | int | None]:
         """What a signature says of the two models, in their present state."""

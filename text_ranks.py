@@ -5,7 +5,7 @@ read the same texts. FSDP and ZeRO-3 divide the weights only: each rank reads te
 collects weights from the others in each forward pass, so all make equally many.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ class ModelRanks:
 def cast_dtype(model: nn.Module) -> torch.dtype | None:
     """What FSDP casts the weights of a model to in a forward pass; None where it does not."""
     for module in model.modules() if _are_connected() else ():
-        kinds, policy = _kinds(module), None
+        kinds, policy = class_names(module), None
         if "FullyShardedDataParallel" in kinds:
             policy = module.mixed_precision
         elif "FSDPModule" in kinds:
@@ -106,8 +106,8 @@ def _are_connected() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _kinds(part: Any) -> set[str]:
-    """Names of classes, because torch may lack them."""
+def class_names(part: Any) -> set[str]:
+    """By which FSDP's modules are told, because torch may lack their classes."""
     return {kind.__name__ for kind in type(part).__mro__}
 
 
@@ -115,25 +115,25 @@ def _kinds(part: Any) -> set[str]:
 class _DataParallel:
     """What FSDP or ZeRO-3 says of a module or a parameter: who has the rest, who has copies."""
 
-    shards: tuple[Processes, ...]
-    copies: tuple[Processes, ...] = ()
+    shards: set[Processes]
+    copies: set[Processes]
 
 
 def _data_parallel(part: Any) -> _DataParallel | None:
     """None for a part that neither manages."""
-    kinds = _kinds(part)
+    kinds = class_names(part)
     if "FullyShardedDataParallel" in kinds:
-        copies = getattr(part, "_inter_node_pg", None)
-        return _DataParallel(_of_groups([part.process_group]), _of_groups([copies]))
-    if "FSDPModule" in kinds:
+        shards, copies = part.process_group, getattr(part, "_inter_node_pg", None)
+    elif "FSDPModule" in kinds:
         group = part._get_fsdp_state()._fsdp_param_group
         mesh = getattr(group, "mesh_info", None)  # None for a module without weights of its own
-        names = ("shard_process_group", "replicate_process_group")
-        shards, copies = (_of_groups([getattr(mesh, name, None)]) for name in names)
-        return _DataParallel(shards, copies)
-    if hasattr(part, "ds_id"):
-        return _DataParallel(_of_groups([getattr(part, "ds_process_group", None)]))
-    return None
+        shards = getattr(mesh, "shard_process_group", None)
+        copies = getattr(mesh, "replicate_process_group", None)
+    elif hasattr(part, "ds_id"):
+        shards, copies = getattr(part, "ds_process_group", None), None
+    else:
+        return None
+    return _DataParallel(_of_several(shards), _of_several(copies))
 
 
 def _groups_of_work(model: Any) -> Iterator[Processes]:
@@ -143,16 +143,16 @@ def _groups_of_work(model: Any) -> Iterator[Processes]:
             mesh = parameter.device_mesh
             for number, placement in enumerate(parameter.placements):
                 if not placement.is_replicate():
-                    yield from _of_groups([mesh.get_group(number)])
+                    yield from _of_several(mesh.get_group(number))
     stage = getattr(model, "_pp_stage", None)  # transformers' own
     if stage is not None:
-        yield from _of_groups([stage.pp_group])
+        yield from _of_several(stage.pp_group)
 
 
-def _of_groups(groups: Iterable[Any]) -> tuple[Processes, ...]:
-    """Those of more than one process."""
-    found = (Processes.of_group(group) for group in groups if group is not None)
-    return tuple(processes for processes in found if processes.size > 1)
+def _of_several(group: "dist.ProcessGroup | None") -> set[Processes]:
+    """Those of a group; none if there is no group, or a single process in it."""
+    found = ALONE if group is None else Processes.of_group(group)
+    return {found} if found.size > 1 else set()
 
 
 def _largest(groups: set[Processes]) -> Processes:

@@ -33,9 +33,8 @@ class TextTotals:
     def of(cls, texts: Iterable[TextSums]) -> "TextTotals":
         """The totals of texts, from the sums of each."""
         texts = list(texts)
-        # --per-text gives no buckets back as an array (0,).
-        positions = [text.positions.reshape(-1, 3) for text in texts]
-        buckets = np.stack(positions, axis=2) if texts else ()
+        positions = [text.positions for text in texts if len(text.positions) > 0]
+        buckets = np.stack(positions, axis=2) if positions else ()
         return cls(
             nll=NllTotals.from_sequences(
                 [text.nll_sum for text in texts],
