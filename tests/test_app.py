@@ -316,12 +316,11 @@ def test_a_visit_leaves_nothing_on_the_disk(url, upload_folder):
 
 def test_nothing_of_a_visit_is_kept_for_the_session(settings, outside):
     with serving(settings) as (page, url):
-        assert "Surprisal" in answer_of(url, "queue", "score", ["My secret.", LABEL])
+        assert "secret" in answer_of(url, "queue", "score", ["My secret.", LABEL])
         (state,) = page.app.state_holder.session_data.values()
     kept = str(list(state.components))
-    assert "All figures" in kept  # of the page, as it was built
+    assert "Return the number" in kept  # of the page, as it was built
     assert "secret" not in kept
-    assert "Surprisal of each token" not in kept
 
 
 @pytest.fixture
@@ -329,13 +328,13 @@ def held(monkeypatch):
     """Scores that run until they are released; those of `endless` until they are stopped."""
     running, release = [], threading.Event()
 
-    def score_of(scorer, text, progress, words=False):
+    def score_of(scorer, text, progress):
         running.append(text)
         deadline = time.monotonic() + 20  # where nothing stops it
         while (text == "endless" and time.monotonic() < deadline) or not release.is_set():
             progress(1, 2)
             time.sleep(0.01)
-        return real(scorer, text, progress, words)
+        return real(scorer, text, progress)
 
     real = service._score_of
     monkeypatch.setattr(service, "_score_of", score_of)
@@ -450,7 +449,9 @@ def test_loading_a_model_keeps_nobody_from_scoring(settings, outside, monkeypatc
                     pool.submit(message_of, lambda: score(clients[0], "text", "Absent"))
                     for _ in range(6)
                 ]
-                assert pool.submit(score, clients[1], "text").result(20)[1]["result"]["num_tokens"] > 0
+                assert (
+                    pool.submit(score, clients[1], "text").result(20)[1]["result"]["num_tokens"] > 0
+                )
                 wait_for(lambda: sum(one.done() for one in asked) == 5)
             finally:
                 over.set()
@@ -736,11 +737,13 @@ def test_what_takes_too_long_is_stopped(settings, outside, monkeypatch):
 
 def test_twenty_visitors_at_once(client, url):
     texts = [f"Visitor {i} returns the number of items in list {i}. " * (1 + i) for i in range(20)]
-    alone = [score(client, text)[3] for text in texts]
+    alone = [score(client, text)[1]["result"] for text in texts]
     clients = [Client(url, verbose=False) for _ in texts]
     with ThreadPoolExecutor(len(texts)) as pool:
-        together = list(pool.map(lambda pair: score(*pair)[3], zip(clients, texts, strict=True)))
-    for found, expected in zip(together, alone, strict=True):
+        answers = list(pool.map(lambda pair: score(*pair)[1], zip(clients, texts, strict=True)))
+    for text, answer, expected in zip(texts, answers, alone, strict=True):
+        found = answer["result"]
+        assert answer["text"] == text
         assert found["signature"] == expected["signature"]
         for name in ("perplexity", "bits_per_byte", "num_tokens"):
             assert found[name] == pytest.approx(expected[name], rel=1e-6)
@@ -749,7 +752,7 @@ def test_twenty_visitors_at_once(client, url):
 def test_a_full_queue_is_told(settings, outside):
     def visit(client):
         try:
-            return score(client, PROSE * 40)[3]["num_tokens"]
+            return score(client, PROSE * 40)[1]["result"]["num_tokens"]
         except Exception as error:
             return str(error)
 
@@ -846,7 +849,7 @@ def score_text(page, text):
 def test_models_that_cannot_be_used_are_not_offered(page, settings):
     page.get_by_text("Not available at the moment: Absent.").first.wait_for()
     page.get_by_label("Model", exact=True).first.click()
-    names = page.get_by_role("option").all_inner_texts()
+    names = page.get_by_role("listbox").get_by_role("option").all_inner_texts()
     assert [name.strip(" ✓\n") for name in names] == [
         f"{model.label}: {model.description}" for model in settings.models[:2]
     ]
@@ -869,7 +872,7 @@ def test_type_score_and_hover(page):
 def test_words_in_place_of_tokens(page):
     tokens = score_text(page, PROSE)
     assert tokens.count() > len(PROSE.split())
-    page.get_by_label("of each").select_option("word")
+    page.get_by_label("of each", exact=True).select_option("word")
     shown = page.locator(".surprisal .text").text_content()
     words = page.locator(".surprisal .text b")
     assert (shown, words.count()) == (PROSE, len(PROSE.split()))
@@ -974,7 +977,7 @@ def test_the_panel_of_one_token(page):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     check(1)
-    assert page.locator(".pinned").count() == 1
+    assert page.locator(".text .pinned").count() == 1
     assert [tokens.nth(i).get_attribute("tabindex") for i in range(3)] == ["-1", "0", "-1"]
 
 
@@ -1109,7 +1112,9 @@ def test_a_conversation_in_the_browser(page, url, settings):
         assert grey.evaluate(colour) != scored.evaluate(colour)
         assert grey.evaluate(CONTRAST) >= 4.5
         assert violations(page) == []
-        assert "Assistant:↵\nIt returns the" in page.locator(".surprisal:visible .text").inner_text()
+        assert (
+            "Assistant:↵\nIt returns the" in page.locator(".surprisal:visible .text").inner_text()
+        )
 
 
 def test_compare_in_the_browser(page):
@@ -1162,6 +1167,8 @@ def test_a_text_under_two_models_in_the_browser(page, url):
         page.goto(f"{url}?__theme={theme}")
         page.get_by_role("tab", name="Compare").click()
         page.get_by_label("Text A").fill("Return the number <b>of</b> items.")
+        # Gradio's list logs an error if it changes while it is open.
+        page.get_by_text("Not available at the moment: Absent.").last.wait_for()
         page.get_by_label("Model B").fill(OTHER)
         page.get_by_role("option", name=OTHER).click()
         press(page, "Compare")

@@ -8,7 +8,7 @@ const MOST_CHARACTERS = 48;
 // onGo(i): the visitor wants to see unit i.
 export function makeSpans({ onGo }) {
   const list = make("ol");
-  const title = make("h3");
+  const title = make("h2");
   const section = make("section", { class: "spans" }, title, list);
 
   // A span is a run of units that are marked: those with a value of at least the threshold.
