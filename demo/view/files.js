@@ -16,8 +16,8 @@ export function tableOf(score) {
 
 // RFC 4180, with texts in quotes.
 export function csvOf(rows) {
-  const cell = (value) =>
-    typeof value === "string" && value !== "Infinity" ? `"${value.replaceAll('"', '""')}"` : (value ?? "");
+  const isText = (value) => typeof value === "string" && value !== "Infinity";
+  const cell = (value) => (isText(value) ? `"${value.replaceAll('"', '""')}"` : (value ?? ""));
   return rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("");
 }
 

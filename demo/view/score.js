@@ -1,5 +1,5 @@
-// The view of one score: the text with its colours, the figures of one unit, a chart, a histogram, the
-// most surprising spans, and files. A mouse or a key in one of them shows the same place in the others.
+// The view of one score: the text with its colours, the figures of one unit, a chart, a histogram,
+// the most surprising spans, and files. What is pointed at or pinned in one is so in the others.
 
 import { makeChart, positionsChart } from "./chart.js";
 import { csvOf, save, tableOf, tsvOf } from "./files.js";
@@ -13,14 +13,17 @@ import { kindsOf, unitsOf } from "./units.js";
 
 export function makeScoreView() {
   let score, units, values;
-  const choice = (label, names) => {
-    const options = names.map(([value, name]) => make("option", { value }, name));
-    return make("select", { "aria-label": label }, ...options);
-  };
-  const colourBy = choice("Colour by", Object.entries(MODES).map(([key, { name }]) => [key, name]));
-  const kindChoice = choice("of each", []);
+  const modes = Object.entries(MODES).map(([value, { name }]) => make("option", { value }, name));
+  const colourBy = make("select", { "aria-label": "Colour by" }, ...modes);
+  const kindChoice = make("select", { "aria-label": "of each" });
   const steps = make("span", { class: "steps" });
-  const controls = make("p", { class: "controls" }, "Colour: ", colourBy, " of each ", kindChoice, steps);
+  const controls = make(
+    "p",
+    { class: "controls" },
+    make("label", {}, "Colour by ", colourBy),
+    make("label", {}, "of each ", kindChoice),
+    steps,
+  );
 
   const text = makeText({
     tooltipOf: (i) => linesOf(units[i], kindChoice.value, score),
@@ -68,7 +71,8 @@ export function makeScoreView() {
     chart.draw(units, kind, large ? unitsOf(score, large) : []);
     drawColours();
     // At first, the most surprising one.
-    const most = units.reduce((best, { bits }, i) => (bits > (units[best].bits ?? -1) ? i : best), 0);
+    const bitsOf = (i) => units[i].bits ?? -1;
+    const most = units.reduce((best, _, i) => (bitsOf(i) > bitsOf(best) ? i : best), 0);
     if (units.length) pin(most);
   }
 
@@ -83,7 +87,13 @@ export function makeScoreView() {
         return cell;
       }),
     );
-    colour(histogram.draw(mode, values.filter((value) => value !== null), kindChoice.value));
+    colour(
+      histogram.draw(
+        mode,
+        values.filter((value) => value !== null),
+        kindChoice.value,
+      ),
+    );
   }
 
   function colour(threshold) {
@@ -99,7 +109,10 @@ export function makeScoreView() {
   function pin(i) {
     text.pin(i);
     chart.pin(i);
-    const before = units.slice(0, i).map((unit) => unit.text).join("");
+    const before = units
+      .slice(0, i)
+      .map((unit) => unit.text)
+      .join("");
     show(units[i], kindChoice.value, score, before);
   }
 
@@ -126,7 +139,8 @@ function filesOf(score) {
     button("Save JSON", () => save("score.json", "application/json", JSON.stringify(score()))),
     button("Save CSV", () => save("score.csv", "text/csv", csvOf(tableOf(score())))),
   ];
-  if (navigator.clipboard) { // not on a page without https
+  if (navigator.clipboard) {
+    // not on a page without https
     buttons.unshift(
       button("Copy table", async () => {
         await navigator.clipboard.writeText(tsvOf(tableOf(score())));
