@@ -1,9 +1,12 @@
-"""What Gradio's queue lacks: a quota for each visitor, and an end for results nobody fetched."""
+"""What Gradio's queue lacks: a quota for each visitor, an end for results nobody fetched, and one
+for runs that nobody waits for."""
 
 import weakref
 from collections import deque
+from collections.abc import Callable
 
 from fastapi import HTTPException
+from gradio.context import LocalContext
 from gradio.queueing import Event, Queue
 from gradio.server_messages import EventMessage, ProcessCompletedMessage
 from gradio.utils import LRUCache
@@ -61,3 +64,16 @@ def keep_latest_results(queue: Queue, most: int) -> None:
         send(event, event_message)
 
     queue.send_message = send_message
+
+
+def wanted_here() -> Callable[[], bool]:
+    """Of the request that this thread answers: whether its visitor still waits for it.
+
+    Who presses Stop (Gradio's /cancel) takes it from the queue's jobs, who leaves the page or loses
+    the connection marks it there as not alive. Gradio itself would let its thread run to the end.
+    """
+    page, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    if page is None or event_id is None:  # no request
+        return lambda: True
+    jobs = page._queue.active_jobs  # a list of places, of a fixed length
+    return lambda: any(event._id == event_id and event.alive for job in jobs for event in job or ())

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -397,6 +398,75 @@ def test_who_forges_a_header_gains_nothing(settings, outside, held, proxies):
     with serving(with_queue(settings, per_address=1, proxies=proxies)) as (_, url):
         answers = [ask(url, "text", next(address)) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 429]
+
+
+def function_of(url, name):
+    """The number of an endpoint."""
+    (number,) = (
+        function["id"]
+        for function in httpx.get(f"{url}config").json()["dependencies"]
+        if function["api_name"] == name
+    )
+    return number
+
+
+def threads_that_score():
+    """How many work for `Metrics.score`, or wait there."""
+    stacks = (traceback.extract_stack(frame) for frame in sys._current_frames().values())
+    return sum(
+        any((line.filename, line.name) == (service.__file__, "score") for line in stack)
+        for stack in stacks
+    )
+
+
+def leave(url, event):
+    """Wait for a result as a page does, and close the connection before it comes."""
+    with httpx.stream("GET", f"{url}gradio_api/call/score/{event}", timeout=20) as answer:
+        assert answer.status_code == 200
+
+
+def stop(url, event):
+    """Press Stop. The session of a request that names none is its own."""
+    body = {"session_hash": event, "fn_index": function_of(url, "score"), "event_id": event}
+    assert httpx.post(f"{url}gradio_api/cancel", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("end", [stop, leave])
+@pytest.mark.parametrize("state", ["runs", "waits in its thread", "waits in the queue"])
+def test_what_nobody_waits_for_is_stopped(settings, outside, held, end, state):
+    """At once, and its place is free for others. One text is scored at once; four runs are threads,
+    because a model may have to be loaded."""
+    running, release = held
+    release.set()
+    with serving(with_queue(settings)) as (page, url):
+        count = {"runs": 1, "waits in its thread": 2, "waits in the queue": 5}[state]
+        events = [ask(url, "endless").json()["event_id"] for _ in range(count)]
+        wait_for(lambda: running and len(page._queue) == max(0, count - 4))
+        wait_for(lambda: threads_that_score() == min(count, 4))
+        started = time.monotonic()
+        for event in reversed(events):
+            end(url, event)
+            wait_for(lambda event=event: event not in page._queue.event_ids_to_events)
+        assert score(Client(url, verbose=False), "text")[3]["num_tokens"] > 0
+        assert time.monotonic() - started < 10  # endless takes 20 s
+        assert running == ["endless", "text"]
+        wait_for(lambda: all(job is None for job in page._queue.active_jobs))
+        wait_for(lambda: not threads_that_score())
+
+
+def test_nobody_stops_the_run_of_another(settings, outside, held):
+    """Neither by the name of their own session, nor by none, nor by that of the function alone."""
+    running, release = held
+    with serving(with_queue(settings)) as (page, url):
+        mine = ask(url, "mine", session_hash="mine").json()["event_id"]
+        wait_for(lambda: running)
+        number = function_of(url, "score")
+        for session in ("theirs", "", "None", "*", mine):
+            body = {"session_hash": session, "fn_index": number, "event_id": "x"}
+            httpx.post(f"{url}gradio_api/cancel", json=body)
+        release.set()
+        assert "complete" in httpx.get(f"{url}gradio_api/call/score/{mine}").text
+        assert "theirs" not in page._queue.pending_event_ids_session
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
