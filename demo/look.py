@@ -19,6 +19,12 @@ CSS = """
 .score .picture { min-height: 27.5em; }
 .score .surprisal div { height: 13em; }
 .chart:has(.empty) { visibility: hidden; }
+.asking { flex-wrap: nowrap !important; gap: 8px !important; }
+.asking button { flex: 1 1 0; padding-inline: 8px; white-space: nowrap; }
+.asking button.primary { flex-grow: 3; }
+.link .notice { margin: 0; }
+.link .said { position: absolute; width: 1px; height: 1px; overflow: hidden; white-space: nowrap;
+  clip-path: inset(50%); }
 .panel { display: flex; flex-wrap: wrap; gap: 4px 24px; margin-top: 8px; min-height: 10em; }
 .panel > * { flex: 1 1 240px; margin: 0; min-width: 0; overflow-wrap: anywhere; }
 .panel strong { white-space: pre-wrap; }

@@ -69,11 +69,30 @@ def keep_latest_results(queue: Queue, most: int) -> None:
 def wanted_here() -> Callable[[], bool]:
     """Of the request that this thread answers: whether its visitor still waits for it.
 
-    Who presses Stop (Gradio's /cancel) takes it from the queue's jobs, who leaves the page or loses
-    the connection marks it there as not alive. Gradio itself would let its thread run to the end.
+    Stop, or a connection that is lost, marks it as not alive; Gradio's /cancel, which programs call,
+    takes it from the queue's jobs. Gradio itself would let its thread run to the end.
     """
     page, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
     if page is None or event_id is None:  # no request
         return lambda: True
     jobs = page._queue.active_jobs  # a list of places, of a fixed length
     return lambda: any(event._id == event_id and event.alive for job in jobs for event in job or ())
+
+
+def stop(queue: Queue, session: str | None, endpoint: str) -> None:
+    """Answer what this session asked an endpoint for with nothing: it leaves the queue, or ends with
+    its next portion. Call it in the queue's event loop.
+
+    Gradio's own way, /cancel, lets a page show an error.
+    """
+    running = [event for job in queue.active_jobs for event in job or ()]
+    for of_id in queue.event_queue_per_concurrency_id.values():
+        for event in [*of_id.queue, *running]:
+            if event.session_hash != session or event.fn.api_name != endpoint or not event.alive:
+                continue
+            unchanged = {"data": [{"__type__": "update"} for _ in event.fn.outputs]}
+            queue.send_message(event, ProcessCompletedMessage(output=unchanged, success=True))
+            event.alive = False  # takes no further message
+            if event in of_id.queue:
+                of_id.queue.remove(event)
+                del queue.event_ids_to_events[event._id]

@@ -425,13 +425,21 @@ def leave(url, event):
         assert answer.status_code == 200
 
 
-def stop(url, event):
-    """Press Stop. The session of a request that names none is its own."""
-    body = {"session_hash": event, "fn_index": function_of(url, "score"), "event_id": event}
+def cancel(url, event, session=None):
+    """What a program does in Gradio's client. The session of a request that names none is its own."""
+    number = function_of(url, "score")
+    body = {"session_hash": session or event, "fn_index": number, "event_id": event}
     assert httpx.post(f"{url}gradio_api/cancel", json=body).status_code == 200
 
 
-@pytest.mark.parametrize("end", [stop, leave])
+def stop(url, event, session=None):
+    """What the button Stop does."""
+    number = function_of(url, "stop_mine")
+    body = {"session_hash": session or event, "fn_index": number, "data": []}
+    assert httpx.post(f"{url}gradio_api/run/predict", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("end", [stop, cancel, leave])
 @pytest.mark.parametrize("state", ["runs", "waits in its thread", "waits in the queue"])
 def test_what_nobody_waits_for_is_stopped(settings, outside, held, end, state):
     """At once, and its place is free for others. One text is scored at once; four runs are threads,
@@ -454,16 +462,21 @@ def test_what_nobody_waits_for_is_stopped(settings, outside, held, end, state):
         wait_for(lambda: not threads_that_score())
 
 
+def test_the_endpoints_that_are_told(client):
+    """Buttons call others, which are private."""
+    told = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(told) == {"/score", "/conversation", "/compare", "/logits", "/example"}
+
+
 def test_nobody_stops_the_run_of_another(settings, outside, held):
-    """Neither by the name of their own session, nor by none, nor by that of the function alone."""
+    """Not even who knows the number of their request."""
     running, release = held
     with serving(with_queue(settings)) as (page, url):
         mine = ask(url, "mine", session_hash="mine").json()["event_id"]
         wait_for(lambda: running)
-        number = function_of(url, "score")
         for session in ("theirs", "", "None", "*", mine):
-            body = {"session_hash": session, "fn_index": number, "event_id": "x"}
-            httpx.post(f"{url}gradio_api/cancel", json=body)
+            for end in (stop, cancel):
+                end(url, "x", session)
         release.set()
         assert "complete" in httpx.get(f"{url}gradio_api/call/score/{mine}").text
         assert "theirs" not in page._queue.pending_event_ids_session
