@@ -38,8 +38,10 @@ async function unpacked(text) {
   }
 }
 
-async function fragmentOf({ tab, values }) {
-  return fields[tab].length ? `#${tab}=${await packed(values)}` : `#${tab}`;
+// subtle: a page may have a <base>, so that a fragment alone would lose what stands behind the ?.
+async function addressOf({ tab, values }) {
+  const fragment = fields[tab].length ? `#${tab}=${await packed(values)}` : `#${tab}`;
+  return new URL(fragment, location.href).href;
 }
 
 // The state that an address stands for; null where it cannot be read.
@@ -69,6 +71,7 @@ async function restore() {
   const state = await stateOf(location.hash);
   await demo.stopped();
   if (mine !== turn) return;
+  notice.classList.remove("past");
   notice.textContent = !state
     ? "The link could not be read, so it changed nothing here."
     : hasUnlisted(state)
@@ -109,7 +112,7 @@ globalThis.demo = {
   async ask(tab, values, numOutputs) {
     if (running.has(tab)) return []; // pressed twice
     running.set(tab, { taken: promised(), over: promised() });
-    notice.textContent = "";
+    notice.classList.add("past");
     await demo.keep(tab, values);
     return [...Array(numOutputs).fill(null), usable(true)];
   },
@@ -119,7 +122,7 @@ globalThis.demo = {
     const state = demo.state(tab, values);
     if (JSON.stringify(state) === current) return;
     try {
-      history.pushState(null, "", await fragmentOf(state));
+      history.pushState(null, "", await addressOf(state));
       current = JSON.stringify(state);
     } catch {
       // It is too long for an address, or the browser cannot deflate; a score needs neither.
@@ -176,10 +179,9 @@ globalThis.demo = {
   async copy(tab, values) {
     let told = "Link copied";
     try {
-      const fragment = await fragmentOf(demo.state(tab, values));
-      const address = new URL(fragment, location.href).href;
+      const address = await addressOf(demo.state(tab, values));
       await navigator.clipboard.writeText(address).catch(() => {
-        history.replaceState(null, "", fragment); // the browser keeps the clipboard to itself
+        history.replaceState(null, "", address); // the browser keeps the clipboard to itself
         current = JSON.stringify(demo.state(tab, values));
         told = "In the address";
       });

@@ -19,10 +19,13 @@ CSS = """
 .score .picture { min-height: 27.5em; }
 .score .surprisal div { height: 13em; }
 .chart:has(.empty) { visibility: hidden; }
+.ask { min-height: 29em; } /* on a phone its parts may come later than what stands below it */
 .asking { flex-wrap: nowrap !important; gap: 8px !important; }
 .asking button { flex: 1 1 0; padding-inline: 8px; white-space: nowrap; }
 .asking button.primary { flex-grow: 3; }
+.block.link:has(.notice:empty) { position: absolute; }
 .link .notice { margin: 0; }
+.link .past { visibility: hidden; } /* its place stays, so that nothing jumps */
 .link .said { position: absolute; width: 1px; height: 1px; overflow: hidden; white-space: nowrap;
   clip-path: inset(50%); }
 .panel { display: flex; flex-wrap: wrap; gap: 4px 24px; margin-top: 8px; min-height: 10em; }

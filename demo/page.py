@@ -144,7 +144,9 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
                 outputs = score_outputs("Surprisal of what the assistant says")
             inputs, more = [conversation, model], {"show_progress_on": outputs[1], **of_model}
             handler = handlers["conversation"]
-            ask_conversation.connect(page, handler, inputs, outputs, api_name="conversation", **more)
+            ask_conversation.connect(
+                page, handler, inputs, outputs, api_name="conversation", **more
+            )
         with gr.Tab("Compare", elem_id="compare"):
             gr.Markdown(
                 "Two texts under one model; or one text under two models, with the second text "
@@ -164,7 +166,9 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             picture = heatmap_place()
             inputs, outputs = [text_a, model_a, text_b, model_b], [line, table, picture]
             more = {"show_progress_on": picture, **of_model}
-            ask_compare.connect(page, handlers["compare"], inputs, outputs, api_name="compare", **more)
+            ask_compare.connect(
+                page, handlers["compare"], inputs, outputs, api_name="compare", **more
+            )
         with gr.Tab("Logits", elem_id="logits"):
             gr.Markdown(
                 "An .npz or .safetensors file with `logits` (B, T, V), `labels` (B, T) and, if you "

@@ -69,8 +69,8 @@ def keep_latest_results(queue: Queue, most: int) -> None:
 def wanted_here() -> Callable[[], bool]:
     """Of the request that this thread answers: whether its visitor still waits for it.
 
-    Stop, or a connection that is lost, marks it as not alive; Gradio's /cancel, which programs call,
-    takes it from the queue's jobs. Gradio itself would let its thread run to the end.
+    Stop and a lost connection mark it as not alive; Gradio's /cancel, which programs call, takes it
+    from the queue's jobs. Gradio itself would let its thread run to the end.
     """
     page, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
     if page is None or event_id is None:  # no request
@@ -80,8 +80,8 @@ def wanted_here() -> Callable[[], bool]:
 
 
 def stop(queue: Queue, session: str | None, endpoint: str) -> None:
-    """Answer what this session asked an endpoint for with nothing: it leaves the queue, or ends with
-    its next portion. Call it in the queue's event loop.
+    """Answer with nothing what this session asked an endpoint for: it leaves the queue, or ends
+    with its next portion. Call it in the queue's event loop.
 
     Gradio's own way, /cancel, lets a page show an error.
     """
