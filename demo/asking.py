@@ -78,7 +78,6 @@ class Links:
     """Reads a link when the page opens and when a visitor goes back, and presses the button."""
 
     def __init__(self, settings: Settings):
-        """Where this is called is the place for a sentence about a link that cannot be read."""
         opening = {"text": settings.examples[0].text, "model": settings.default_model}
         self._others: list[str] = []
         self._place = gr.HTML(

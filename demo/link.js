@@ -169,7 +169,7 @@ globalThis.demo = {
     const { tab } = restored;
     document.getElementById(`${tab}-button`).click(); // of the tab
     if (!fields[tab].length || hasUnlisted(restored)) return;
-    for (let i = 0; i < 100 && !button(tab, "score"); i++) {
+    for (let i = 0; i < 1000 && !button(tab, "score"); i++) {
       await after(20); // until Gradio has made the tab
     }
     button(tab, "score")?.click();

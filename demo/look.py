@@ -23,6 +23,7 @@ CSS = """
 .asking { flex-wrap: nowrap !important; gap: 8px !important; }
 .asking button { flex: 1 1 0; padding-inline: 8px; white-space: nowrap; }
 .asking button.primary { flex-grow: 3; }
+.block.link { order: -1; } /* above all: a sentence about a link that cannot be read */
 .block.link:has(.notice:empty) { position: absolute; }
 .link .notice { margin: 0; }
 .link .past { visibility: hidden; } /* its place stays, so that nothing jumps */

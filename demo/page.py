@@ -114,7 +114,6 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
     # `queue.size` of those that nobody fetches.
     with Page(title=settings.title, analytics_enabled=False) as page:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
-        links = Links(settings)
         with gr.Tab("Text", elem_id="text"):
             with gr.Row():
                 with gr.Column(scale=2, min_width=300, elem_classes="ask"):
@@ -199,7 +198,9 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             outputs = [table, result]
             more = {"show_progress_on": table, "concurrency_limit": 1}
             on(button.click, "logits", inputs, outputs, api_name="logits", **more)
-            links.keep_tab("logits", button)
+        # Behind the tabs, whose parts Gradio then makes first; shown above them.
+        links = Links(settings)
+        links.keep_tab("logits", button)
         links.connect([ask_text, ask_conversation, ask_compare], handlers["first"], opening_outputs)
         page.load(usable, None, choices, **UNSEEN)
     # Closed: a way to the handlers that goes around the queue.
