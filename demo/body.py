@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 
 from demo.addresses import address_of
-from demo.settings import Settings
+from demo.settings import Limits, Settings
 from demo.uploads import sweep
 
 UPLOAD = "/gradio_api/upload"
@@ -31,6 +31,11 @@ UPLOADS, UPLOADS_OF_ONE = 4, 2  # at once: of all visitors, and of one
 PARTS = 4  # of an upload: its file, and what programs may add
 
 
+def most_bytes(limits: Limits) -> int:
+    """Of a request: two texts, with each character as \\uXXXX, and what is around them."""
+    return 2 * 6 * limits.text_characters + FRAME_BYTES
+
+
 class BoundedBody:
     """Refuses requests that are larger than two texts, or one uploaded file, may be.
 
@@ -44,7 +49,7 @@ class BoundedBody:
         self._folder = folder  # of uploads
         self._file_mb = limits.file_mb
         self._uploads_bytes = (limits.uploads_mb - limits.file_mb) * 2**20  # and one more
-        self._most = 2 * 6 * limits.text_characters + FRAME_BYTES  # each character as \uXXXX
+        self._most = most_bytes(limits)
         self._proxies = settings.queue.proxies
         self._uploading: list[str] = []  # the addresses
 

@@ -17,6 +17,7 @@ import gradio as gr
 import metric_package
 from demo.logits_file import write_example
 from demo.models import Visible
+from demo.queueing import wanted_here
 from demo.service import Metrics
 from demo.settings import HeldOut, Settings
 from demo.token_data import as_json, score_data
@@ -131,7 +132,13 @@ def shown(labelled: LabelledScore, held_out: HeldOut | None = None) -> tuple[str
 
 
 def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:
+    """What tells the visitor of the progress. It raises Visible when nobody waits for the score."""
+    is_wanted = wanted_here()
+
     def show(done: int, total: int) -> None:
-        progress(done / total, desc=f"{done:,} of {total:,} tokens")
+        if not is_wanted():
+            raise Visible("This was stopped.")
+        if total:
+            progress(done / total, desc=f"{done:,} of {total:,} tokens")
 
     return show

@@ -10,6 +10,16 @@ CSS = """
 @media (max-width: 480px) { .tab-container button { padding: 0 7px !important; } }
 /* Of a fixed height, so that nothing jumps when a result comes. */
 .score .verdict.block { min-height: 7.5em; }
+.ask { min-height: 29em; } /* on a phone its parts may come later than what stands below it */
+.asking { flex-wrap: nowrap !important; gap: 8px !important; }
+.asking button { flex: 1 1 0; padding-inline: 8px; white-space: nowrap; }
+.asking button.primary { flex-grow: 3; }
+.block.link { order: -1; } /* above all: a sentence about a link that cannot be read */
+.block.link:has(.notice:empty) { position: absolute; }
+.link .notice { margin: 0; }
+.link .past { visibility: hidden; } /* its place stays, so that nothing jumps */
+.link .said { position: absolute; width: 1px; height: 1px; overflow: hidden; white-space: nowrap;
+  clip-path: inset(50%); }
 button[role="tab"][aria-selected="true"] { color: var(--primary-700) !important; }
 .dark button[role="tab"][aria-selected="true"] { color: var(--primary-400) !important; }
 .or { color: inherit !important; } /* Gradio's "- or -" in the place for a file */

@@ -8,6 +8,7 @@ from gradio.state_holder import SessionState
 from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 
+from demo.asking import UNSEEN, Asking, Links
 from demo.handlers import make_handlers, refused
 from demo.queueing import bound_queue
 from demo.score_view import score_view
@@ -60,7 +61,6 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
     # Besides the visitors who score, one for each model may wait for it to be loaded.
     at_once = settings.queue.concurrency + len(settings.models)
     of_model = {"concurrency_id": "model", "concurrency_limit": at_once}
-    at_once_and_unseen = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     choices: list[gr.Dropdown] = []
 
     def text_box(label: str, **more) -> gr.Textbox:
@@ -103,18 +103,17 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
     # `queue.size` of those that nobody fetches.
     with Page(title=settings.title, analytics_enabled=False) as page:
         gr.Markdown(f"# {settings.title}\n\n{settings.intro}")
-        with gr.Tab("Text"):
+        with gr.Tab("Text", elem_id="text"):
             with gr.Row():
                 with gr.Column(scale=2, min_width=300, elem_classes="ask"):
                     text = text_box("Text", value=settings.examples[0].text)
                     examples_of(settings.examples, text)
                     model = model_choice("Model")
-                    button = gr.Button("Score", variant="primary")
-                outputs = score_outputs()
+                    ask_text = Asking("text", "Score", text=text, model=model)
+                opening_outputs = outputs = score_outputs()
             inputs, more = [text, model], {"show_progress_on": outputs[1], **of_model}
-            on(button.click, "score", inputs, outputs, api_name="score", **more)
-            page.load(handlers["first"], None, outputs, **at_once_and_unseen)
-        with gr.Tab("Conversation"):
+            ask_text.connect(page, handlers["score"], inputs, outputs, api_name="score", **more)
+        with gr.Tab("Conversation", elem_id="conversation"):
             gr.Markdown(
                 "How surprised is the model by what the assistant says? All else is grey: it only "
                 "conditions what follows. A model without a chat template of its own, such as the "
@@ -125,11 +124,16 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
                     conversation = text_box("Conversation", placeholder=CONVERSATION_HINT)
                     examples_of(settings.conversation_examples, conversation)
                     model = model_choice("Model")
-                    button = gr.Button("Score", variant="primary")
+                    ask_conversation = Asking(
+                        "conversation", "Score", conversation=conversation, model=model
+                    )
                 outputs = score_outputs()
             inputs, more = [conversation, model], {"show_progress_on": outputs[1], **of_model}
-            on(button.click, "conversation", inputs, outputs, api_name="conversation", **more)
-        with gr.Tab("Compare"):
+            handler = handlers["conversation"]
+            ask_conversation.connect(
+                page, handler, inputs, outputs, api_name="conversation", **more
+            )
+        with gr.Tab("Compare", elem_id="compare"):
             gr.Markdown(
                 "Two texts under one model; or one text under two models, with the second text "
                 "left empty. If both models have the same tokens, each token shows by how much B "
@@ -141,14 +145,17 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
                 with gr.Column(min_width=300):
                     text_b = text_box("Text B", placeholder="Empty: the same as text A")
                     model_b = model_choice("Model B")
-            button = gr.Button("Compare", variant="primary")
+            fields = {"text_a": text_a, "model_a": model_a, "text_b": text_b, "model_b": model_b}
+            ask_compare = Asking("compare", "Compare", **fields)
             line = gr.Markdown(elem_classes="verdict")
             table = gr.HTML()
             picture = gr.HTML()
             inputs, outputs = [text_a, model_a, text_b, model_b], [line, table, picture]
             more = {"show_progress_on": picture, **of_model}
-            on(button.click, "compare", inputs, outputs, api_name="compare", **more)
-        with gr.Tab("Logits"):
+            ask_compare.connect(
+                page, handlers["compare"], inputs, outputs, api_name="compare", **more
+            )
+        with gr.Tab("Logits", elem_id="logits"):
             gr.Markdown(
                 "An .npz or .safetensors file with `logits` (B, T, V), `labels` (B, T) and, if you "
                 f"like, `sample_weight` (B, T) or (B,); at most {limits.file_mb} MB."
@@ -178,7 +185,11 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             outputs = [table, result]
             more = {"show_progress_on": table, "concurrency_limit": 1}
             on(button.click, "logits", inputs, outputs, api_name="logits", **more)
-        page.load(usable, None, choices, **at_once_and_unseen)
+        # Behind the tabs, whose parts Gradio then makes first; shown above them.
+        links = Links(settings)
+        links.keep_tab("logits", button)
+        links.connect([ask_text, ask_conversation, ask_compare], handlers["first"], opening_outputs)
+        page.load(usable, None, choices, **UNSEEN)
     # Closed: a way to the handlers that goes around the queue.
     page.queue(max_size=settings.queue.size, api_open=False)
     bound_queue(page._queue, settings.queue)

@@ -1,9 +1,12 @@
-"""What Gradio's queue lacks: a quota for each visitor, and an end for results nobody fetched."""
+"""What Gradio's queue lacks: a quota for each visitor, an end for results nobody fetched, and one
+for runs that nobody waits for."""
 
 import weakref
 from collections import deque
+from collections.abc import Callable
 
 from fastapi import HTTPException
+from gradio.context import LocalContext
 from gradio.queueing import Event, Queue
 from gradio.server_messages import EventMessage, ProcessCompletedMessage
 from gradio.utils import LRUCache
@@ -61,3 +64,35 @@ def keep_latest_results(queue: Queue, most: int) -> None:
         send(event, event_message)
 
     queue.send_message = send_message
+
+
+def wanted_here() -> Callable[[], bool]:
+    """Of the request that this thread answers: whether its visitor still waits for it.
+
+    Stop and a lost connection mark it as not alive; Gradio's /cancel, which programs call, takes it
+    from the queue's jobs. Gradio itself would let its thread run to the end.
+    """
+    page, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    if page is None or event_id is None:  # no request
+        return lambda: True
+    jobs = page._queue.active_jobs  # a list of places, of a fixed length
+    return lambda: any(event._id == event_id and event.alive for job in jobs for event in job or ())
+
+
+def stop(queue: Queue, session: str | None, endpoint: str) -> None:
+    """Answer with nothing what this session asked an endpoint for: it leaves the queue, or ends
+    with its next portion. Call it in the queue's event loop.
+
+    Gradio's own way, /cancel, lets a page show an error.
+    """
+    running = [event for job in queue.active_jobs for event in job or ()]
+    for of_id in queue.event_queue_per_concurrency_id.values():
+        for event in [*of_id.queue, *running]:
+            if event.session_hash != session or event.fn.api_name != endpoint or not event.alive:
+                continue
+            unchanged = {"data": [{"__type__": "update"} for _ in event.fn.outputs]}
+            queue.send_message(event, ProcessCompletedMessage(output=unchanged, success=True))
+            event.alive = False  # takes no further message
+            if event in of_id.queue:
+                of_id.queue.remove(event)
+                del queue.event_ids_to_events[event._id]

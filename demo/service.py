@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 TOP_K = 5
 MOST_IGNORED_IDS = 16  # each takes a pass over the labels
 INT64 = range(-(2**63), 2**63)
+LOOK_S = 0.1  # between two looks at whether one who waits is still wanted
 ENDING = "The demo is being restarted. Try again in a minute."
 
 
@@ -62,16 +63,21 @@ class Metrics:
         self.models.close()
 
     @contextlib.contextmanager
-    def _slot(self) -> Iterator[None]:
-        """One of the places of those who score.
+    def _slot(self, progress: Callable[[int, int], None]) -> Iterator[None]:
+        """One of the places of those who score. `progress` is asked while it waits for one.
 
         Raises:
             Visible: the demo ends.
         """
-        with self._slots:
+        while not self._slots.acquire(timeout=LOOK_S):
+            progress(0, 0)
+        try:
+            progress(0, 0)
             if self._ends_at < math.inf:
                 raise Visible(ENDING)
             yield
+        finally:
+            self._slots.release()
 
     def score(
         self,
@@ -82,14 +88,15 @@ class Metrics:
         """A text under a model.
 
         Args:
-            progress: gets the tokens done and in all.
+            progress: gets the tokens done and in all, both 0 while the text waits for its turn.
+                What it raises ends the score, and frees its place.
 
         Raises:
             Visible: there is no text, it is too long, or it takes too long.
         """
         self._check(text)
         scorer = self.models.scorer(label)
-        with self._slot():
+        with self._slot(progress):
             self._ids(scorer, text, label)
             found = _score_of(scorer, text, self._bounded(progress))
         return LabelledScore(
@@ -111,7 +118,7 @@ class Metrics:
         except ValueError as error:
             raise Visible(str(error)) from None
         of_texts = self.models.scorer(label)
-        with self._slot():
+        with self._slot(progress):
             try:
                 scorer = self._conversation_scorer(of_texts, label)
                 self._ids(scorer, messages, label, "conversation")
@@ -148,7 +155,7 @@ class Metrics:
         a, b = self.models.scorer(label_a), self.models.scorer(label_b)
         if not _have_same_tokens(a, b):
             return None
-        with self._slot():
+        with self._slot(progress):
             if self._ids(a, text, label_a) != self._ids(b, text, label_b):
                 return None
             comparer = text_comparison.TextComparer(

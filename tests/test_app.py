@@ -1,5 +1,6 @@
 """The demo as its visitors use it: over its API, many at once, and in a browser."""
 
+import base64
 import contextlib
 import gc
 import json
@@ -12,8 +13,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import tracemalloc
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -324,11 +327,14 @@ def test_nothing_of_a_visit_is_kept_for_the_session(settings, outside):
 
 
 @pytest.fixture
-def held(monkeypatch):
-    """Scores that run until they are released; those of `endless` until they are stopped."""
+def held(monkeypatch, settings):
+    """Scores that run until they are released; those of `endless` until they are stopped. The
+    example with which a page opens is scored at once."""
     running, release = [], threading.Event()
 
     def score_of(scorer, text, progress):
+        if text == settings.examples[0].text:
+            return real(scorer, text, progress)
         running.append(text)
         deadline = time.monotonic() + 20  # where nothing stops it
         while (text == "endless" and time.monotonic() < deadline) or not release.is_set():
@@ -379,6 +385,88 @@ def test_who_forges_a_header_gains_nothing(settings, outside, held, proxies):
     with serving(with_queue(settings, per_address=1, proxies=proxies)) as (_, url):
         answers = [ask(url, "text", next(address)) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 429]
+
+
+def function_of(url, name):
+    """The number of an endpoint."""
+    (number,) = (
+        function["id"]
+        for function in httpx.get(f"{url}config").json()["dependencies"]
+        if function["api_name"] == name
+    )
+    return number
+
+
+def threads_that_score():
+    """How many work for `Metrics.score`, or wait there."""
+    stacks = (traceback.extract_stack(frame) for frame in sys._current_frames().values())
+    return sum(
+        any((line.filename, line.name) == (service.__file__, "score") for line in stack)
+        for stack in stacks
+    )
+
+
+def leave(url, event):
+    """Wait for a result as a page does, and close the connection before it comes."""
+    with httpx.stream("GET", f"{url}gradio_api/call/score/{event}", timeout=20) as answer:
+        assert answer.status_code == 200
+
+
+def cancel(url, event, session=None):
+    """What Gradio's client does. The session of a request that names none is its own."""
+    number = function_of(url, "score")
+    body = {"session_hash": session or event, "fn_index": number, "event_id": event}
+    assert httpx.post(f"{url}gradio_api/cancel", json=body).status_code == 200
+
+
+def stop(url, event, session=None):
+    """What the button Stop does."""
+    number = function_of(url, "stop_mine")
+    body = {"session_hash": session or event, "fn_index": number, "data": []}
+    assert httpx.post(f"{url}gradio_api/run/predict", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("end", [stop, cancel, leave])
+@pytest.mark.parametrize("state", ["runs", "waits in its thread", "waits in the queue"])
+def test_what_nobody_waits_for_is_stopped(settings, outside, held, end, state):
+    """At once, and its place is free for others. One text is scored at once; four runs are threads,
+    because a model may have to be loaded."""
+    running, release = held
+    release.set()
+    with serving(with_queue(settings)) as (page, url):
+        count = {"runs": 1, "waits in its thread": 2, "waits in the queue": 5}[state]
+        events = [ask(url, "endless").json()["event_id"] for _ in range(count)]
+        wait_for(lambda: running and len(page._queue) == max(0, count - 4))
+        wait_for(lambda: threads_that_score() == min(count, 4))
+        started = time.monotonic()
+        for event in reversed(events):
+            end(url, event)
+            wait_for(lambda event=event: event not in page._queue.event_ids_to_events)
+        assert score(Client(url, verbose=False), "text")[1]["result"]["num_tokens"] > 0
+        assert time.monotonic() - started < 10  # endless takes 20 s
+        assert running == ["endless", "text"]
+        wait_for(lambda: all(job is None for job in page._queue.active_jobs))
+        wait_for(lambda: not threads_that_score())
+
+
+def test_the_endpoints_that_are_told(client):
+    """Buttons call others, which are private."""
+    told = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(told) == {"/score", "/conversation", "/compare", "/logits", "/example"}
+
+
+def test_nobody_stops_the_run_of_another(settings, outside, held):
+    """Not even who knows the number of their request."""
+    running, release = held
+    with serving(with_queue(settings)) as (page, url):
+        mine = ask(url, "mine", session_hash="mine").json()["event_id"]
+        wait_for(lambda: running)
+        for session in ("theirs", "", "None", "*", mine):
+            for end in (stop, cancel):
+                end(url, "x", session)
+        release.set()
+        assert "complete" in httpx.get(f"{url}gradio_api/call/score/{mine}").text
+        assert "theirs" not in page._queue.pending_event_ids_session
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -884,6 +972,319 @@ def test_words_in_place_of_tokens(page):
     assert f"corrected for where words end: {word.corrected_nll / math.log(2):.2f} bits" in told
 
 
+TOASTS = "[data-testid=toast-body]"
+RESULTS = ".surprisal:visible, .statistics:visible"
+
+
+def ask_on(page, tab, text):
+    """Ask for a score on a tab, whose button is returned with that to stop it."""
+    page.get_by_role("tab", name=tab).click()
+    label, action = {
+        "Text": ("Text", "Score"),
+        "Conversation": ("Conversation", "Score"),
+        "Compare": ("Text A", "Compare"),
+    }[tab]
+    page.get_by_role("textbox", name=label, exact=True).fill(text)
+    if tab == "Compare":  # two texts: one after the other
+        page.get_by_label("Text B").fill("Another text.")
+    button = page.get_by_role("button", name=action, exact=True)
+    button.click()
+    return button, page.get_by_role("button", name="Stop", exact=True)
+
+
+@pytest.mark.parametrize("tab", ["Text", "Conversation", "Compare"])
+def test_stop_in_the_browser(page, held, tab):
+    """By the keyboard: no error, no old result, and the next score at once."""
+    running, release = held
+    page.locator(".chart .line").first.wait_for()
+    assert page.get_by_role("button", name="Stop", exact=True).is_disabled()
+    text = "User: Go on.\nAssistant: endless" if tab == "Conversation" else "endless"
+    button, stop = ask_on(page, tab, text)
+    wait_for(lambda: running and stop.is_enabled())
+    assert violations(page) == []
+    stop.press("Enter")
+    told = page.get_by_role("status").filter(has_text="Stopped. Nothing was scored.")
+    told.wait_for()
+    wait_for(lambda: threads_that_score() == 0 and stop.is_disabled())
+    assert button.evaluate(FOCUSED)
+    assert page.locator(f"{RESULTS}, {TOASTS}").count() == 0
+    assert page.locator("[data-testid=status-tracker]:not(.hide):visible").count() == 0
+    assert violations(page) == []
+    release.set()
+    ask_on(page, tab, "User: Name it.\nAssistant: A list.")
+    page.locator(".surprisal:visible b").first.wait_for()
+    assert (told.count(), stop.is_disabled()) == (0, True)
+
+
+def test_a_request_that_waits_is_stopped(browser, settings, outside, held):
+    running, release = held
+    with serving(with_queue(settings)) as (demo, url):
+        page = browser.new_page()
+        page.goto(url)
+        events = [ask(url, text).json()["event_id"] for text in "abcd"]
+        wait_for(lambda: threads_that_score() == 4)
+        _, stop = ask_on(page, "Text", "mine")
+        wait_for(lambda: len(demo._queue) == 1)
+        stop.click()
+        page.get_by_text("Stopped. Nothing was scored.").wait_for()
+        wait_for(lambda: len(demo._queue) == 0 and stop.is_disabled())
+        assert page.locator(TOASTS).count() == 0
+        release.set()
+        for event in events:
+            assert "complete" in httpx.get(f"{url}gradio_api/call/score/{event}").text
+        page.close()
+    assert "mine" not in running
+
+
+def test_stop_before_the_server_has_the_request(page, held):
+    """On a slow line: it is stopped as soon as it is there."""
+    wait_for(lambda: page.locator(".chart .line").count())
+    page.route("**/queue/join*", lambda route: time.sleep(1) or route.continue_())
+    _, stop = ask_on(page, "Text", "endless")
+    stop.click()
+    page.get_by_text("Stopped. Nothing was scored.").wait_for()
+    wait_for(lambda: threads_that_score() == 0 and stop.is_disabled())
+    assert page.locator(f"{RESULTS}, {TOASTS}").count() == 0
+
+
+def test_pressing_twice_asks_once(page, held):
+    page.locator(".chart .line").first.wait_for()
+    before = page.evaluate("history.length")
+    page.get_by_label("Text", exact=True).fill("endless")
+    page.get_by_role("button", name="Score").dblclick()
+    page.keyboard.press("Control+Enter")
+    wait_for(lambda: held[0])
+    stop = page.get_by_role("button", name="Stop", exact=True)
+    assert stop.is_enabled()
+    stop.click()
+    page.get_by_text("Stopped. Nothing was scored.").wait_for()
+    wait_for(lambda: threads_that_score() == 0)
+    assert held[0] == ["endless"]
+    assert page.evaluate("history.length") == before + 1
+
+
+def test_an_error_makes_the_button_ready(page):
+    page.locator(".chart .line").first.wait_for()
+    _, stop = ask_on(page, "Text", "word " * 5000)
+    page.get_by_text("25,000 characters; here at most 20,000").wait_for()
+    wait_for(stop.is_disabled)
+    score_text(page, "Another text.")
+
+
+def test_who_closes_the_page_frees_the_place(browser, url, held):
+    page = browser.new_page()
+    page.goto(url)
+    ask_on(page, "Text", "endless")
+    wait_for(lambda: held[0])
+    page.close()
+    wait_for(lambda: threads_that_score() == 0)
+
+
+def link_of(url, tab, values):
+    """A link as any program can make it."""
+    packer = zlib.compressobj(wbits=-15)
+    packed = packer.compress(values if isinstance(values, bytes) else json.dumps(values).encode())
+    return f"{url}#{tab}={base64.urlsafe_b64encode(packed + packer.flush()).decode().rstrip('=')}"
+
+
+CROWD = "".join(chr(0x4E00 + i * 37 % 20_000) for i in range(1_900))  # hardly compressible
+MARKUP = "</textarea><img src=x onerror=alert(1)><script>alert(2)</script> \u202e"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["The list.\n\n  Its items.\t", MARKUP, "naïve 漢字 🎉 e\u0301 \x07", CROWD, PROSE[:80] * 250],
+    ids=["lines", "markup", "scripts", "many letters", "20,000 characters"],
+)
+def test_the_address_restores_a_text(page, browser, text):
+    """What one browser scored, another one shows."""
+    ask_on(page, "Text", text)
+    page.locator(".surprisal b").first.wait_for()
+    page.wait_for_function("location.hash.startsWith('#text=')")
+    other = browser.new_page()
+    asked, dialogs = [], []
+    other.on("request", lambda request: asked.append(request))
+    other.on("dialog", lambda dialog: dialogs.append(dialog) or dialog.dismiss())
+    other.goto(page.url)
+    other.locator(".surprisal b").first.wait_for()
+    assert other.get_by_label("Text", exact=True).input_value() == text
+    shown = [p.locator(".verdict").first.inner_text() for p in (page, other)]
+    assert shown[0] == shown[1]
+    assert other.locator(".notice").inner_text() == ""
+    assert (other.url, dialogs) == (page.url, [])
+    fragment = page.url.partition("#")[2]
+    sent = [f"{r.url} {r.post_data} {r.all_headers()}" for r in asked]
+    assert any("/queue/join" in request for request in sent)
+    assert [request for request in sent if fragment[:40] in request.partition("#")[0]] == []
+    other.close()
+
+
+def test_half_a_character_in_an_address(page):
+    """A lone surrogate is told, as without an address, and restored."""
+    page.locator(".chart .line").first.wait_for()
+    set_text = """box => { box.value = "a" + String.fromCharCode(0xD800);
+      box.dispatchEvent(new Event("input", { bubbles: true })); }"""
+    page.get_by_label("Text", exact=True).evaluate(set_text)
+    press(page, "Score")
+    page.get_by_text("half a character").first.wait_for()
+    page.reload()
+    page.get_by_text("half a character").first.wait_for()
+    code = "box => [box.value.length, box.value.charCodeAt(1)]"
+    assert page.get_by_label("Text", exact=True).evaluate(code) == [2, 0xD800]
+
+
+def test_an_address_restores_each_tab(page, url, settings):
+    talk = settings.conversation_examples[0].text
+    page.goto(link_of(url, "conversation", {"conversation": talk, "model": LABEL}))
+    page.locator(".surprisal:visible b.unscored").first.wait_for()
+    assert page.get_by_role("tab", name="Conversation").get_attribute("aria-selected") == "true"
+    assert page.get_by_role("textbox", name="Conversation").input_value() == talk
+    page.get_by_role("tab", name="Text").click()  # where the page is as it opens
+    page.locator(".surprisal:visible b").first.wait_for()
+    values = {"text_a": "The list.", "model_a": LABEL, "text_b": "", "model_b": OTHER}
+    page.goto(link_of(f"{url}?__theme=dark", "compare", values))
+    page.get_by_text("is less surprised, by").wait_for()
+    assert page.get_by_label("Model B").input_value() == f"{OTHER}: random"
+    page.goto(f"{url}?__theme=light#logits")
+    page.get_by_role("button", name="Compute").wait_for()
+    assert page.locator(".notice").inner_text() == ""
+
+
+def test_back_and_forward(page, url):
+    """From text to text, from tab to tab, and from another site."""
+    page.locator(".surprisal b").first.wait_for()
+    example = page.get_by_label("Text", exact=True).input_value()
+    score_text(page, "First text.")
+    score_text(page, "Second text.")
+    ask_on(page, "Compare", "Third text.")
+    page.get_by_text("surprises its model less").wait_for()
+    page.get_by_role("tab", name="Logits").click()
+    press(page, "Compute")
+    page.get_by_text("There is no file").first.wait_for()
+    page.wait_for_function("location.hash === '#logits'")
+
+    def check(text):
+        page.locator(".surprisal:visible div").filter(has_text=text).first.wait_for()
+        label = "Text A" if text == "Third text." else "Text"
+        assert page.get_by_label(label, exact=True).input_value() == text
+
+    page.goto("about:blank")
+    page.go_back()
+    page.get_by_role("button", name="Compute").wait_for()
+    for text in ("Third text.", "Second text.", "First text.", example):
+        page.go_back()
+        check(text)
+    assert page.url == url
+    for text in ("First text.", "Second text."):
+        page.go_forward()
+        check(text)
+    page.goto("about:blank")
+    page.go_back()
+    check("Second text.")
+    page.reload()
+    check("Second text.")
+    length = page.evaluate("history.length")
+    press(page, "Score")  # the same again is no new entry
+    check("Second text.")
+    assert page.evaluate("history.length") == length
+
+
+def test_back_stops_what_runs(page, held):
+    running, release = held
+    page.locator(".surprisal b").first.wait_for()
+    example = page.get_by_label("Text", exact=True).input_value()
+    ask_on(page, "Text", "endless")
+    wait_for(lambda: running)
+    release.set()
+    page.go_back()
+    page.locator(".surprisal div").filter(has_text=example).wait_for()
+    wait_for(lambda: threads_that_score() == 0)
+    assert page.locator(TOASTS).count() == 0
+
+
+UNREADABLE = "The link could not be read, so it changed nothing here."
+UNLISTED = "The link asks for a model that is not on the list. Choose one, and press the button."
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    ["#top", "#/a/b", "#text", "#text=", "#text=AAAA", "#text=%3Cb%3E", "#text=<b>", "#constructor",
+     "#__proto__=AAAA", "#" + "x" * 10_000, "#text=" + "A" * 600_000],
+    ids=lambda fragment: fragment[:20],
+)  # fmt: skip
+def test_an_address_of_something_else(page, url, settings, fragment):
+    page.goto("about:blank")
+    page.goto(url + fragment)
+    page.get_by_role("status").filter(has_text=UNREADABLE).wait_for()
+    page.locator(".surprisal b").first.wait_for()
+    assert page.get_by_label("Text", exact=True).input_value() == settings.examples[0].text
+    page.evaluate("location.hash = ''")
+    page.locator(".notice:empty").wait_for(state="attached")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[], None, "text", {"text": "a"}, {"text": ["a"], "model": LABEL}, {"text": "a", "model": 1},
+     b'{"text": "\xff", "model": "x"}', b"{" + b" " * 10**8],
+    ids=lambda values: str(values)[:20],
+)  # fmt: skip
+def test_an_address_with_other_values(page, url, settings, values):
+    """The last one becomes 100 MB."""
+    page.goto("about:blank")
+    page.goto(link_of(url, "text", values))
+    page.get_by_role("status").filter(has_text=UNREADABLE).wait_for()
+    assert page.get_by_label("Text", exact=True).input_value() == settings.examples[0].text
+    assert violations(page) == []
+
+
+def test_an_address_with_a_model_that_is_not_listed(page, url):
+    """The text is there, and nothing is scored under another model."""
+    dialogs = []
+    page.on("dialog", lambda dialog: dialogs.append(dialog) or dialog.dismiss())
+    page.goto("about:blank")
+    page.goto(link_of(url, "text", {"text": MARKUP, "model": MARKUP}))
+    page.get_by_role("status").filter(has_text=UNLISTED).wait_for()
+    assert page.get_by_label("Text", exact=True).input_value() == MARKUP
+    choice = page.get_by_label("Model", exact=True).first
+    assert choice.input_value() == f"{LABEL}: 2.4M parameters, Python documentation"
+    assert page.locator(".surprisal b").count() == 0
+    assert page.locator(".gradio-container img, .gradio-container script").count() == 0
+    press(page, "Score")
+    page.locator(".surprisal b").first.wait_for()
+    assert page.locator(".notice").inner_text() == ""
+    assert dialogs == []
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_copy_link(browser, url, is_allowed):
+    """By the keyboard; where a browser keeps the clipboard to itself, the address has the link."""
+    context = browser.new_context(viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    if is_allowed:
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+    else:
+        page.add_init_script("navigator.clipboard.writeText = () => Promise.reject()")
+    page.goto(f"{url}?__theme=light")
+    page.locator(".surprisal b").first.wait_for()
+    page.get_by_label("Text", exact=True).fill("A text to pass on.")
+    button = page.locator("#text-copy")
+    widths = [button.bounding_box()["width"]]
+    button.press("Enter")
+    told = "Link copied" if is_allowed else "In the address"
+    page.get_by_role("status").filter(has_text=told).wait_for()
+    page.locator("#text-copy", has_text=told).wait_for()
+    widths.append(button.bounding_box()["width"])
+    assert violations(page) == []
+    link = page.evaluate("navigator.clipboard.readText()") if is_allowed else page.url
+    page.locator("#text-copy", has_text="Copy link").wait_for()
+    assert widths[0] == widths[1]
+    assert link.startswith(f"{url}?__theme=light#text=")
+    page.goto("about:blank")
+    page.goto(link)
+    page.locator(".surprisal div", has_text="A text to pass on.").wait_for()
+    context.close()
+
+
 SHIFTS = """new PerformanceObserver((list) => {
   for (const { value } of list.getEntries()) window.shifted = (window.shifted ?? 0) + value;
 }).observe({ type: "layout-shift", buffered: true })"""
@@ -898,6 +1299,33 @@ def test_nothing_jumps(browser, url):
     page.locator(".chart path:visible").first.wait_for()
     score_text(page, PROSE * 10)
     page.wait_for_timeout(500)
+    assert page.evaluate("window.shifted ?? 0") < 0.05
+    page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("fragment", ["", "#foreign"])
+def test_nothing_jumps_for_a_link_or_a_stop(browser, url, held, width, fragment):
+    """On a phone once the page is there: Gradio draws its parts one after the other."""
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.add_init_script(SHIFTS)
+    link = link_of(url, "text", {"text": "The list.", "model": LABEL})
+    page.goto(url + fragment if fragment else link)
+    stop = page.get_by_role("button", name="Stop", exact=True)
+    if fragment:
+        page.locator(".surprisal b").first.wait_for()
+    else:
+        wait_for(stop.is_enabled)
+        stop.click()
+        page.get_by_text("Stopped. Nothing was scored.").wait_for()
+    if width == 390:
+        page.evaluate("window.shifted = 0")
+    ask_on(page, "Text", "endless")
+    wait_for(lambda: "endless" in held[0])
+    stop.click()
+    page.get_by_text("Stopped. Nothing was scored.").wait_for()
+    page.locator("#text-copy").click()
+    page.wait_for_timeout(2500)  # until that button has its name again
     assert page.evaluate("window.shifted ?? 0") < 0.05
     page.close()
 

@@ -178,6 +178,23 @@ def test_no_more_texts_are_scored_at_once_than_configured(settings, monkeypatch)
     assert most == 2
 
 
+def test_who_is_stopped_while_waiting_takes_no_place(settings, monkeypatch):
+    """Nor does it wait for the one who scores."""
+    metrics = loaded(replace(settings, queue=replace(settings.queue, concurrency=1)))
+    asked = []
+
+    def stop(done, total):
+        asked.append((done, total))
+        raise service.Visible("This was stopped.")
+
+    with metrics._slot(lambda *_: None), pytest.raises(service.Visible, match="stopped"):
+        metrics.score(TEXT, LABEL, stop)
+    with pytest.raises(service.Visible, match="stopped"):
+        metrics.score(TEXT, LABEL, stop)
+    assert asked == [(0, 0), (0, 0)]
+    assert metrics.score(TEXT, LABEL, lambda *_: None).score.text == TEXT
+
+
 HALF = Model("Half", "tiny_model", None, "bfloat16", None, "rounded", None)
 
 

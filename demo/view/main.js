@@ -4,9 +4,12 @@ import { makeScoreView } from "./score.js";
 
 // Gradio's gr.HTML: `element` is its place, `props.value` its value, `watch` tells of another one.
 export function start(element, props, watch) {
-  helpTab(element.closest("[role=tabpanel]"));
+  const tab = element.closest("[role=tabpanel]");
+  const announce = () => tab.querySelector(".verdict")?.setAttribute("role", "status");
+  pressByKeys(tab);
   const view = makeScoreView();
   const draw = () => {
+    announce(); // Gradio may make the verdict after this
     element.querySelector(".view").replaceChildren(...(props.value ? [view.article] : []));
     if (props.value) view.draw(props.value);
   };
@@ -14,9 +17,8 @@ export function start(element, props, watch) {
   draw();
 }
 
-// What Gradio lacks on a tab: its result is announced, and Ctrl+Enter presses its main button.
-function helpTab(tab) {
-  tab.querySelector(".verdict").setAttribute("role", "status");
+// Ctrl+Enter presses the main button of a tab.
+function pressByKeys(tab) {
   tab.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
