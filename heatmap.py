@@ -25,6 +25,10 @@ DIFFERENCE_STEPS = {
 UNSCORED = 'class="unscored"'
 NOT_SCORED = "not scored: it only conditions what follows"
 
+# One character as people see it. Flags come first: to know where one begins, \X looks at all those
+# in front, so that many would take a time that grows with their square.
+GRAPHEME = regex.compile(r"\p{RI}{2}[\p{GCB=EX}\p{GCB=ZWJ}\p{GCB=SM}]*|\X")
+
 # Of a word in its tooltip: a language without spaces has long ones.
 MOST_TOKENS = 12
 
@@ -102,7 +106,7 @@ def heatmap(score, words: bool = False) -> str:
     else:
         spans = [
             _span(piece, _colour(_sum(score.nll, tokens)), tooltip(score, tokens), tokens[0] == 0)
-            for piece, tokens in _pieces(score)
+            for piece, tokens in pieces(score)
         ]
     label = f"Surprisal of each {'word' if words else 'token'}"
     return _section(label, f"Surprisal in bits: <span>{legend}</span>", "".join(spans))
@@ -128,7 +132,7 @@ def difference_heatmap(comparison, base: str = "the base", model: str = "the mod
             difference_tooltip(comparison, tokens, base, model),
             tokens[0] == 0,
         )
-        for piece, tokens in _pieces(comparison)
+        for piece, tokens in pieces(comparison)
     ]
     base, model = html.escape(base), html.escape(model)
     return _section(
@@ -147,7 +151,7 @@ def _section(label: str, legend: str, tokens: str) -> str:
     )
 
 
-def _pieces(found) -> list[tuple[str, range]]:
+def pieces(found) -> list[tuple[str, range]]:
     """The text of a `TextScore` or a `TextComparison` in pieces, each with its tokens.
 
     A piece is one token, or as many as stand in one grapheme, which people see as one character: a
@@ -155,7 +159,7 @@ def _pieces(found) -> list[tuple[str, range]]:
     """
     if found.offsets is None:
         return [(token, range(i, i + 1)) for i, token in enumerate(found.tokens)]
-    begins = {match.start() for match in regex.finditer(r"\X", found.text)}
+    begins = {match.start() for match in GRAPHEME.finditer(found.text)}
     firsts = [
         i
         for i, (start, end) in enumerate(found.offsets)
