@@ -13,10 +13,12 @@ from collections.abc import Iterable
 
 import regex
 
-# Where the colour ends: a probability of 1 in 65,536. Fixed, so that pictures can be compared.
+# Where the colour ends: a probability of 1 in 65,536. Fixed, so that pictures can be compared. The
+# strength is the square root of the bits, because most tokens of ordinary prose have less than 4.
 SCALE_BITS = 16
-# The same for a difference: 16 times as likely, or as unlikely. The strength is the square root,
-# because a model that was quantised well differs by a few tenths of a bit from what it was.
+SCALE_STEPS = (0, 1, 4, 9, 16)
+# The same for a difference: 16 times as likely, or as unlikely. A model that was quantised well
+# differs by a few tenths of a bit from what it was.
 DIFFERENCE_BITS = 4
 DIFFERENCE_STEPS = {
     -4: "−4+", -1: "−1", -0.25: "−¼", 0: "0", 0.25: "+¼", 1: "+1", 4: "+4+"
@@ -41,12 +43,12 @@ STYLE = """
     --paper: #16181d; --ink: #f4f4f4; --grey: #989ba3; --hot: #b3480a; --line: #4a4d55;
     --less: #1f6db3; --more: #b5382b; } }
 .surprisal p { margin: 0 0 .6em; }
-.surprisal span { display: inline-flex; border: 1px solid var(--line); }
+.surprisal .steps { display: inline-flex; border: 1px solid var(--line); }
 .surprisal i { font-style: normal; width: 2.8em; text-align: center; line-height: 1.5; }
 .surprisal i, .surprisal b { color: var(--ink);
   print-color-adjust: exact; forced-color-adjust: none;
   background: color-mix(in oklab, var(--hot) calc(var(--s) * 1%), var(--paper)); }
-.surprisal div { padding: .8em; border: 1px solid var(--line); border-radius: 8px;
+.surprisal .text { padding: .8em; border: 1px solid var(--line); border-radius: 8px;
   background: var(--paper); white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30em;
   overflow-y: auto; unicode-bidi: plaintext; }
 .surprisal b { font-weight: inherit; border-radius: 3px; padding: .12em 0;
@@ -72,7 +74,7 @@ STYLE = """
     position-area: bottom span-right;
     position-try-fallbacks: flip-inline, flip-block, flip-block flip-inline; } } }
 @media print {
-  .surprisal div { max-height: none; print-color-adjust: exact; }
+  .surprisal .text { max-height: none; print-color-adjust: exact; }
   .surprisal b::after { display: none; } }
 @media (forced-colors: active) { .surprisal b:focus { outline-color: Highlight; } }
 """
@@ -96,10 +98,9 @@ def heatmap(score, words: bool = False) -> str:
     Raises:
         ValueError: `words` of a score without offsets.
     """
-    steps = range(0, SCALE_BITS + 1, 4)
     legend = "".join(
-        f'<i style="--s:{100 * bits // SCALE_BITS}">{bits}{"+" if bits == SCALE_BITS else ""}</i>'
-        for bits in steps
+        f"<i {_colour(bits * math.log(2))}>{bits}{'+' if bits == SCALE_BITS else ''}</i>"
+        for bits in SCALE_STEPS
     )
     if words:
         spans = _words(score)
@@ -109,7 +110,7 @@ def heatmap(score, words: bool = False) -> str:
             for piece, tokens in pieces(score)
         ]
     label = f"Surprisal of each {'word' if words else 'token'}"
-    return _section(label, f"Surprisal in bits: <span>{legend}</span>", "".join(spans))
+    return _section(label, "Surprisal in bits", legend, "".join(spans))
 
 
 def difference_heatmap(comparison, base: str = "the base", model: str = "the model") -> str:
@@ -137,17 +138,18 @@ def difference_heatmap(comparison, base: str = "the base", model: str = "the mod
     base, model = html.escape(base), html.escape(model)
     return _section(
         f"How much less or more each token surprises {model} than {base}",
-        f"Bits by which {model} is less (blue) or more (red) surprised than {base}: "
-        f"<span>{legend}</span>",
+        f"Bits by which {model} is less (blue) or more (red) surprised than {base}",
+        legend,
         "".join(spans),
     )
 
 
-def _section(label: str, legend: str, tokens: str) -> str:
-    """A legend and the tokens of a text, as HTML."""
+def _section(label: str, title: str, steps: str, tokens: str) -> str:
+    """A legend, of a title and its steps, and the tokens of a text, as HTML."""
     return (
         f'<style>{STYLE}</style><article class="surprisal" aria-label="{label}">'
-        f'<p>{legend}</p><div dir="auto">{tokens}</div></article>'
+        f'<p>{title}: <span class="steps">{steps}</span></p>'
+        f'<div class="text" dir="auto">{tokens}</div></article>'
     )
 
 
@@ -314,15 +316,20 @@ def visible(text: str, line_ends: bool = True) -> str:
 
 
 def _colour(nll: float) -> str:
-    """The attribute that colours a token by its nll in nats; the scale is 0 to 100."""
+    """The attribute that colours a token by its nll in nats."""
     if math.isnan(nll):
         return UNSCORED
-    return f'style="--s:{round(100 * min(nll / math.log(2) / SCALE_BITS, 1))}"'
+    return f'style="--s:{_strength(nll / math.log(2), SCALE_BITS)}"'
 
 
 def _difference_colour(bits: float) -> str:
     """The attribute that colours a token by a difference in bits."""
     if math.isnan(bits):
         return UNSCORED
-    strength = round(100 * math.sqrt(min(abs(bits) / DIFFERENCE_BITS, 1)))
+    strength = _strength(abs(bits), DIFFERENCE_BITS)
     return f'class="{"more" if bits > 0 else "less"}" style="--s:{strength}"'
+
+
+def _strength(bits: float, most: float) -> int:
+    """Of a colour, from 0 to 100."""
+    return round(100 * math.sqrt(min(bits / most, 1)))

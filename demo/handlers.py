@@ -3,7 +3,6 @@
 import functools
 import html
 import logging
-import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +13,15 @@ except ImportError:
     spaces = None
 
 import gradio as gr
-import pandas as pd
 
 import metric_package
 from demo.logits_file import write_example
 from demo.models import Visible
 from demo.service import Metrics
 from demo.settings import HeldOut, Settings
+from demo.token_data import as_json, score_data
 from demo.views import (
     LabelledScore,
-    chart,
     comparison,
     comparison_table,
     figures,
@@ -33,7 +31,6 @@ from demo.views import (
 )
 
 heatmap = metric_package.sibling("heatmap")
-TOKENS, WORDS = "tokens", "words"  # what a heatmap can show
 MESSAGE_CHARACTERS = 400  # of a message to a visitor, which may repeat what they sent
 logger = logging.getLogger(__name__)
 
@@ -66,37 +63,21 @@ def on_gpu(handler: Callable) -> Callable:
     return handler if spaces is None else spaces.GPU(handler)
 
 
-def as_json(result: dict) -> dict:
-    """The result with null for NaN and a string for infinity, which JSON does not have."""
-    return {
-        name: (None if math.isnan(value) else str(value))
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for name, value in result.items()
-    }
-
-
 def make_handlers(settings: Settings, metrics: Metrics) -> dict[str, Callable]:
-    """What the endpoints do, by their names; `score_again`, a change of what /score shows; and
-    `first`, the score that a page opens with."""
+    """What the endpoints do, by their names; and `first`, the score that a page opens with."""
     directory = tempfile.TemporaryDirectory(prefix="perplexity-demo-")  # deleted at exit
     write_example(Path(directory.name) / "example.npz")
 
     @on_gpu
     @told
-    def score(text: str, model: str, show: str, progress=gr.Progress()):  # noqa: B008, Gradio's way
-        words = show == WORDS
-        labelled = metrics.score(text, model, _shown_by(progress), words)
-        return shown(labelled, words, metrics.held_out(model))
-
-    def score_again(text: str, model: str, show: str, progress=gr.Progress()):  # noqa: B008
-        return score(text, model, show, progress) if text and text.strip() else gr.skip()
+    def score(text: str, model: str, progress=gr.Progress()):  # noqa: B008, Gradio's way
+        return shown(metrics.score(text, model, _shown_by(progress)), metrics.held_out(model))
 
     @functools.lru_cache(maxsize=1)  # an error is not kept
     def of_first_example():
         model = settings.default_model
         labelled = metrics.score(settings.examples[0].text, model, lambda *_: None)
-        return shown(labelled, held_out=metrics.held_out(model))
+        return shown(labelled, metrics.held_out(model))
 
     def first():
         try:
@@ -126,14 +107,14 @@ def make_handlers(settings: Settings, metrics: Metrics) -> dict[str, Callable]:
     @told
     def logits(file, from_logits: bool, ignore_index: str, mask_token_id: str, shift: bool):
         result, notes = metrics.logits(file, from_logits, ignore_index, mask_token_id, shift)
-        return logits_table(result, notes), as_json(result)
+        figures = {name: as_json(value) for name, value in result.items()}
+        return logits_table(result, notes), figures
 
     def example():
         return str(Path(directory.name) / "example.npz")
 
     return {
         "score": score,
-        "score_again": score_again,
         "first": first,
         "conversation": converse,
         "compare": compare,
@@ -142,18 +123,11 @@ def make_handlers(settings: Settings, metrics: Metrics) -> dict[str, Callable]:
     }
 
 
-def shown(
-    labelled: LabelledScore, words: bool = False, held_out: HeldOut | None = None
-) -> tuple[str, str, pd.DataFrame, dict]:
-    """A score as the page shows it: what it means, a heatmap, a chart, and all figures."""
-    result, score = figures(labelled), labelled.score
+def shown(labelled: LabelledScore, held_out: HeldOut | None = None) -> tuple[str, dict]:
+    """A score as the page shows it: what it means, and all of it as JSON."""
+    result = figures(labelled)
     del result["mean_perplexity"]  # for one text, the perplexity
-    return (
-        verdict(result, held_out),
-        heatmap.heatmap(score, words),
-        chart(score),
-        as_json(result),
-    )
+    return verdict(result, held_out), score_data(labelled, result)
 
 
 def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:

@@ -1,13 +1,7 @@
-"""How the page looks, and its keys."""
-
-from pathlib import Path
+"""How the page looks."""
 
 from gradio import themes
 
-# The heatmap, with a panel for one of its pieces, as a template of JavaScript.
-PANEL = '<div class="panel" role="group" aria-label="One token" aria-live="polite"></div>'
-TOKENS_HTML = f"${{value ? value + '{PANEL}' : ''}}"
-TOKENS_JS = (Path(__file__).parent / "tokens.js").read_text(encoding="utf-8")
 # Four tabs fit on a phone, where Gradio would hide some in a menu.
 # Gradio writes a prefix behind each comma, so that no list may stand in `:is()`.
 CSS = """
@@ -16,21 +10,6 @@ CSS = """
 @media (max-width: 480px) { .tab-container button { padding: 0 7px !important; } }
 /* Of a fixed height, so that nothing jumps when a result comes. */
 .score .verdict.block { min-height: 7.5em; }
-.score .picture { min-height: 27.5em; }
-.score .surprisal div { height: 13em; }
-.chart:has(.empty) { visibility: hidden; }
-.panel { display: flex; flex-wrap: wrap; gap: 4px 24px; margin-top: 8px; min-height: 10em; }
-.panel > * { flex: 1 1 240px; margin: 0; min-width: 0; overflow-wrap: anywhere; }
-.panel strong { white-space: pre-wrap; }
-.panel p { margin: 0; white-space: pre-wrap; font-size: 14px; }
-.panel ol { list-style: none; padding: 0; font-variant-numeric: tabular-nums; }
-.panel li { display: flex; gap: 1em; margin: 0 0 2px; padding: 0 6px; white-space: pre-wrap;
-  background: linear-gradient(var(--bar), var(--bar)) 0 / var(--percent) 100% no-repeat;
-  --bar: var(--primary-200); print-color-adjust: exact; }
-.dark .panel li { --bar: var(--primary-900); }
-.panel li span { min-width: 3em; }
-.panel li.own { font-weight: bold; }
-.quiet b::after { display: none; }
 button[role="tab"][aria-selected="true"] { color: var(--primary-700) !important; }
 .dark button[role="tab"][aria-selected="true"] { color: var(--primary-400) !important; }
 .or { color: inherit !important; } /* Gradio's "- or -" in the place for a file */
@@ -45,7 +24,6 @@ input[aria-expanded] { padding-right: 1.6em !important; text-overflow: ellipsis;
 /* On paper: the result. */
 @media print {
   .ask, .tab-wrapper { display: none !important; }
-  .score .surprisal div { height: auto; }
 }
 .results :is(td, th) { padding: 5px 8px !important; font-size: 0.9em; }
 .results :is(td, th):not(:last-child) { white-space: nowrap; }

@@ -90,4 +90,5 @@ def _load(model: Model) -> "TextScorer":
     return metric_package.load().text_scorer(
         model_id=model.source,
         model_kwargs={name: value for name, value in kwargs.items() if value is not None},
+        positions=True,
     )

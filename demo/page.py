@@ -8,9 +8,9 @@ from gradio.state_holder import SessionState
 from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 
-from demo.handlers import TOKENS, WORDS, make_handlers, refused
-from demo.look import TOKENS_HTML, TOKENS_JS
+from demo.handlers import make_handlers, refused
 from demo.queueing import bound_queue
+from demo.score_view import score_view
 from demo.service import Metrics
 from demo.settings import Example, Settings
 
@@ -86,20 +86,9 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             api_visibility="private",
         )
 
-    def heatmap_place() -> gr.HTML:
-        return gr.HTML(html_template=TOKENS_HTML, js_on_load=TOKENS_JS, elem_classes="picture")
-
-    def score_outputs(title: str) -> list[Component]:
+    def score_outputs() -> list[Component]:
         with gr.Column(scale=3, min_width=300, elem_classes="score"):
-            line = gr.Markdown(elem_classes="verdict")
-            picture = heatmap_place()
-            points = gr.LinePlot(
-                x="token", y="bits", label=title, height=200, elem_classes="chart",
-                x_title="token", y_title="bits", y_lim=[0, None],
-            )  # fmt: skip
-            with gr.Accordion("All figures", open=False):
-                result = gr.JSON(label="Result")
-        return [line, picture, points, result]
+            return [gr.Markdown(elem_classes="verdict"), score_view()]
 
     def on(event, name: str, inputs: list[Component], outputs: list[Component], **more) -> None:
         """Call a handler. The old result goes first: it would stand there for a new text, and stay
@@ -120,12 +109,10 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
                     text = text_box("Text", value=settings.examples[0].text)
                     examples_of(settings.examples, text)
                     model = model_choice("Model")
-                    show = gr.Radio([TOKENS, WORDS], value=TOKENS, label="Show")
                     button = gr.Button("Score", variant="primary")
-                outputs = score_outputs("Surprisal along the text")
-            inputs, more = [text, model, show], {"show_progress_on": outputs[1], **of_model}
+                outputs = score_outputs()
+            inputs, more = [text, model], {"show_progress_on": outputs[1], **of_model}
             on(button.click, "score", inputs, outputs, api_name="score", **more)
-            on(show.input, "score_again", inputs, outputs, api_visibility="private", **more)
             page.load(handlers["first"], None, outputs, **at_once_and_unseen)
         with gr.Tab("Conversation"):
             gr.Markdown(
@@ -139,7 +126,7 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
                     examples_of(settings.conversation_examples, conversation)
                     model = model_choice("Model")
                     button = gr.Button("Score", variant="primary")
-                outputs = score_outputs("Surprisal of what the assistant says")
+                outputs = score_outputs()
             inputs, more = [conversation, model], {"show_progress_on": outputs[1], **of_model}
             on(button.click, "conversation", inputs, outputs, api_name="conversation", **more)
         with gr.Tab("Compare"):
@@ -157,7 +144,7 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             button = gr.Button("Compare", variant="primary")
             line = gr.Markdown(elem_classes="verdict")
             table = gr.HTML()
-            picture = heatmap_place()
+            picture = gr.HTML()
             inputs, outputs = [text_a, model_a, text_b, model_b], [line, table, picture]
             more = {"show_progress_on": picture, **of_model}
             on(button.click, "compare", inputs, outputs, api_name="compare", **more)

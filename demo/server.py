@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from demo.body import BoundedBody
 from demo.look import CSS, theme
 from demo.page import Page, make_page
+from demo.score_view import routes
 from demo.service import Metrics
 from demo.settings import Settings
 from demo.uploads import swept
@@ -35,6 +36,7 @@ def launch(page: Page, settings: Settings, folder: Path, **more) -> tuple:
         app_kwargs={
             "middleware": [Middleware(BoundedBody, settings, folder)],
             "lifespan": lambda _: swept(folder, most_bytes),
+            "routes": routes(),
         },
         theme=theme(settings.theme),
         css=CSS,

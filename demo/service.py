@@ -25,10 +25,13 @@ from demo.views import LabelledComparison, LabelledConversation, LabelledScore
 if TYPE_CHECKING:
     from text_score import TextScore
     from text_scoring import TextScorer
+    from totals import Result
 
+positions = metric_package.sibling("positions")
 text_comparison = metric_package.sibling("text_comparison")
 text_pair = metric_package.sibling("text_pair")
 text_scoring = metric_package.sibling("text_scoring")
+text_totals = metric_package.sibling("text_totals")
 HERE = Path(__file__).resolve().parent
 TOP_K = 5
 MOST_IGNORED_IDS = 16  # each takes a pass over the labels
@@ -75,29 +78,23 @@ class Metrics:
         text: str,
         label: str,
         progress: Callable[[int, int], None],
-        words: bool = False,
     ) -> LabelledScore:
         """A text under a model.
 
         Args:
             progress: gets the tokens done and in all.
-            words: the score is for its words: corrected, if the model's tokens allow it.
 
         Raises:
-            Visible: there is no text, it is too long, or it takes too long; or words under a model
-                that does not tell where its tokens stand.
+            Visible: there is no text, it is too long, or it takes too long.
         """
         self._check(text)
         scorer = self.models.scorer(label)
-        if words and not scorer.model.tokenizer.is_fast:
-            raise Visible(
-                f"{label} does not tell where its tokens stand in the text, so no words can be "
-                "shown. Choose tokens."
-            )
         with self._slot():
             self._ids(scorer, text, label)
-            found = _score_of(scorer, text, self._bounded(progress), words)
-        return LabelledScore(label, found, self._signature(scorer, label))
+            found = _score_of(scorer, text, self._bounded(progress))
+        return LabelledScore(
+            label, found, self._signature(scorer, label), _positions(scorer, found)
+        )
 
     def converse(
         self, pasted: str, label: str, progress: Callable[[int, int], None]
@@ -124,7 +121,11 @@ class Metrics:
         if found.sums.num_tokens == 0:
             raise Visible(f"No token of {label} begins in what the assistant says.")
         return LabelledConversation(
-            label, found, self._signature(scorer, label), _special_tokens(scorer)
+            label,
+            found,
+            self._signature(scorer, label),
+            _positions(scorer, found),
+            _special_tokens(scorer),
         )
 
     def _conversation_scorer(self, scorer: "TextScorer", label: str) -> "TextScorer":
@@ -271,15 +272,19 @@ def _score_of(
     scorer: "TextScorer",
     text: Any,  # or the messages of a conversation
     progress: Callable[[int, int], None],
-    words: bool = False,
 ) -> "TextScore":
     ask = functools.partial(scorer.score, [text], top_k=TOP_K, progress=progress)
-    if words:
-        with contextlib.suppress(ValueError):  # not all tokens carry the space in front of them
-            (score,) = ask(corrected=True)
-            return score
+    with contextlib.suppress(ValueError):  # not all tokens carry the space in front of them
+        (score,) = ask(corrected=True)
+        return score
     (score,) = ask()
     return score
+
+
+def _positions(scorer: "TextScorer", score: "TextScore") -> "Result":
+    """Its results by how many tokens the model could see, by their labels; none without tokens."""
+    totals = text_totals.TextTotals.of([score.sums])
+    return positions.position_results(totals.positions, scorer.edges, scorer.window)
 
 
 def _have_same_tokens(a: "TextScorer", b: "TextScorer") -> bool:

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 import metric_package
 from demo.settings import HeldOut
@@ -15,7 +14,7 @@ from demo.settings import HeldOut
 if TYPE_CHECKING:
     from text_comparison import TextComparison
     from text_score import TextScore
-    from totals import TextSums
+    from totals import Result, TextSums
 
 heatmap = metric_package.sibling("heatmap")
 pair_totals = metric_package.sibling("pair_totals")
@@ -63,6 +62,12 @@ class LabelledScore(Side):
 
     score: "TextScore"
     signature: str
+    positions: "Result"  # by context, of `positions.position_results`
+
+    @property
+    def turns(self) -> list[tuple[int, int]] | None:
+        """[first, stop) of the tokens of each scored turn of a conversation; None for a text."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,13 @@ class LabelledConversation(LabelledScore):
         tokens = np.array(self.score.tokens)
         is_said = ~np.isnan(self.score.nll) & ~np.isin(tokens, list(self.special))
         return parts_of(self.score, is_said)
+
+    @property
+    def turns(self) -> list[tuple[int, int]]:
+        """[first, stop) of the tokens of each turn of the assistant, with the one that ends it."""
+        is_scored = ~np.isnan(self.score.nll)
+        borders = np.flatnonzero(np.diff(is_scored, prepend=False, append=False))
+        return [(int(first), int(stop)) for first, stop in borders.reshape(-1, 2)]
 
 
 @dataclass(frozen=True)
@@ -200,15 +212,6 @@ def _meaning(result: dict, held_out: HeldOut | None) -> str:
             f"{held_out.perplexity:,.0f}."
         )
     return line
-
-
-def chart(score: "TextScore") -> pd.DataFrame:
-    """Surprisal along the text: a row for each scored token, and one of NaN where the next is not
-    scored, which breaks the line."""
-    nll = np.array(score.nll, dtype=float)
-    is_scored = ~np.isnan(nll)
-    shown = np.flatnonzero(is_scored | np.append(False, is_scored[:-1]))
-    return pd.DataFrame({"token": shown + 1, "bits": nll[shown] / math.log(2)})
 
 
 @dataclass(frozen=True)

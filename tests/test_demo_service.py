@@ -29,7 +29,7 @@ def settings():
 
 
 def words_of(metrics):
-    return metrics.score(TEXT, LABEL, lambda *_: None, words=True).score.words
+    return metrics.score(TEXT, LABEL, lambda *_: None).score.words
 
 
 def test_words_are_corrected_where_the_tokens_allow_it(settings, monkeypatch):
@@ -45,13 +45,6 @@ def test_words_are_corrected_where_the_tokens_allow_it(settings, monkeypatch):
     plain = words_of(metrics)
     assert [word.nll for word in plain] == pytest.approx([w.nll for w in expected.words], rel=1e-5)
     assert {word.corrected_nll for word in plain} == {None}
-
-
-def test_no_words_where_tokens_have_no_place(settings, monkeypatch):
-    metrics = loaded(settings)
-    monkeypatch.setattr(type(metrics.models.scorer(LABEL).model.tokenizer), "is_fast", False)
-    with pytest.raises(service.Visible, match="no words can be shown. Choose tokens"):
-        words_of(metrics)
 
 
 @pytest.fixture(scope="module")

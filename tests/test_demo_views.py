@@ -22,7 +22,7 @@ def scorer():
 
 
 def score(scorer, text):
-    return views.LabelledScore("tiny", *scorer.score([text]), "signature")
+    return views.LabelledScore("tiny", *scorer.score([text]), "signature", {})
 
 
 def made(nll, bytes_per_token=8, label="made"):
@@ -42,7 +42,7 @@ def made(nll, bytes_per_token=8, label="made"):
     score = sibling("text_score").TextScore(
         text, tokens, offsets, list(nll), nothing, [0] * len(nll), None, sums
     )
-    return views.LabelledScore(label, score, "")
+    return views.LabelledScore(label, score, "", {})
 
 
 def test_the_figures_are_those_of_compute(scorer):
@@ -83,7 +83,7 @@ def test_a_text_of_long_characters_is_cut_by_bytes(scorer):
 
 
 def conversation(score, special=()):
-    return views.LabelledConversation("tiny", score, "signature", frozenset(special))
+    return views.LabelledConversation("tiny", score, "signature", {}, frozenset(special))
 
 
 def test_the_parts_of_a_conversation_by_hand():
@@ -91,6 +91,7 @@ def test_the_parts_of_a_conversation_by_hand():
     nll = np.repeat(np.arange(10.0), 4)
     asked = np.full(20, math.nan)
     talk = made(np.concatenate([asked, nll[:20], asked, nll[20:], asked])).score
+    assert conversation(talk).turns == [(20, 40), (60, 80)]
     parts = conversation(talk).parts
     assert parts.nll.tolist() == [4.0 * i for i in range(10)]
     assert parts.num_bytes.tolist() == [32] * 10
@@ -142,19 +143,6 @@ def test_what_a_perplexity_means(perplexity, bytes_per_token, meaning):
 def test_a_model_that_gives_no_number():
     result = views.figures(made(np.ones(9))) | {"perplexity": math.nan, "bits_per_byte": math.nan}
     assert views.verdict(result).startswith("**Perplexity undefined**: the model gave no numbers.")
-
-
-def test_the_chart_leaves_out_what_is_not_scored():
-    points = views.chart(made(np.array([math.nan, math.log(2), math.log(8)])).score)
-    assert points["token"].tolist() == [2, 3]
-    assert points["bits"].tolist() == pytest.approx([1, 3])
-
-
-def test_the_line_breaks_where_nothing_is_scored():
-    nan = math.nan
-    bits = views.chart(made(np.array([nan, 1.0, 2.0, nan, nan, 3.0, nan, nan])).score)
-    assert bits["token"].tolist() == [2, 3, 4, 6, 7]
-    assert bits["bits"].isna().tolist() == [False, False, True, False, True]
 
 
 def test_one_text_under_two_models_is_compared_in_pairs():

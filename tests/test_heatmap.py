@@ -92,7 +92,7 @@ def test_colour_and_tooltip_of_each_token():
     )
     (first, shown), (second, _) = tokens_of(score)
     assert shown == "The"
-    assert first["style"] == "--s:25"  # 4 of 16 bits
+    assert first["style"] == "--s:50"  # the root of 4 of 16 bits
     assert second["style"] == "--s:100"  # beyond the end of the scale
     assert first["data-tip"] == (
         "“The”  4.00 bits\nprobability 6.2%, rank 3\nentropy of the prediction 2.50 bits\n"
@@ -182,7 +182,7 @@ def test_a_text_of_flags_takes_no_longer_than_others():
 def test_the_tooltip_of_a_grapheme():
     score = make_score(["é", "", " x"], [5, 2.5, 1], ranks=[7, 1200, 1])
     (first, _), (second, _) = tokens_of(score)
-    assert first["style"] == "--s:47"  # 7.5 of 16 bits
+    assert first["style"] == "--s:68"  # the root of 7.5 of 16 bits
     assert first["data-tip"] == (
         "“é”  7.50 bits\nprobability 0.55%, 2 tokens:\n"
         "    5.00 bits, rank 7\n    2.50 bits, rank 1,200"
@@ -342,7 +342,7 @@ def test_colour_and_tooltip_of_each_word():
         make_words(score, (0, 1), (1, 4), corrected=[4.5, 7.25])
     )
     assert (shown, shown_cat) == ("The", "cat↵\n")
-    assert [the["style"], cat["style"]] == ["--s:25", "--s:50"]  # 4 and 8 of 16 bits
+    assert [the["style"], cat["style"]] == ["--s:50", "--s:71"]  # the roots of 4 and 8 of 16 bits
     assert the["data-tip"] == (
         "“The”  4.00 bits\ncorrected for where words end: 4.50 bits\n1 token: “The”"
     )

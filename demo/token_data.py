@@ -1,0 +1,99 @@
+"""A scored text -> JSON: what the page draws, what programs get, and what is saved to a file.
+
+Surprisals and entropies are in bits. NaN is null and infinity the text "Infinity", because JSON has
+neither. No Gradio here.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import metric_package
+
+if TYPE_CHECKING:
+    from demo.views import LabelledScore
+    from text_score import TextScore
+
+heatmap = metric_package.sibling("heatmap")
+DIGITS = 7  # float32, which models compute in, has no more
+
+
+def score_data(labelled: "LabelledScore", result: dict) -> dict:
+    """The JSON of a text under a model.
+
+    Keys:
+        model: its label.
+        text: what was scored.
+        tokens: a list of objects; see `_token`.
+        pieces: [first, stop) of the tokens in each grapheme: what people see as one character is
+            not divided, even if it has several tokens.
+        words: a list of objects; see `_word`. null for a model that does not tell where its tokens
+            stand.
+        turns: of a conversation, [first, stop) of the tokens of each scored turn; null for a text.
+        positions: by the number of tokens that the model could see before, such as "4-7": objects
+            with the mean `bits` and `num_tokens`. Empty if that is not known.
+        result: that of `compute`.
+
+    Args:
+        result: of `views.figures`.
+    """
+    score = labelled.score
+    return {
+        "model": labelled.label,
+        "text": score.text,
+        "tokens": [_token(score, i) for i in range(len(score.tokens))],
+        "pieces": [[piece.start, piece.stop] for _, piece in heatmap.pieces(score)],
+        "words": None if score.offsets is None else [_word(word) for word in score.words],
+        "turns": labelled.turns,
+        "positions": {
+            label: {"bits": _bits(found["mean_nll"]), "num_tokens": found["num_tokens"]}
+            for label, found in labelled.positions.items()
+            if found["num_tokens"]
+        },
+        "result": {name: as_json(value) for name, value in result.items()},
+    }
+
+
+def as_json(value: Any) -> Any:
+    """A number, or anything else, as JSON has it."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _token(score: "TextScore", i: int) -> dict:
+    """`token` as the tokenizer writes it; `start` and `end`, its characters [start, end) in the
+    text, null if not known; `bits`, `rank`, `entropy` of the prediction, null where nothing was
+    scored; `expected`, the likeliest tokens, each with its `token` and `bits`."""
+    start, end = (None, None) if score.offsets is None else score.offsets[i]
+    return {
+        "token": score.tokens[i],
+        "start": start,
+        "end": end,
+        "bits": _bits(score.nll[i]),
+        "rank": score.ranks[i] or None,
+        "entropy": _bits(score.entropy[i]),
+        "expected": _expected(score.expected[i] if score.expected else []),
+    }
+
+
+def _expected(likeliest: Sequence[tuple[str, float]]) -> list[dict]:
+    return [{"token": token, "bits": _bits(nll)} for token, nll in likeliest]
+
+
+def _word(word) -> dict:
+    """`first` and `stop` of its tokens; `start` and `end` of its characters; `bits`, and
+    `corrected_bits` for where words end, null if not known."""
+    return {
+        "first": word.tokens.start,
+        "stop": word.tokens.stop,
+        "start": word.start,
+        "end": word.end,
+        "bits": _bits(word.nll),
+        "corrected_bits": _bits(math.nan if word.corrected_nll is None else word.corrected_nll),
+    }
+
+
+def _bits(nll: float) -> float | str | None:
+    """nll in nats -> bits, as JSON."""
+    return as_json(float(f"{nll / math.log(2):.{DIGITS}g}"))

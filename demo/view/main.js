@@ -1,0 +1,26 @@
+// Draws the JSON of a score, and draws again when another one comes.
+
+import { makeScoreView } from "./score.js";
+
+// Gradio's gr.HTML: `element` is its place, `props.value` its value, `watch` tells of another one.
+export function start(element, props, watch) {
+  helpTab(element.closest("[role=tabpanel]"));
+  const view = makeScoreView();
+  const draw = () => {
+    element.querySelector(".view").replaceChildren(...(props.value ? [view.article] : []));
+    if (props.value) view.draw(props.value);
+  };
+  watch("value", draw);
+  draw();
+}
+
+// What Gradio lacks on a tab: its result is announced, and Ctrl+Enter presses its main button.
+function helpTab(tab) {
+  tab.querySelector(".verdict").setAttribute("role", "status");
+  tab.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      tab.querySelector("button.primary").click();
+    }
+  });
+}

@@ -1,0 +1,148 @@
+// The view of one score: the text with its colours, the figures of one unit, a chart, a histogram, the
+// most surprising spans, and files. A mouse or a key in one of them shows the same place in the others.
+
+import { makeChart, positionsChart } from "./chart.js";
+import { csvOf, save, tableOf, tsvOf } from "./files.js";
+import { makeHistogram } from "./histogram.js";
+import { make } from "./make.js";
+import { MODES, paint } from "./modes.js";
+import { linesOf, makePanel } from "./panel.js";
+import { makeSpans } from "./spans.js";
+import { closeTooltipsByEscape, makeText } from "./text.js";
+import { kindsOf, unitsOf } from "./units.js";
+
+export function makeScoreView() {
+  let score, units, values;
+  const choice = (label, names) => {
+    const options = names.map(([value, name]) => make("option", { value }, name));
+    return make("select", { "aria-label": label }, ...options);
+  };
+  const colourBy = choice("Colour by", Object.entries(MODES).map(([key, { name }]) => [key, name]));
+  const kindChoice = choice("of each", []);
+  const steps = make("span", { class: "steps" });
+  const controls = make("p", { class: "controls" }, "Colour: ", colourBy, " of each ", kindChoice, steps);
+
+  const text = makeText({
+    tooltipOf: (i) => linesOf(units[i], kindChoice.value, score),
+    onPoint: point,
+    onPin: pin,
+  });
+  const { panel, show } = makePanel();
+  const chart = makeChart({ onPoint: point, onPin: go });
+  const histogram = makeHistogram({ onThreshold: colour });
+  const spans = makeSpans({ onGo: go });
+  const positions = make("details", {}, make("summary", {}, "By position in the context"));
+  const figures = make("details", {}, make("summary", {}, "All figures"));
+  const article = make(
+    "article",
+    { class: "surprisal", "aria-label": "Result" },
+    controls,
+    text.box,
+    panel,
+    chart.figure,
+    make("div", { class: "columns" }, histogram.figure, spans.section),
+    filesOf(() => score),
+    positions,
+    figures,
+  );
+  closeTooltipsByEscape(article);
+
+  // The JSON of a score. What the visitor had chosen to see stays, where this score has it.
+  function draw(newScore) {
+    score = newScore;
+    const chosen = kindChoice.value;
+    const kinds = kindsOf(score);
+    kindChoice.replaceChildren(...kinds.map((kind) => make("option", { value: kind }, kind)));
+    if (kinds.includes(chosen)) kindChoice.value = chosen;
+    positions.hidden = Object.keys(score.positions).length === 0;
+    positions.replaceChildren(positions.firstChild, positionsChart(score.positions));
+    figures.replaceChildren(figures.firstChild, listOf(score.result));
+    drawUnits();
+  }
+
+  function drawUnits() {
+    const kind = kindChoice.value;
+    const large = kindsOf(score).find((other) => other === "turn" || other === "sentence");
+    units = unitsOf(score, kind);
+    text.draw(units);
+    chart.draw(units, kind, large ? unitsOf(score, large) : []);
+    drawColours();
+    // At first, the most surprising one.
+    const most = units.reduce((best, { bits }, i) => (bits > (units[best].bits ?? -1) ? i : best), 0);
+    if (units.length) pin(most);
+  }
+
+  function drawColours() {
+    const mode = MODES[colourBy.value];
+    values = units.map(mode.valueOf);
+    steps.replaceChildren(
+      `${mode.unit} `,
+      ...mode.steps.map((step) => {
+        const cell = make("i", {}, mode.labelOf(step));
+        paint(cell, mode, step);
+        return cell;
+      }),
+    );
+    colour(histogram.draw(mode, values.filter((value) => value !== null), kindChoice.value));
+  }
+
+  function colour(threshold) {
+    text.colour(MODES[colourBy.value], values, threshold);
+    spans.draw(units, values, threshold);
+  }
+
+  function point(i) {
+    text.point(i);
+    chart.point(i);
+  }
+
+  function pin(i) {
+    text.pin(i);
+    chart.pin(i);
+    const before = units.slice(0, i).map((unit) => unit.text).join("");
+    show(units[i], kindChoice.value, score, before);
+  }
+
+  // Show a place that the visitor cannot see yet.
+  function go(i) {
+    text.show(i);
+    pin(i);
+  }
+
+  colourBy.addEventListener("change", drawColours);
+  kindChoice.addEventListener("change", drawUnits);
+  return { article, draw };
+}
+
+// Buttons that give the score away.
+function filesOf(score) {
+  const told = make("output");
+  const button = (name, onClick) => {
+    const made = make("button", { type: "button" }, name);
+    made.addEventListener("click", onClick);
+    return made;
+  };
+  const buttons = [
+    button("Save JSON", () => save("score.json", "application/json", JSON.stringify(score()))),
+    button("Save CSV", () => save("score.csv", "text/csv", csvOf(tableOf(score())))),
+  ];
+  if (navigator.clipboard) { // not on a page without https
+    buttons.unshift(
+      button("Copy table", async () => {
+        await navigator.clipboard.writeText(tsvOf(tableOf(score())));
+        told.textContent = "Copied: paste it into a spreadsheet.";
+        setTimeout(() => (told.textContent = ""), 5000);
+      }),
+    );
+  }
+  return make("p", { class: "files" }, ...buttons, told);
+}
+
+// Names and values.
+function listOf(result) {
+  const rows = Object.entries(result).flatMap(([name, value]) => [
+    make("dt", {}, name),
+    make("dd", {}, value === null ? "undefined" : `${value}`),
+  ]);
+  return make("dl", {}, ...rows);
+}

@@ -1,0 +1,101 @@
+// A text in its box: each unit coloured, with a tooltip, and reached by mouse, touch and keys.
+//
+// It is one stop of the tab key; the arrow keys go on from there.
+
+import { make, visible } from "./make.js";
+import { paint } from "./modes.js";
+
+// tooltipOf(i): the lines of a unit's tooltip. onPoint(i or null): the mouse or the focus is there.
+// onPin(i): it was clicked, or chosen by Enter or the space bar.
+export function makeText({ tooltipOf, onPoint, onPin }) {
+  const box = make("div", { class: "text", dir: "auto" });
+  let spans = [];
+
+  const numberOf = (target) => spans.indexOf(target.closest?.("b"));
+
+  function draw(units) {
+    spans = units.map(() => make("b", { tabindex: -1 }));
+    if (spans.length) spans[0].tabIndex = 0;
+    box.replaceChildren(
+      ...units.flatMap(({ text }, i) => {
+        // Spaces have no colour: they would hang out of a line at its end.
+        const [, before, inked, after] = text.match(/^( *)([^]*?)( *)$/);
+        spans[i].textContent = visible(inked || text, true) || "·"; // a token without a place
+        return inked ? [before, spans[i], after] : [spans[i]];
+      }),
+    );
+  }
+
+  // Values of null are not scored; those at the threshold or above are marked.
+  function colour(mode, values, threshold) {
+    spans.forEach((span, i) => {
+      paint(span, mode, values[i]);
+      span.classList.toggle("marked", values[i] !== null && values[i] >= threshold);
+    });
+  }
+
+  const only = (name, i) => {
+    box.querySelectorAll(`.${name}`).forEach((old) => old.classList.remove(name));
+    spans[i]?.classList.add(name);
+  };
+
+  function show(i) {
+    // Of the box alone; scrollIntoView would scroll the page as well.
+    const [place, frame] = [spans[i].getBoundingClientRect(), box.getBoundingClientRect()];
+    if (place.top >= frame.top && place.bottom <= frame.bottom) return;
+    box.scrollTop += place.top - frame.top - frame.height / 3;
+  }
+
+  const tell = ({ target }) => {
+    const i = numberOf(target);
+    if (i >= 0) spans[i].dataset.tip = tooltipOf(i).join("\n");
+    onPoint(i >= 0 ? i : null);
+    return i;
+  };
+  box.addEventListener("mouseover", tell);
+  box.addEventListener("mouseleave", () => onPoint(null));
+  box.addEventListener("focusin", (event) => {
+    const i = tell(event);
+    if (i < 0) return;
+    box.querySelectorAll('[tabindex="0"]').forEach((old) => (old.tabIndex = -1));
+    spans[i].tabIndex = 0; // the tab key comes back to it
+  });
+  box.addEventListener("focusout", () => onPoint(null));
+  box.addEventListener("click", ({ target }) => numberOf(target) >= 0 && onPin(numberOf(target)));
+  box.addEventListener("keydown", (event) => {
+    const i = numberOf(event.target);
+    if (i < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    const forwards = getComputedStyle(spans[i]).direction === "rtl" ? -1 : 1;
+    const to = {
+      ArrowLeft: i - forwards,
+      ArrowRight: i + forwards,
+      Home: 0,
+      End: spans.length - 1,
+    }[event.key];
+    if (event.key === "Enter" || event.key === " ") onPin(i);
+    else if (to !== undefined) spans[to]?.focus();
+    else return;
+    event.preventDefault();
+  });
+
+  return {
+    box,
+    draw,
+    colour,
+    show,
+    pin: (i) => only("pinned", i),
+    point: (i) => only("pointed", i),
+    focus: (i) => spans[i].focus({ preventScroll: true }),
+  };
+}
+
+// Escape closes a tooltip inside of `element`, wherever the focus is, until the mouse or the focus
+// moves. What appears under a mouse at rest gets events too, but without a movement.
+export function closeTooltipsByEscape(element) {
+  const quiet = (is) => element.classList.toggle("quiet", is);
+  document.addEventListener("keydown", ({ key }) => key === "Escape" && quiet(true));
+  element.addEventListener("focusin", () => quiet(false));
+  element.addEventListener("mousemove", (event) => {
+    if (event.movementX || event.movementY) quiet(false);
+  });
+}
