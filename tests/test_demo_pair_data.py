@@ -22,7 +22,7 @@ TEXTS = {
 
 
 def labelled(score, label="tiny"):
-    return views.LabelledScore(label, score, "signature")
+    return views.LabelledScore(label, score, "signature", {})
 
 
 def through_json(data):
