@@ -35,8 +35,6 @@ input[aria-expanded] { padding-right: 1.6em !important; text-overflow: ellipsis;
   font-weight: normal; }
 .statistics tr:first-child th { min-width: 5.2em; overflow-wrap: anywhere; }
 .statistics th:first-child { min-width: 0 !important; padding-left: 0; text-align: left; }
-.sides { display: grid; gap: 16px;
-  grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
 .results code { white-space: normal; overflow-wrap: anywhere; }
 """
 

@@ -10,7 +10,7 @@ from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, travers
 
 from demo.handlers import make_handlers, refused
 from demo.queueing import bound_queue
-from demo.score_view import score_view
+from demo.score_view import pair_view, score_view
 from demo.service import Metrics
 from demo.settings import Example, Settings
 
@@ -132,8 +132,8 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
         with gr.Tab("Compare"):
             gr.Markdown(
                 "Two texts under one model; or one text under two models, with the second text "
-                "left empty. If both models have the same tokens, each token shows by how much B "
-                "is less or more surprised than A; if not, only bits per byte can be compared."
+                "left empty. Where both sides have the same text, its colour shows by how much "
+                "less or more it surprises this side than the other."
             )
             with gr.Row():
                 with gr.Column(min_width=300):
@@ -142,9 +142,8 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
                     text_b = text_box("Text B", placeholder="Empty: the same as text A")
                     model_b = model_choice("Model B")
             button = gr.Button("Compare", variant="primary")
-            line = gr.Markdown(elem_classes="verdict")
-            table = gr.HTML()
-            picture = gr.HTML()
+            with gr.Column(elem_classes="score"):
+                line, picture, table = gr.Markdown(elem_classes="verdict"), pair_view(), gr.HTML()
             inputs, outputs = [text_a, model_a, text_b, model_b], [line, table, picture]
             more = {"show_progress_on": picture, **of_model}
             on(button.click, "compare", inputs, outputs, api_name="compare", **more)

@@ -1,11 +1,14 @@
-// Draws the JSON of a score, and draws again when another one comes.
+// Draws the JSON of a score or of a comparison, and draws again when another one comes.
 
+import { makePairView } from "./pair.js";
 import { makeScoreView } from "./score.js";
 
-// Gradio's gr.HTML: `element` is its place, `props.value` its value, `watch` tells of another one.
-export function start(element, props, watch) {
+const VIEWS = { pair: makePairView, score: makeScoreView };
+
+// `kind` is one of VIEWS. Gradio's gr.HTML: `element` is its place, `props.value` its value, `watch` tells of another one.
+export function start(kind, element, props, watch) {
   helpTab(element.closest("[role=tabpanel]"));
-  const view = makeScoreView();
+  const view = VIEWS[kind]();
   const draw = () => {
     element.querySelector(".view").replaceChildren(...(props.value ? [view.article] : []));
     if (props.value) view.draw(props.value);

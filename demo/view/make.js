@@ -16,6 +16,12 @@ export function make(kind, attributes = {}, ...children) {
   return made;
 }
 
+// A list to choose from: [value, name] of each.
+export function choice(label, names) {
+  const options = names.map(([value, name]) => make("option", { value }, name));
+  return make("select", { "aria-label": label }, ...options);
+}
+
 // A text with its control characters made visible and harmless, as heatmap.py shows them.
 export function visible(text, endsLines = false) {
   return text.replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cs}]/gu, (character) => {

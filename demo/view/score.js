@@ -2,10 +2,10 @@
 // most surprising spans, and files. A mouse or a key in one of them shows the same place in the others.
 
 import { makeChart, positionsChart } from "./chart.js";
-import { csvOf, save, tableOf, tsvOf } from "./files.js";
+import { makeFiles, tableOf } from "./files.js";
 import { makeHistogram } from "./histogram.js";
-import { make } from "./make.js";
-import { MODES, paint } from "./modes.js";
+import { choice, make } from "./make.js";
+import { legendOf, MODES } from "./modes.js";
 import { linesOf, makePanel } from "./panel.js";
 import { makeSpans } from "./spans.js";
 import { closeTooltipsByEscape, makeText } from "./text.js";
@@ -13,10 +13,6 @@ import { kindsOf, unitsOf } from "./units.js";
 
 export function makeScoreView() {
   let score, units, values;
-  const choice = (label, names) => {
-    const options = names.map(([value, name]) => make("option", { value }, name));
-    return make("select", { "aria-label": label }, ...options);
-  };
   const colourBy = choice("Colour by", Object.entries(MODES).map(([key, { name }]) => [key, name]));
   const kindChoice = choice("of each", []);
   const steps = make("span", { class: "steps" });
@@ -41,7 +37,7 @@ export function makeScoreView() {
     panel,
     chart.figure,
     make("div", { class: "columns" }, histogram.figure, spans.section),
-    filesOf(() => score),
+    makeFiles("score", () => score, tableOf),
     positions,
     figures,
   );
@@ -75,14 +71,7 @@ export function makeScoreView() {
   function drawColours() {
     const mode = MODES[colourBy.value];
     values = units.map(mode.valueOf);
-    steps.replaceChildren(
-      `${mode.unit} `,
-      ...mode.steps.map((step) => {
-        const cell = make("i", {}, mode.labelOf(step));
-        paint(cell, mode, step);
-        return cell;
-      }),
-    );
+    steps.replaceChildren(...legendOf(mode));
     colour(histogram.draw(mode, values.filter((value) => value !== null), kindChoice.value));
   }
 
@@ -112,30 +101,6 @@ export function makeScoreView() {
   colourBy.addEventListener("change", drawColours);
   kindChoice.addEventListener("change", drawUnits);
   return { article, draw };
-}
-
-// Buttons that give the score away.
-function filesOf(score) {
-  const told = make("output");
-  const button = (name, onClick) => {
-    const made = make("button", { type: "button" }, name);
-    made.addEventListener("click", onClick);
-    return made;
-  };
-  const buttons = [
-    button("Save JSON", () => save("score.json", "application/json", JSON.stringify(score()))),
-    button("Save CSV", () => save("score.csv", "text/csv", csvOf(tableOf(score())))),
-  ];
-  if (navigator.clipboard) { // not on a page without https
-    buttons.unshift(
-      button("Copy table", async () => {
-        await navigator.clipboard.writeText(tsvOf(tableOf(score())));
-        told.textContent = "Copied: paste it into a spreadsheet.";
-        setTimeout(() => (told.textContent = ""), 5000);
-      }),
-    );
-  }
-  return make("p", { class: "files" }, ...buttons, told);
 }
 
 // Names and values.
