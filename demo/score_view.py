@@ -39,6 +39,6 @@ def _view(kind: str) -> gr.HTML:
     return gr.HTML(
         html_template=f'<style>{STYLE}</style><div class="view {kind}"></div>',
         js_on_load=f"import(`${{window.gradio_config.root}}{ADDRESS}/main.js`)"
-        f".then(({{ start }}) => start('{kind}', element, props, watch))",
+        f".then(({{ start }}) => start(element, props, watch, '{kind}'))",
         apply_default_css=False,
     )

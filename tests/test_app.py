@@ -35,9 +35,11 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from demo import handlers, models, queueing, server, service
+from demo import handlers, models, queueing, server, service, views
 from demo.conversation import read_conversation
 from demo.page import make_page
+from demo.pair_data import pair_data
+from demo.score_view import ADDRESS
 from demo.settings import Model
 
 TINY = str(ROOT / "tiny_model")
@@ -1245,14 +1247,17 @@ def test_both_sides_scroll_to_the_same_place(page):
     assert frame["y"] <= shown["y"] <= frame["y"] + frame["height"]
 
 
-def test_a_comparison_as_a_table(page, tmp_path):
-    compare_texts(page, "It is new.", "It is not new.", OTHER)
+def saved_table(page):
     with page.expect_download() as download:
         page.locator("button:visible", has_text="Save CSV").click()
     assert download.value.suggested_filename == "comparison.csv"
-    download.value.save_as(tmp_path / "comparison.csv")
-    with open(tmp_path / "comparison.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    with open(download.value.path(), newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_comparison_as_a_table(page):
+    compare_texts(page, "It is new.", "It is not new.", OTHER)
+    rows = saved_table(page)
     assert "".join(row["a_text"] for row in rows) == "It is new."
     assert "".join(row["b_text"] for row in rows) == "It is not new."
     (added,) = (row for row in rows if row["a_text"] == "" and row["b_text"].strip() == "not")
@@ -1261,6 +1266,42 @@ def test_a_comparison_as_a_table(page, tmp_path):
     assert float(last["difference"]) == pytest.approx(
         float(last["b_bits"]) - float(last["a_bits"]), rel=1e-4
     )
+
+
+DRAW = """async ([address, pair]) => {
+  const { makePairView } = await import(`${address}/pair.js`);
+  const view = makePairView();
+  document.querySelector("main").replaceChildren(view.article);
+  view.draw(pair);
+}"""
+
+
+def test_sides_that_cannot_be_aligned(page, url):
+    """The tokens of a slow tokenizer have no places; some are infinitely surprising."""
+    scores = load().score(["It is new.", "It is not new."], model_id=TINY)
+    a, b = (views.LabelledScore("x", replace(score, offsets=None), "", {}) for score in scores)
+    pair = pair_data(a, b)
+    assert pair["pieces"] is None
+    page.evaluate(DRAW, [f"{url.rstrip('/')}{ADDRESS}", pair])
+    assert page.locator("main .text").all_inner_texts() == ["It is new.", "It is not new."]
+    page.get_by_text("cannot be aligned").wait_for()
+    assert page.get_by_label("Colour by").input_value() == "surprisal"
+    assert page.locator("main .panes :is(.less, .more, .alone)").count() == 0
+    first = page.locator("main .panes b").nth(1)
+    first.hover()
+    assert "in A" in first.get_attribute("data-tip")
+    assert saved_table(page)[-1]["b_text"] == "."
+
+
+def test_infinite_differences(page, url):
+    scores = load().score(["It is new."] * 2, model_id=TINY)
+    worse = replace(scores[0], nll=[math.inf] * len(scores[0].nll))
+    a, b = (views.LabelledScore("x", score, "", {}) for score in (worse, scores[1]))
+    page.evaluate(DRAW, [f"{url.rstrip('/')}{ADDRESS}", pair_data(a, b)])
+    assert "infinite bits less in B" in page.locator("main .panel").inner_text()
+    assert page.locator("main .panes .more").count() == len(scores[0].tokens)
+    assert "Infinity" in {row["a_bits"] for row in saved_table(page)}
+    assert {float(row["difference"]) for row in saved_table(page)} == {-math.inf}
 
 
 def test_a_comparison_on_paper_and_in_forced_colours(page):
@@ -1335,7 +1376,7 @@ def test_a_text_under_two_models_in_the_browser(page, url):
         tokens.nth(3).hover()
         tip = tokens.nth(3).evaluate("e => getComputedStyle(e, '::after').content")
         assert re.search(r"bits (more|less) in A", tip)
-        assert "KL divergence of B from A" in tip
+        assert "KL(A‖B) " in tip
         assert tip.count("expected “") == 2
         for element in page.locator(".surprisal:visible :is(i, b)").all():
             assert element.evaluate(CONTRAST) >= 4.5, element.evaluate("e => e.outerHTML")

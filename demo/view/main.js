@@ -5,8 +5,8 @@ import { makeScoreView } from "./score.js";
 
 const VIEWS = { pair: makePairView, score: makeScoreView };
 
-// `kind` is one of VIEWS. Gradio's gr.HTML: `element` is its place, `props.value` its value, `watch` tells of another one.
-export function start(kind, element, props, watch) {
+// Gradio's gr.HTML: `element` is its place, `props.value` its value, `watch` tells of another one.
+export function start(element, props, watch, kind = "score") {
   helpTab(element.closest("[role=tabpanel]"));
   const view = VIEWS[kind]();
   const draw = () => {

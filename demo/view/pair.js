@@ -1,6 +1,6 @@
-// The view of a comparison: two texts side by side, each coloured by how much less or more it surprises
-// its model than the other does. They scroll together, and a mouse or a key in one shows the same place
-// in the other.
+// The view of a comparison: two texts side by side, each coloured by how much less or more it
+// surprises its model than the other does. They scroll together, and a mouse or a key in one shows
+// the same place in the other.
 
 import { makeFiles } from "./files.js";
 import { choice, make } from "./make.js";
@@ -21,11 +21,18 @@ const WAYS = {
 
 export function makePairView() {
   let pair, units;
-  const colourBy = choice("Colour by", Object.keys(WAYS).map((way) => [way, way]));
+  const colourBy = choice(
+    "Colour by",
+    Object.keys(WAYS).map((way) => [way, way]),
+  );
   const steps = make("span", { class: "steps" });
   const hint = make("small");
-  const note = make("p", {}, "The tokens of a model do not tell where they stand in the text, so the "
-    + "sides cannot be aligned."); // prettier-ignore
+  const note = make(
+    "p",
+    {},
+    "The tokens of a model do not tell where they stand in the text, so the " +
+      "sides cannot be aligned.",
+  );
   const { panel, show } = makePairPanel();
   const texts = {};
   const titles = {};
@@ -76,7 +83,8 @@ export function makePairView() {
     hint.textContent = text;
     steps.replaceChildren(...legendOf(mode));
     for (const name of SIDES) {
-      texts[name].colour(mode, units[name].map(valueOf), Infinity);
+      // No value reaches NaN: nothing is marked.
+      texts[name].colour(mode, units[name].map(valueOf), NaN);
       units[name].forEach(({ piece, partner }, i) =>
         texts[name].span(i).classList.toggle("alone", piece !== null && partner === null),
       );

@@ -34,7 +34,7 @@ function headOf(name, i, units, pair) {
     unit.difference === 0
       ? "surprises both equally"
       : `${fixed(Math.abs(unit.difference))} bits ${unit.difference > 0 ? "more" : "less"} in ${side}`,
-    ...(kl === null ? [] : [`KL divergence of B from A: ${fixed(kl)} bits`]),
+    ...(kl === null ? [] : [`KL(A‖B) ${fixed(kl)} bits`]),
   ];
 }
 
@@ -51,8 +51,11 @@ function figuresOf(unit, side) {
 
 export function makePairPanel() {
   const panel = make("div", {
-    class: "panel", role: "group", "aria-label": "One token", "aria-live": "polite",
-  }); // prettier-ignore
+    class: "panel",
+    role: "group",
+    "aria-label": "One token",
+    "aria-live": "polite",
+  });
 
   function show(name, i, units, pair) {
     const [head, ...lines] = headOf(name, i, units, pair);
@@ -73,9 +76,8 @@ export function makePairPanel() {
 function sideOf(name, unit, side) {
   const figures = figuresOf(unit, side);
   if (unit.count > 0) figures.splice(1, 0, `probability ${percent(unit.bits)}`);
-  const bars = side.tokens[unit.first].expected || unit.stop - unit.first > 1
-    ? barsOf(unit, "token", side)
-    : null; // prettier-ignore
+  const hasBars = side.tokens[unit.first].expected || unit.stop - unit.first > 1;
+  const bars = hasBars ? barsOf(unit, "token", side) : null;
   return make(
     "div",
     {},

@@ -20,7 +20,10 @@ export function scrollTogether(one, other, pairs) {
     settled.set(box, box.scrollTop);
   }
 
-  for (const [leader, follower, order] of [[one, other, 0], [other, one, 1]]) {
+  for (const [leader, follower, order] of [
+    [one, other, 0],
+    [other, one, 1],
+  ]) {
     leader.addEventListener("scroll", () => {
       if (leader.scrollTop === settled.get(leader)) return; // it followed
       settled.delete(leader);

@@ -1,9 +1,9 @@
 // The JSON of a comparison -> the units of its two sides, and the rows of its table.
 //
 // A unit is one of the pieces that can be compared, as units.js makes it of tokens, and has also its
-// `piece`, null if it is not known what can be compared; its `partner`, the number of the unit with the
-// same text on the other side, null if only this side has it; and the `difference`, bits of this side
-// less those of the other, null if they cannot be compared.
+// `piece`, null if it is not known what can be compared; its `partner`, the number of the unit with
+// the same text on the other side, null if only this side has it; and the `difference`, bits of this
+// side less those of the other, null if they cannot be compared.
 
 import { unitsOf } from "./units.js";
 
