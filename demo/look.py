@@ -10,6 +10,7 @@ CSS = """
 @media (max-width: 480px) { .tab-container button { padding: 0 7px !important; } }
 /* Of a fixed height, so that nothing jumps when a result comes. */
 .score .verdict.block { min-height: 7.5em; }
+.compared .verdict.block { min-height: 4.5em; }
 button[role="tab"][aria-selected="true"] { color: var(--primary-700) !important; }
 .dark button[role="tab"][aria-selected="true"] { color: var(--primary-400) !important; }
 .or { color: inherit !important; } /* Gradio's "- or -" in the place for a file */

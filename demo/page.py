@@ -142,7 +142,7 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
                     text_b = text_box("Text B", placeholder="Empty: the same as text A")
                     model_b = model_choice("Model B")
             button = gr.Button("Compare", variant="primary")
-            with gr.Column(elem_classes="score"):
+            with gr.Column(elem_classes=["score", "compared"]):
                 line, picture, table = gr.Markdown(elem_classes="verdict"), pair_view(), gr.HTML()
             inputs, outputs = [text_a, model_a, text_b, model_b], [line, table, picture]
             more = {"show_progress_on": picture, **of_model}
