@@ -1,11 +1,12 @@
 // The surprisal along the text, or by the number of tokens that the model could see before.
 
-import { counted, fixed, make, quoted } from "./make.js";
+import { counted, fixed, make, quoted, shortened } from "./make.js";
 import { isMean } from "./units.js";
 
 const HEIGHT = 150;
 const MARGIN = { left: 30, right: 8, top: 20, bottom: 22 };
 const PIXELS_OF_A_UNIT = 4; // of fewer, a line would be a solid block
+const MOST_CHARACTERS = 40; // of a unit's text
 const MEANS = 100; // windows of the running mean along a long text
 
 // onPoint(i or null), onPin(i): as of a text; i is the number of a unit.
@@ -26,21 +27,24 @@ export function makeChart({ onPoint, onPin }) {
     const width = svg.clientWidth || figure.clientWidth;
     if (!drawn || !width) return; // on a tab that is not shown
     const { units, kind, bands } = drawn;
-    const scored = units.filter(({ bits }) => bits !== null);
     const isDense = (width - MARGIN.left) / units.length < PIXELS_OF_A_UNIT;
     const window = isDense ? Math.max(2, Math.round(units.length / MEANS)) : 1;
     const points = isDense ? runningMean(units, window) : units;
-    const finite = points.flatMap(({ bits, entropy }) => [bits, isDense ? null : entropy])
-      .filter(Number.isFinite); // prettier-ignore
+    drawn.points = points;
+    const finite = points
+      .flatMap(({ bits, entropy }) => [bits, isDense ? null : entropy])
+      .filter(Number.isFinite);
     const most = roundUp(Math.max(1, ...finite), [1, 1.2, 1.6, 2, 3, 4, 6, 8, 10]);
     const tokens = units.at(-1)?.stop ?? 1;
     scale = {
       width,
       x: (token) => MARGIN.left + (token / tokens) * (width - MARGIN.left - MARGIN.right),
-      y: (bits) => HEIGHT - MARGIN.bottom
-        - (Math.min(bits, most) / most) * (HEIGHT - MARGIN.top - MARGIN.bottom),
+      y: (bits) =>
+        HEIGHT -
+        MARGIN.bottom -
+        (Math.min(bits, most) / most) * (HEIGHT - MARGIN.top - MARGIN.bottom),
       tokenAt: (x) => ((x - MARGIN.left) / (width - MARGIN.left - MARGIN.right)) * tokens,
-    }; // prettier-ignore
+    };
     const each = `${isMean(kind) ? "mean of each" : "of each"} ${kind}`;
     const what = isDense ? `running mean of ${counted(window, kind)}` : each;
     caption.replaceChildren(
@@ -55,7 +59,6 @@ export function makeChart({ onPoint, onPin }) {
       ...axes(most, tokens),
       ...(isDense ? [] : [lineOf(units, "entropy", "expected")]),
       lineOf(points, "bits", "line"),
-      ...(scored.length === 1 ? [dotOf(scored[0])] : []),
     );
     for (const name of Object.keys(marks)) mark(name, marks[name]);
   }
@@ -65,10 +68,13 @@ export function makeChart({ onPoint, onPin }) {
       .filter((_, i) => i % 2 === 1)
       .map(({ first, stop }) =>
         make("rect", {
-          class: "band", x: scale.x(first), width: scale.x(stop) - scale.x(first),
-          y: MARGIN.top, height: HEIGHT - MARGIN.top - MARGIN.bottom,
+          class: "band",
+          x: scale.x(first),
+          width: scale.x(stop) - scale.x(first),
+          y: MARGIN.top,
+          height: HEIGHT - MARGIN.top - MARGIN.bottom,
         }),
-      ); // prettier-ignore
+      );
 
   function axes(most, tokens) {
     const [left, right] = [scale.x(0), scale.x(tokens)];
@@ -87,24 +93,20 @@ export function makeChart({ onPoint, onPin }) {
     return [...rows.flat(), ...columns];
   }
 
-  // A line through the units, with a gap where nothing is scored.
+  // A line through the middles of the units, with a gap where nothing is scored. What stands alone
+  // between gaps, and each mean, is a line as long as its unit.
   function lineOf(points, name, style) {
-    let isDown = false;
-    const path = points.map((point) => {
-      const value = point[name];
-      if (value === null) {
-        isDown = false;
-        return "";
+    const isGap = (i) => (points[i]?.[name] ?? null) === null;
+    const path = points.map((point, i) => {
+      if (isGap(i)) return "";
+      const y = scale.y(point[name]).toFixed(1);
+      if (isMean(drawn.kind) || (isGap(i - 1) && isGap(i + 1))) {
+        return `M${scale.x(point.first).toFixed(1)} ${y}H${scale.x(point.stop).toFixed(1)}`;
       }
-      const move = isDown ? "L" : "M";
-      isDown = true;
-      return `${move}${scale.x(middleOf(point)).toFixed(1)} ${scale.y(value).toFixed(1)}`;
+      return `${isGap(i - 1) ? "M" : "L"}${scale.x(middleOf(point)).toFixed(1)} ${y}`;
     });
     return make("path", { class: style, d: path.join("") });
   }
-
-  const dotOf = (unit) =>
-    make("circle", { class: "dot", cx: scale.x(middleOf(unit)), cy: scale.y(unit.bits), r: 3 });
 
   // Show where a unit is: a line, and for the one that is pointed at its text and figure.
   function mark(name, i) {
@@ -115,15 +117,15 @@ export function makeChart({ onPoint, onPin }) {
     const x = scale.x(middleOf(unit));
     const line = make("line", { x1: x, x2: x, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom });
     const group = make("g", { class: name }, line);
-    if (unit.bits !== null) {
-      group.append(make("circle", { cx: x, cy: scale.y(unit.bits), r: 4 }));
-    }
+    const height = drawn.points[i].bits; // of the line, which is a running mean in a long text
+    if (height !== null) group.append(make("circle", { cx: x, cy: scale.y(height), r: 4 }));
     if (name === "pointed") {
       const isLeft = x < scale.width / 2;
       const bits = unit.bits === null ? "not scored" : `${fixed(unit.bits, 1)} bits`;
-      const text = unit.text.length > 40 ? `${Array.from(unit.text).slice(0, 40).join("")}…` : unit.text;
       const place = { x: x + (isLeft ? 6 : -6), y: 13, "text-anchor": isLeft ? "start" : "end" };
-      group.append(make("text", place, `\u2068${quoted(text)}\u2069 ${bits}`));
+      group.append(
+        make("text", place, `\u2068${quoted(shortened(unit.text, MOST_CHARACTERS))}\u2069 ${bits}`),
+      );
     }
     svg.append(group);
   }

@@ -42,7 +42,8 @@ export function makeFiles(name, result, tableOf) {
     button("Save JSON", () => save(`${name}.json`, "application/json", JSON.stringify(result()))),
     button("Save CSV", () => save(`${name}.csv`, "text/csv", csvOf(tableOf(result())))),
   ];
-  if (navigator.clipboard) { // not on a page without https
+  if (navigator.clipboard) {
+    // not on a page without https
     buttons.unshift(
       button("Copy table", async () => {
         await navigator.clipboard.writeText(tsvOf(tableOf(result())));

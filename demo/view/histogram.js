@@ -37,8 +37,8 @@ export function makeHistogram({ onThreshold }) {
     const { mode, values, kind } = drawn;
     const edge = mode.edges[slider.value];
     const marked = values.filter((value) => value >= edge).length;
-    told.textContent =
-      `Underlined: ${mode.atLeast(edge)}, ${whole(marked)} of ${counted(values.length, kind)}`;
+    const share = `${whole(marked)} of ${counted(values.length, kind)}`;
+    told.textContent = `Underlined: ${mode.atLeast(edge)}, ${share}`;
     slider.setAttribute("aria-valuetext", mode.atLeast(edge));
     return edge;
   }

@@ -16,25 +16,24 @@ export function make(kind, attributes = {}, ...children) {
   return made;
 }
 
-// A list to choose from: [value, name] of each.
-export function choice(label, names) {
-  const options = names.map(([value, name]) => make("option", { value }, name));
-  return make("select", { "aria-label": label }, ...options);
-}
-
 // A text with its control characters made visible and harmless, as heatmap.py shows them.
 export function visible(text, endsLines = false) {
   return text.replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cs}]/gu, (character) => {
     if (character === "\n") return endsLines ? "↵\n" : "↵";
     if (character === "\t") return endsLines ? "⇥\t" : "⇥";
     if (character < " ") return String.fromCodePoint(0x2400 + character.codePointAt(0));
-    if (character === "\u200c" || character === "\u200d") return character; // parts of scripts, emoji
+    if (character === "\u200c" || character === "\u200d") return character; // of scripts, emoji
     const code = character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
     return `[U+${code}]`;
   });
 }
 
 export const quoted = (text) => `“${visible(text)}”`;
+
+export function shortened(text, most) {
+  const characters = Array.from(text);
+  return characters.length > most ? `${characters.slice(0, most).join("")}…` : text;
+}
 
 // The probability of so many bits in per cent, with two significant digits.
 export function percent(bits) {
@@ -46,8 +45,12 @@ export function percent(bits) {
 
 // A number with so many decimals, and a real minus.
 export function fixed(value, decimals = 2) {
-  if (!Number.isFinite(value)) return value > 0 ? "infinite" : value < 0 ? "−infinite" : "undefined";
-  return value.toFixed(decimals).replace(/^-(?=.*[1-9])/, "−").replace(/^-/, "");
+  if (Number.isNaN(value)) return "undefined";
+  if (!Number.isFinite(value)) return value > 0 ? "infinite" : "−infinite";
+  return value
+    .toFixed(decimals)
+    .replace(/^-(?=.*[1-9])/, "−")
+    .replace(/^-/, "");
 }
 
 export const whole = (value) => value.toLocaleString("en");

@@ -1,14 +1,15 @@
 // What a colour can stand for: the value of a unit, its colour, the bins of its histogram.
 //
 // `colour(value)` -> [class, strength from 0 to 100], of the styles of heatmap.py. `steps` are the
-// values of the legend, with `labelOf` each. `edges` begin the bins of the histogram, of which the last
-// has no end, and are the thresholds that can be chosen.
+// values of the legend, with `labelOf` each. `edges` begin the bins of the histogram, of which the
+// last has no end, and are the thresholds that can be chosen.
 
 import { make } from "./make.js";
 
 const MOST_BITS = 16; // a probability of 1 in 65,536, as in heatmap.py
 const MOST_EXCESS = 8;
 const MOST_DIFFERENCE = 4; // 16 times as likely, or as unlikely
+const RANKS = { 1: "1", 2: "2–10", 11: "11–100", 101: "101–1000", 1001: "1001+" }; // as GLTR has
 const range = (first, stop) => Array.from({ length: stop - first }, (_, i) => first + i);
 const strength = (share) => Math.round(100 * Math.min(1, share));
 const signed = (value) => `${value < 0 ? "−" : value > 0 ? "+" : ""}${Math.abs(value)}`;
@@ -31,8 +32,7 @@ export const MODES = {
     colour: (rank) => ["", 25 * [1, 10, 100, 1000].filter((most) => rank > most).length],
     steps: [1, 2, 11, 101, 1001],
     edges: [1, 2, 11, 101, 1001],
-    labelOf: (edge) =>
-      ({ 1: "1", 2: "2–10", 11: "11–100", 101: "101–1000", 1001: "1001+" })[edge],
+    labelOf: (edge) => RANKS[edge],
     atLeast: (edge) => `rank ${edge.toLocaleString("en")} or worse`,
   },
   excess: {

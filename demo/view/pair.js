@@ -3,7 +3,7 @@
 // the same place in the other.
 
 import { makeFiles } from "./files.js";
-import { choice, make } from "./make.js";
+import { make } from "./make.js";
 import { DIFFERENCE, legendOf, MODES } from "./modes.js";
 import { linesOfPair, makePairPanel } from "./pair_panel.js";
 import { scrollTogether } from "./scroll.js";
@@ -21,10 +21,8 @@ const WAYS = {
 
 export function makePairView() {
   let pair, units;
-  const colourBy = choice(
-    "Colour by",
-    Object.keys(WAYS).map((way) => [way, way]),
-  );
+  const ways = Object.keys(WAYS).map((way) => make("option", { value: way }, way));
+  const colourBy = make("select", { "aria-label": "Colour by" }, ...ways);
   const steps = make("span", { class: "steps" });
   const hint = make("small");
   const note = make(
@@ -49,7 +47,7 @@ export function makePairView() {
   const article = make(
     "article",
     { class: "surprisal", "aria-label": "Comparison" },
-    make("p", { class: "controls" }, "Colour: ", colourBy, hint, steps),
+    make("p", { class: "controls" }, make("label", {}, "Colour by ", colourBy), hint, steps),
     note,
     make("div", { class: "panes" }, ...panes),
     panel,

@@ -1,7 +1,7 @@
 // The figures of one unit of a comparison: the lines of its tooltip, and the panel that keeps them.
 
-import { fixed, make, percent, quoted, whole } from "./make.js";
-import { barsOf, NOT_SCORED, shortened } from "./panel.js";
+import { fixed, make, percent, quoted, shortened, whole } from "./make.js";
+import { barsOf, MOST_CHARACTERS, NOT_SCORED } from "./panel.js";
 import { klOf, otherOf, SIDES } from "./sides.js";
 
 // Unit i of side `name` in a few lines of text; `units` are those of both sides.
@@ -12,7 +12,7 @@ export function linesOfPair(name, i, units, pair) {
   const sides = SIDES.filter((side) => both[side]).map(
     (side) => `${side.toUpperCase()}: ${figuresOf(both[side], pair[side]).join(", ")}`,
   );
-  return [`${quoted(shortened(unit.text))} ${head}`, ...sides, ...lines];
+  return [`${quoted(shortened(unit.text, MOST_CHARACTERS))} ${head}`, ...sides, ...lines];
 }
 
 // { a, b }: the unit and its partner, or the one alone.
@@ -59,7 +59,7 @@ export function makePairPanel() {
 
   function show(name, i, units, pair) {
     const [head, ...lines] = headOf(name, i, units, pair);
-    const text = make("bdi", {}, quoted(shortened(units[name][i].text)));
+    const text = make("bdi", {}, quoted(shortened(units[name][i].text, MOST_CHARACTERS)));
     const common = make("strong", {}, text, ` ${head}`);
     const both = unitsAt(name, i, units);
     const sides = SIDES.filter((side) => both[side]).map((side) =>

@@ -1,16 +1,17 @@
 // The figures of one unit: the lines of its tooltip, and the panel that keeps them.
 
-import { counted, fixed, make, percent, quoted, visible, whole } from "./make.js";
+import { counted, fixed, make, percent, quoted, shortened, visible, whole } from "./make.js";
 import { isMean } from "./units.js";
 
 const MOST_BITS = 16; // of a bar
 const MOST_TOKENS = 12; // of a unit that are listed; a language without spaces has long words
+export const MOST_CHARACTERS = 60; // of a unit
 const MOST_READ = 90; // characters in front of a unit that are shown
 export const NOT_SCORED = "not scored: it only conditions what follows";
 
 // A unit in a few lines of text. `score` is what it is a unit of, `kind` which.
 export function linesOf(unit, kind, score) {
-  const head = quoted(shortened(unit.text));
+  const head = quoted(shortened(unit.text, MOST_CHARACTERS));
   if (unit.count === 0) return [head, NOT_SCORED];
   if (isMean(kind)) {
     return [
@@ -42,21 +43,19 @@ function correctedBits(unit, score) {
   return word.corrected_bits === null ? null : Number(word.corrected_bits);
 }
 
-export const shortened = (text) => {
-  const characters = Array.from(text);
-  return characters.length > 60 ? `${characters.slice(0, 60).join("")}…` : text;
-};
-
 export function makePanel() {
   const panel = make("div", {
-    class: "panel", role: "group", "aria-label": "One token", "aria-live": "polite",
-  }); // prettier-ignore
+    class: "panel",
+    role: "group",
+    "aria-label": "One token",
+    "aria-live": "polite",
+  });
 
   // `before` is the text in front of the unit.
   function show(unit, kind, score, before) {
     panel.setAttribute("aria-label", `One ${kind}`);
     const [first, ...lines] = linesOf(unit, kind, score);
-    const name = quoted(shortened(unit.text));
+    const name = quoted(shortened(unit.text, MOST_CHARACTERS));
     // Apart, because a token may run from the right.
     const head = make("strong", {}, make("bdi", {}, name), first.slice(name.length));
     const read = make("p", {}, "read before it: ", make("bdi", { class: "read" }, lastOf(before)));

@@ -1,10 +1,10 @@
-// The view of one score: the text with its colours, the figures of one unit, a chart, a histogram, the
-// most surprising spans, and files. A mouse or a key in one of them shows the same place in the others.
+// The view of one score: the text with its colours, the figures of one unit, a chart, a histogram,
+// the most surprising spans, and files. What is pointed at or pinned in one is so in the others.
 
 import { makeChart, positionsChart } from "./chart.js";
 import { makeFiles, tableOf } from "./files.js";
 import { makeHistogram } from "./histogram.js";
-import { choice, make } from "./make.js";
+import { make } from "./make.js";
 import { legendOf, MODES } from "./modes.js";
 import { linesOf, makePanel } from "./panel.js";
 import { makeSpans } from "./spans.js";
@@ -13,10 +13,17 @@ import { kindsOf, unitsOf } from "./units.js";
 
 export function makeScoreView() {
   let score, units, values;
-  const colourBy = choice("Colour by", Object.entries(MODES).map(([key, { name }]) => [key, name]));
-  const kindChoice = choice("of each", []);
+  const modes = Object.entries(MODES).map(([value, { name }]) => make("option", { value }, name));
+  const colourBy = make("select", { "aria-label": "Colour by" }, ...modes);
+  const kindChoice = make("select", { "aria-label": "of each" });
   const steps = make("span", { class: "steps" });
-  const controls = make("p", { class: "controls" }, "Colour: ", colourBy, " of each ", kindChoice, steps);
+  const controls = make(
+    "p",
+    { class: "controls" },
+    make("label", {}, "Colour by ", colourBy),
+    make("label", {}, "of each ", kindChoice),
+    steps,
+  );
 
   const text = makeText({
     tooltipOf: (i) => linesOf(units[i], kindChoice.value, score),
@@ -64,7 +71,8 @@ export function makeScoreView() {
     chart.draw(units, kind, large ? unitsOf(score, large) : []);
     drawColours();
     // At first, the most surprising one.
-    const most = units.reduce((best, { bits }, i) => (bits > (units[best].bits ?? -1) ? i : best), 0);
+    const bitsOf = (i) => units[i].bits ?? -1;
+    const most = units.reduce((best, _, i) => (bitsOf(i) > bitsOf(best) ? i : best), 0);
     if (units.length) pin(most);
   }
 
@@ -72,7 +80,13 @@ export function makeScoreView() {
     const mode = MODES[colourBy.value];
     values = units.map(mode.valueOf);
     steps.replaceChildren(...legendOf(mode));
-    colour(histogram.draw(mode, values.filter((value) => value !== null), kindChoice.value));
+    colour(
+      histogram.draw(
+        mode,
+        values.filter((value) => value !== null),
+        kindChoice.value,
+      ),
+    );
   }
 
   function colour(threshold) {
@@ -88,7 +102,10 @@ export function makeScoreView() {
   function pin(i) {
     text.pin(i);
     chart.pin(i);
-    const before = units.slice(0, i).map((unit) => unit.text).join("");
+    const before = units
+      .slice(0, i)
+      .map((unit) => unit.text)
+      .join("");
     show(units[i], kindChoice.value, score, before);
   }
 

@@ -1,6 +1,6 @@
 // The most surprising places of a text, as a list of buttons that lead to them.
 
-import { counted, fixed, make, quoted } from "./make.js";
+import { counted, fixed, make, quoted, shortened } from "./make.js";
 
 const MOST_SPANS = 8;
 const MOST_CHARACTERS = 48;
@@ -21,7 +21,7 @@ export function makeSpans({ onGo }) {
         const button = make(
           "button",
           { type: "button" },
-          make("bdi", {}, quoted(cut(text.trim()))),
+          make("bdi", {}, quoted(shortened(text.trim(), MOST_CHARACTERS))),
           ` ${fixed(bits, 1)} bits`,
           ...(count > 1 ? [` in ${counted(count, "token")}`] : []),
         );
@@ -49,10 +49,3 @@ export function spansOf(units, values, threshold) {
   });
   return spans.toSorted((a, b) => b.bits - a.bits);
 }
-
-const cut = (text) => {
-  const characters = Array.from(text);
-  return characters.length > MOST_CHARACTERS
-    ? `${characters.slice(0, MOST_CHARACTERS).join("")}…`
-    : text;
-};

@@ -1,9 +1,10 @@
 // The JSON of a score -> what is shown of it as one: tokens, words, sentences, or turns.
 //
-// A unit has its `text`; `first` and `stop`, [first, stop) of its tokens; `count`, how many of these
-// are scored, and of the scored ones together `total`, the sum of their bits, and `bits` (surprisal),
-// `entropy` and `rank`. In sentences and turns these are the mean of a token's bits and entropy and the
-// median rank, in the smaller ones the sums and the highest rank; null where nothing is scored.
+// A unit has its `text`; `first` and `stop`, [first, stop) of its tokens; `count`, how many of them
+// are scored; and of the scored ones together `total`, the sum of their bits, and `bits`
+// (surprisal), `entropy` and `rank`. In sentences and turns these are the mean of a token's bits
+// and entropy and the median rank, in the smaller ones the sums and the highest rank; null where
+// nothing is scored.
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const median = (values) => values.toSorted((a, b) => a - b)[Math.floor((values.length - 1) / 2)];
@@ -31,7 +32,11 @@ export function unitsOf(score, kind) {
 
 function rangesOf(score, kind, characters) {
   if (kind === "token") return score.pieces;
-  if (kind === "word") return wholeRanges(score.words.map(({ first }) => first), score);
+  if (kind === "word")
+    return wholeRanges(
+      score.words.map(({ first }) => first),
+      score,
+    );
   const isIn = kind === "turn" ? turnsOf(score) : sentencesOf(score, characters);
   const firsts = score.pieces
     .map(([first]) => first)
@@ -47,12 +52,12 @@ function wholeRanges(firsts, score) {
 
 // A token -> the number of its sentence, by its first character that is no space.
 function sentencesOf(score, characters) {
+  const segmenter = new Intl.Segmenter(undefined, { granularity: "sentence" });
   const ends = [];
   let end = 0;
-  for (const { segment } of new Intl.Segmenter(undefined, { granularity: "sentence" }).segment(
-    score.text,
-  )) {
+  for (const { segment } of segmenter.segment(score.text)) {
     end += Array.from(segment).length;
+    if (!segment.trim() && ends.length) ends.pop(); // an empty line belongs to what is above it
     ends.push(end);
   }
   const numbers = [];
