@@ -27,6 +27,10 @@ DIFFERENCE_STEPS = {
 UNSCORED = 'class="unscored"'
 NOT_SCORED = "not scored: it only conditions what follows"
 
+# One character as people see it. Flags come first: to know where one begins, \X looks at all those
+# in front, so that many would take a time that grows with their square.
+GRAPHEME = regex.compile(r"\p{RI}{2}[\p{GCB=EX}\p{GCB=ZWJ}\p{GCB=SM}]*|\X")
+
 # Of a word in its tooltip: a language without spaces has long ones.
 MOST_TOKENS = 12
 
@@ -157,7 +161,7 @@ def pieces(found) -> list[tuple[str, range]]:
     """
     if found.offsets is None:
         return [(token, range(i, i + 1)) for i, token in enumerate(found.tokens)]
-    begins = {match.start() for match in regex.finditer(r"\X", found.text)}
+    begins = {match.start() for match in GRAPHEME.finditer(found.text)}
     firsts = [
         i
         for i, (start, end) in enumerate(found.offsets)

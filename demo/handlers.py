@@ -17,6 +17,7 @@ import gradio as gr
 import metric_package
 from demo.logits_file import write_example
 from demo.models import Visible
+from demo.pair_data import pair_data, same_tokens_data
 from demo.queueing import wanted_here
 from demo.service import Metrics
 from demo.settings import HeldOut, Settings
@@ -27,7 +28,6 @@ from demo.views import (
     comparison_table,
     figures,
     logits_table,
-    side_by_side,
     verdict,
 )
 
@@ -99,11 +99,11 @@ def make_handlers(settings: Settings, metrics: Metrics) -> dict[str, Callable]:
         if text_a == text_b:
             pair = metrics.compare(text_a, model_a, model_b, tell)
             if pair is not None:
-                picture = heatmap.difference_heatmap(pair.comparison, "A", "B")
-                return comparison(pair.a, pair.b), comparison_table(pair.a, pair.b, pair), picture
+                table = comparison_table(pair.a, pair.b, pair)
+                return comparison(pair.a, pair.b), table, same_tokens_data(pair)
         a = metrics.score(text_a, model_a, tell)
         b = metrics.score(text_b, model_b, tell)
-        return comparison(a, b), comparison_table(a, b), side_by_side(a, b)
+        return comparison(a, b), comparison_table(a, b), pair_data(a, b)
 
     @told
     def logits(file, from_logits: bool, ignore_index: str, mask_token_id: str, shift: bool):

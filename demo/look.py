@@ -20,6 +20,7 @@ CSS = """
 .link .past { visibility: hidden; } /* its place stays, so that nothing jumps */
 .link .said { position: absolute; width: 1px; height: 1px; overflow: hidden; white-space: nowrap;
   clip-path: inset(50%); }
+.compared .verdict.block { min-height: 4.5em; }
 button[role="tab"][aria-selected="true"] { color: var(--primary-700) !important; }
 .dark button[role="tab"][aria-selected="true"] { color: var(--primary-400) !important; }
 .or { color: inherit !important; } /* Gradio's "- or -" in the place for a file */
@@ -45,8 +46,6 @@ input[aria-expanded] { padding-right: 1.6em !important; text-overflow: ellipsis;
   font-weight: normal; }
 .statistics tr:first-child th { min-width: 5.2em; overflow-wrap: anywhere; }
 .statistics th:first-child { min-width: 0 !important; padding-left: 0; text-align: left; }
-.sides { display: grid; gap: 16px;
-  grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
 .results code { white-space: normal; overflow-wrap: anywhere; }
 """
 

@@ -11,7 +11,7 @@ from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, travers
 from demo.asking import UNSEEN, Asking, Links
 from demo.handlers import make_handlers, refused
 from demo.queueing import bound_queue
-from demo.score_view import score_view
+from demo.score_view import pair_view, score_view
 from demo.service import Metrics
 from demo.settings import Example, Settings
 
@@ -136,8 +136,8 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
         with gr.Tab("Compare", elem_id="compare"):
             gr.Markdown(
                 "Two texts under one model; or one text under two models, with the second text "
-                "left empty. If both models have the same tokens, each token shows by how much B "
-                "is less or more surprised than A; if not, only bits per byte can be compared."
+                "left empty. Where both sides have the same text, its colour shows by how much "
+                "less or more it surprises this side than the other."
             )
             with gr.Row():
                 with gr.Column(min_width=300):
@@ -147,9 +147,8 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
                     model_b = model_choice("Model B")
             fields = {"text_a": text_a, "model_a": model_a, "text_b": text_b, "model_b": model_b}
             ask_compare = Asking("compare", "Compare", **fields)
-            line = gr.Markdown(elem_classes="verdict")
-            table = gr.HTML()
-            picture = gr.HTML()
+            with gr.Column(elem_classes=["score", "compared"]):
+                line, picture, table = gr.Markdown(elem_classes="verdict"), pair_view(), gr.HTML()
             inputs, outputs = [text_a, model_a, text_b, model_b], [line, table, picture]
             more = {"show_progress_on": picture, **of_model}
             ask_compare.connect(

@@ -1,4 +1,4 @@
-"""Gradio's place for a score, which demo/view/ draws from JSON in the browser.
+"""Gradio's places for a score and a comparison, which demo/view/ draws from JSON in the browser.
 
 The files of demo/view/ are JavaScript modules, sent as they are: there is no build step.
 """
@@ -27,9 +27,18 @@ def routes() -> list[BaseRoute]:
 
 def score_view() -> gr.HTML:
     """The view of one score. Its value is the JSON of `token_data.score_data`, or None."""
+    return _view("score")
+
+
+def pair_view() -> gr.HTML:
+    """The view of a comparison. Its value is the JSON of pair_data.py, or None."""
+    return _view("pair")
+
+
+def _view(kind: str) -> gr.HTML:
     return gr.HTML(
-        html_template=f'<style>{STYLE}</style><div class="view"></div>',
+        html_template=f'<style>{STYLE}</style><div class="view {kind}"></div>',
         js_on_load=f"import(`${{window.gradio_config.root}}{ADDRESS}/main.js`)"
-        ".then(({ start }) => start(element, props, watch))",
+        f".then(({{ start }}) => start(element, props, watch, '{kind}'))",
         apply_default_css=False,
     )

@@ -12,6 +12,7 @@ import metric_package
 
 if TYPE_CHECKING:
     from demo.views import LabelledScore
+    from text_comparison import TextComparison
     from text_score import TextScore
 
 heatmap = metric_package.sibling("heatmap")
@@ -24,7 +25,7 @@ def score_data(labelled: "LabelledScore", result: dict) -> dict:
     Keys:
         model: its label.
         text: what was scored.
-        tokens: a list of objects; see `_token`.
+        tokens: a list of objects; see `scored_token`.
         pieces: [first, stop) of the tokens in each grapheme: what people see as one character is
             not divided, even if it has several tokens.
         words: a list of objects; see `_word`. null for a model that does not tell where its tokens
@@ -41,12 +42,12 @@ def score_data(labelled: "LabelledScore", result: dict) -> dict:
     return {
         "model": labelled.label,
         "text": score.text,
-        "tokens": [_token(score, i) for i in range(len(score.tokens))],
+        "tokens": [scored_token(score, i) for i in range(len(score.tokens))],
         "pieces": [[piece.start, piece.stop] for _, piece in heatmap.pieces(score)],
         "words": None if score.offsets is None else [_word(word) for word in score.words],
         "turns": labelled.turns,
         "positions": {
-            label: {"bits": _bits(found["mean_nll"]), "num_tokens": found["num_tokens"]}
+            label: {"bits": bits(found["mean_nll"]), "num_tokens": found["num_tokens"]}
             for label, found in labelled.positions.items()
             if found["num_tokens"]
         },
@@ -61,24 +62,26 @@ def as_json(value: Any) -> Any:
     return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _token(score: "TextScore", i: int) -> dict:
+def scored_token(score: "TextScore", i: int) -> dict:
     """`token` as the tokenizer writes it; `start` and `end`, its characters [start, end) in the
     text, null if not known; `bits`, `rank`, `entropy` of the prediction, null where nothing was
     scored; `expected`, the likeliest tokens, each with its `token` and `bits`."""
-    start, end = (None, None) if score.offsets is None else score.offsets[i]
     return {
-        "token": score.tokens[i],
-        "start": start,
-        "end": end,
-        "bits": _bits(score.nll[i]),
+        **token(score, score.nll, i),
         "rank": score.ranks[i] or None,
-        "entropy": _bits(score.entropy[i]),
+        "entropy": bits(score.entropy[i]),
         "expected": _expected(score.expected[i] if score.expected else []),
     }
 
 
+def token(found: "TextScore | TextComparison", nll: Sequence[float], i: int) -> dict:
+    """Of a `scored_token`, what is known under each of two models."""
+    start, end = (None, None) if found.offsets is None else found.offsets[i]
+    return {"token": found.tokens[i], "start": start, "end": end, "bits": bits(nll[i])}
+
+
 def _expected(likeliest: Sequence[tuple[str, float]]) -> list[dict]:
-    return [{"token": token, "bits": _bits(nll)} for token, nll in likeliest]
+    return [{"token": name, "bits": bits(nll)} for name, nll in likeliest]
 
 
 def _word(word) -> dict:
@@ -89,11 +92,16 @@ def _word(word) -> dict:
         "stop": word.tokens.stop,
         "start": word.start,
         "end": word.end,
-        "bits": _bits(word.nll),
-        "corrected_bits": _bits(math.nan if word.corrected_nll is None else word.corrected_nll),
+        "bits": bits(word.nll),
+        "corrected_bits": bits(math.nan if word.corrected_nll is None else word.corrected_nll),
     }
 
 
-def _bits(nll: float) -> float | str | None:
-    """nll in nats -> bits, as JSON."""
-    return as_json(float(f"{nll / math.log(2):.{DIGITS}g}"))
+def bits(nats: float) -> float | str | None:
+    """nats -> bits, as JSON."""
+    return rounded(nats / math.log(2))
+
+
+def rounded(value: float) -> float | str | None:
+    """As JSON, with as many digits as a model computes."""
+    return as_json(float(f"{value:.{DIGITS}g}"))

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from text_score import TextScore
     from totals import Result, TextSums
 
-heatmap = metric_package.sibling("heatmap")
 pair_totals = metric_package.sibling("pair_totals")
 text_totals = metric_package.sibling("text_totals")
 totals = metric_package.sibling("totals")
@@ -319,15 +318,6 @@ def _row(name: str, *cells: str) -> str:
 def _perplexity_range(side: Side) -> str:
     low, high = perplexity_interval(side)
     return "too short" if math.isnan(low) else f"{number(low)} to {number(high)}"
-
-
-def side_by_side(a: LabelledScore, b: LabelledScore) -> str:
-    """The HTML of two heatmaps, next to each other where there is room."""
-    sides = "".join(
-        f"<div><h2>{_name(letter, side)}</h2>{heatmap.heatmap(side.score)}</div>"
-        for letter, side in (("A", a), ("B", b))
-    )
-    return f'<div class="sides">{sides}</div>'
 
 
 def _digits(value: float) -> str:

@@ -2,10 +2,12 @@
 
 import base64
 import contextlib
+import csv
 import gc
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -36,9 +38,11 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from demo import handlers, models, queueing, server, service
+from demo import handlers, models, queueing, server, service, views
 from demo.conversation import read_conversation
 from demo.page import make_page
+from demo.pair_data import pair_data
+from demo.score_view import ADDRESS
 from demo.settings import Model
 
 TINY = str(ROOT / "tiny_model")
@@ -185,25 +189,31 @@ def test_a_conversation_over_the_api(client, settings):
 
 
 def test_compare_two_models(client, other_model):
-    line, table, picture = client.predict(PROSE, LABEL, "", OTHER, api_name="/compare")
+    line, table, pair = client.predict(PROSE, LABEL, "", OTHER, api_name="/compare")
     expected = load().compare([PROSE], base_id=TINY, model_id=str(other_model))
     assert f"**Model A, {LABEL}, is less surprised, by " in line
     for name in ("base_bits_per_byte", "bits_per_byte"):
         assert f"<td>{expected[name]:.3f}</td>" in table
-    assert picture.count('data-tip="“') == expected["num_tokens"]
-    assert "more under B" in picture
+    assert (pair["a"]["model"], pair["b"]["model"]) == (LABEL, OTHER)
+    count, ln2 = expected["num_tokens"], math.log(2)
+    assert sum(pair["kl"]) == pytest.approx(count * expected["mean_kl"] / ln2, rel=1e-4)
+    differences = sum(piece["difference"] for piece in pair["pieces"])
+    mean = expected["mean_nll"] - expected["base_mean_nll"]
+    assert differences == pytest.approx(count * mean / ln2, rel=1e-4)
 
 
 def test_compare_two_texts(client):
-    shuffled = " ".join(sorted(PROSE.split()))
-    line, table, picture = client.predict(PROSE, LABEL, shuffled, LABEL, api_name="/compare")
-    assert "Text A surprises its model less" in line
-    counts = [
-        load().compute(predictions=[text], model_id=TINY)["num_tokens"]
-        for text in (PROSE, shuffled)
-    ]
-    assert f"<td>{counts[0]}</td><td>{counts[1]}</td>" in table
-    assert picture.count('data-tip="“') == sum(counts)
+    text = f"{PROSE}It is new."
+    line, table, pair = client.predict(PROSE, LABEL, text, LABEL, api_name="/compare")
+    assert "surprises its model less" in line
+    for name, each in (("a", PROSE), ("b", text)):
+        (score,) = load().score([each], model_id=TINY)
+        assert f"<td>{len(score.tokens)}</td>" in table
+        bits = [token["bits"] for token in pair[name]["tokens"]]
+        assert bits == pytest.approx([nll / math.log(2) for nll in score.nll], rel=1e-4, abs=1e-6)
+    only_b = [piece["b"] for piece in pair["pieces"] if piece["a"] is None]
+    added = "".join(pair["b"]["tokens"][i]["token"] for piece in only_b for i in range(*piece))
+    assert added.strip() == "It is new."
 
 
 def save_npz(path, **arrays):
@@ -1545,14 +1555,210 @@ def test_a_conversation_in_the_browser(page, url, settings):
         )
 
 
-def test_compare_in_the_browser(page):
+def compare_texts(page, text_a, text_b, model_b=LABEL):
+    """The pieces of both sides."""
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_label("Text A").fill(PROSE)
-    page.get_by_label("Text B").fill(" ".join(sorted(PROSE.split())))
+    page.get_by_label("Text A").fill(text_a)
+    page.get_by_label("Text B").fill(text_b)
+    if model_b != LABEL:
+        # Gradio's list logs an error if it changes while it is open.
+        page.get_by_text("Not available at the moment: Absent.").last.wait_for()
+        page.get_by_label("Model B").fill(model_b)
+        page.get_by_role("option", name=model_b).click()
     press(page, "Compare")
-    page.get_by_text("surprises its model less").wait_for()
+    sides = page.locator(".panes:visible section")
+    sides.first.wait_for()
+    return sides.nth(0).locator("b"), sides.nth(1).locator("b")
+
+
+REVISED = PROSE.replace("is empty", "is not empty", 1)
+COLOUR = "(e) => [e.classList.contains('more'), e.classList.contains('less'), e.style.cssText]"
+
+
+def test_compare_in_the_browser(page):
+    a, b = compare_texts(page, PROSE, REVISED)
+    assert page.locator(".panes h2").all_inner_texts() == [f"A {LABEL}", f"B {LABEL}"]
+    assert page.locator(".panes .text").nth(1).inner_text().startswith(REVISED[:60])
+    assert page.locator(".score:visible table tr").count() == 5  # the statistics
+    page.wait_for_timeout(500)  # Gradio fades a result in
     assert violations(page) == []
-    assert page.locator(".surprisal:visible").count() == 2
+    # What only B has, and what both have behind it.
+    alone = page.locator(".panes b.alone")
+    assert alone.all_inner_texts() == ["not"]
+    number = b.all_inner_texts().index("not")
+    assert a.nth(number - 1).inner_text() == "is"
+    alone.hover()
+    tip = "(e) => getComputedStyle(e, '::after').content"
+    assert "only in B" in alone.evaluate(tip)
+    assert page.locator(".panes .pointed").count() == 1
+    b.nth(number + 1).hover()
+    assert a.nth(number).evaluate("(e) => e.classList.contains('pointed')")
+    assert "A: " in b.nth(number + 1).evaluate(tip)
+    # Each side has the colour of its own difference.
+    of_a, of_b = a.nth(number).evaluate(COLOUR), b.nth(number + 1).evaluate(COLOUR)
+    assert of_a == [of_b[1], of_b[0], of_b[2]]
+    assert of_a[0] != of_a[1]
+    page.get_by_label("Colour by").locator("visible=true").select_option("surprisal")
+    assert not any(a.nth(number).evaluate(COLOUR)[:2])
+
+
+def test_the_keys_of_a_comparison(page):
+    """Each side is one stop of the tab key; what is chosen on one is shown for both."""
+    a, b = compare_texts(page, PROSE, REVISED)
+    assert page.locator('.panes [tabindex="0"]').count() == 2
+    number = b.all_inner_texts().index("not")
+    a.nth(0).focus()
+    page.keyboard.press("Tab")
+    assert b.nth(0).evaluate(FOCUSED)
+    for _ in range(number + 1):
+        page.keyboard.press("ArrowRight")
+    assert b.nth(number + 1).evaluate(FOCUSED)
+    page.keyboard.press("Enter")
+    pinned = page.locator(".panes .pinned")
+    assert pinned.all_inner_texts() == ["empty", "empty"]
+    panel = page.locator(".panel:visible")
+    head = panel.locator(".both").inner_text()
+    assert re.search(r"“ empty” \d+\.\d\d bits (more|less) in B", head)
+    assert panel.locator("ol").count() == 2
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    assert pinned.all_inner_texts() == ["not"]
+    assert panel.inner_text().startswith("“ not” only in B")
+    page.keyboard.press("End")
+    assert b.last.evaluate(FOCUSED)
+    # A tooltip of the focus in B is not in the way of one in A, and closes by Escape.
+    a.nth(1).scroll_into_view_if_needed()
+    a.nth(1).hover()
+    tooltip = "(e) => getComputedStyle(e, '::after').display"
+    assert (a.nth(1).evaluate(tooltip), b.last.evaluate(tooltip)) == ("block", "none")
+    page.keyboard.press("Escape")
+    assert a.nth(1).evaluate(tooltip) == "none"
+
+
+def test_both_sides_scroll_to_the_same_place(page):
+    """B has some more in the middle, so that its places are others; neither moves the other."""
+    lines = [f"Line {i} is one of many lines.\n" for i in range(60)]
+    more = [f"This text number {i} is in B alone.\n" for i in range(20)]
+    a, b = compare_texts(page, "".join(lines), "".join([*lines[:30], *more, *lines[30:]]))
+    boxes = page.locator(".panes .text")
+
+    def scroll(side, share):
+        """Of the way; where both then are."""
+        to = "(box, share) => (box.scrollTop = share * (box.scrollHeight - box.clientHeight))"
+        boxes.nth(side).evaluate(to, share)
+        page.wait_for_timeout(100)
+        tops = [boxes.nth(i).evaluate("(box) => box.scrollTop") for i in (0, 1)]
+        page.wait_for_timeout(300)
+        assert [boxes.nth(i).evaluate("(box) => box.scrollTop") for i in (0, 1)] == tops
+        return tops
+
+    def line(tokens, number):
+        return tokens.nth(
+            [i for i, t in enumerate(tokens.all_inner_texts()) if t == "many"][number]
+        )
+
+    def height(tokens, number):
+        return line(tokens, number).bounding_box()["y"]
+
+    assert scroll(0, 0.25)[1] > 0
+    assert height(a, 18) == pytest.approx(height(b, 18), abs=15)
+    scroll(1, 0.8)
+    assert height(a, 47) == pytest.approx(height(b, 47), abs=15)
+    room = "(box) => box.scrollHeight - box.clientHeight"
+    assert scroll(0, 1)[1] == pytest.approx(boxes.nth(1).evaluate(room), abs=1)
+    assert scroll(1, 0) == [0, 0]
+    # A click on one side shows its place on the other, and moves nothing under the mouse.
+    tops = scroll(0, 0.5)
+    line(a, 29).click()
+    page.wait_for_timeout(200)
+    assert boxes.nth(0).evaluate("(box) => box.scrollTop") == tops[0]
+    frame, shown = boxes.nth(1).bounding_box(), page.locator(".panes .pinned").nth(1).bounding_box()
+    assert frame["y"] <= shown["y"] <= frame["y"] + frame["height"]
+
+
+def saved_table(page):
+    with page.expect_download() as download:
+        page.locator("button:visible", has_text="Save CSV").click()
+    assert download.value.suggested_filename == "comparison.csv"
+    with open(download.value.path(), newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_comparison_as_a_table(page):
+    compare_texts(page, "It is new.", "It is not new.", OTHER)
+    rows = saved_table(page)
+    assert "".join(row["a_text"] for row in rows) == "It is new."
+    assert "".join(row["b_text"] for row in rows) == "It is not new."
+    (added,) = (row for row in rows if row["a_text"] == "" and row["b_text"].strip() == "not")
+    assert (added["a_start"], added["difference"]) == ("", "")
+    last = rows[-1]
+    assert float(last["difference"]) == pytest.approx(
+        float(last["b_bits"]) - float(last["a_bits"]), rel=1e-4
+    )
+
+
+DRAW = """async ([address, pair]) => {
+  const { makePairView } = await import(`${address}/pair.js`);
+  const view = makePairView();
+  document.querySelector("main").replaceChildren(view.article);
+  view.draw(pair);
+}"""
+
+
+def test_sides_that_cannot_be_aligned(page, url):
+    """The tokens of a slow tokenizer have no places; some are infinitely surprising."""
+    scores = load().score(["It is new.", "It is not new."], model_id=TINY)
+    a, b = (views.LabelledScore("x", replace(score, offsets=None), "", {}) for score in scores)
+    pair = pair_data(a, b)
+    assert pair["pieces"] is None
+    page.evaluate(DRAW, [f"{url.rstrip('/')}{ADDRESS}", pair])
+    assert page.locator("main .text").all_inner_texts() == ["It is new.", "It is not new."]
+    page.get_by_text("cannot be aligned").wait_for()
+    assert page.get_by_label("Colour by").input_value() == "surprisal"
+    assert page.locator("main .panes :is(.less, .more, .alone)").count() == 0
+    first = page.locator("main .panes b").nth(1)
+    first.hover()
+    assert "in A" in first.get_attribute("data-tip")
+    assert saved_table(page)[-1]["b_text"] == "."
+
+
+def test_infinite_differences(page, url):
+    scores = load().score(["It is new."] * 2, model_id=TINY)
+    worse = replace(scores[0], nll=[math.inf] * len(scores[0].nll))
+    a, b = (views.LabelledScore("x", score, "", {}) for score in (worse, scores[1]))
+    page.evaluate(DRAW, [f"{url.rstrip('/')}{ADDRESS}", pair_data(a, b)])
+    assert "infinite bits less in B" in page.locator("main .panel").inner_text()
+    assert page.locator("main .panes .more").count() == len(scores[0].tokens)
+    assert "Infinity" in {row["a_bits"] for row in saved_table(page)}
+    assert {float(row["difference"]) for row in saved_table(page)} == {-math.inf}
+
+
+def test_a_comparison_on_paper_and_in_forced_colours(page):
+    a, _ = compare_texts(page, PROSE * 10, "", OTHER)
+    ground = "(token) => getComputedStyle(token).backgroundColor"
+    grounds = [a.nth(i).evaluate(ground) for i in range(3)]
+    page.emulate_media(media="print")
+    for box in page.locator(".panes .text").all():
+        assert box.evaluate("(box) => box.scrollHeight === box.clientHeight")
+    page.emulate_media(media="screen", forced_colors="active")
+    assert [a.nth(i).evaluate(ground) for i in range(3)] == grounds
+
+
+@pytest.mark.parametrize(("width", "is_beside"), [(1280, True), (640, True), (600, False)])
+def test_both_sides_are_seen_without_a_jump(browser, url, width, is_beside):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.add_init_script(SHIFTS)
+    page.goto(url)
+    page.locator(".chart path:visible").first.wait_for()
+    before = page.evaluate("window.shifted ?? 0")
+    compare_texts(page, PROSE, REVISED)
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.shifted ?? 0") - before < 0.05
+    a, b = (page.locator(".panes .text").nth(i).bounding_box() for i in (0, 1))
+    assert (a["y"] == b["y"]) == is_beside
+    assert (a["x"] == b["x"]) != is_beside
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
 
 
 def test_upload_and_bad_upload(page, tmp_path):
@@ -1593,19 +1799,14 @@ def test_a_text_under_two_models_in_the_browser(page, url):
     """The colours of the legend are the strongest that a token can have."""
     for theme in ("light", "dark"):
         page.goto(f"{url}?__theme={theme}")
-        page.get_by_role("tab", name="Compare").click()
-        page.get_by_label("Text A").fill("Return the number <b>of</b> items.")
-        # Gradio's list logs an error if it changes while it is open.
-        page.get_by_text("Not available at the moment: Absent.").last.wait_for()
-        page.get_by_label("Model B").fill(OTHER)
-        page.get_by_role("option", name=OTHER).click()
-        press(page, "Compare")
-        tokens = page.locator(".surprisal:visible b")
-        tokens.first.wait_for()
-        shown = page.locator(".surprisal:visible .text").inner_text()
-        assert shown == "Return the number <b>of</b> items."
+        text = "Return the number <b>of</b> items."
+        tokens, _ = compare_texts(page, text, "", OTHER)
+        assert page.locator(".panes .text").all_inner_texts() == [text, text]
         tokens.nth(3).hover()
-        assert "under B" in tokens.nth(3).evaluate("e => getComputedStyle(e, '::after').content")
+        tip = tokens.nth(3).evaluate("e => getComputedStyle(e, '::after').content")
+        assert re.search(r"bits (more|less) in A", tip)
+        assert "KL(A‖B) " in tip
+        assert tip.count("expected “") == 2
         for element in page.locator(".surprisal:visible :is(i, b)").all():
             assert element.evaluate(CONTRAST) >= 4.5, element.evaluate("e => e.outerHTML")
 

@@ -258,14 +258,6 @@ def test_perplexities_are_compared_only_under_one_model():
     assert same[1][3] == "× 0.50"
 
 
-def test_two_heatmaps_say_whose_they_are():
-    a, b = made(np.ones(4), label="<i>"), made(np.ones(5))
-    page = views.side_by_side(a, b)
-    assert page.count('data-tip="') == 9
-    assert "<h2><b>A</b> &lt;i&gt;</h2>" in page
-    assert "<h2><b>B</b> made</h2>" in page
-
-
 def test_the_table_of_logits():
     result = load().compute(predictions=np.zeros((2, 3, 4)), references=np.zeros((2, 3), int))
     table = views.logits_table(result, ["Mind this."])

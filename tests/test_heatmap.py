@@ -4,6 +4,7 @@ import html
 import html.parser
 import itertools
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -151,6 +152,7 @@ GRAPHEMES = [
     # tokens, how the text is shown
     (["🎉", "", "", "!"], ["🎉", "!"]),
     ([*"🇩🇪🇫🇷"], ["🇩🇪", "🇫🇷"]),
+    ([*"🇩🇪🇫\u0301x"], ["🇩🇪", "🇫\u0301", "x"]),
     ([*FAMILY, " x"], [FAMILY, "x"]),
     (["a", "e", "\u0301", "t"], ["a", "e\u0301", "t"]),
     (["ت", "", "ع", "", " ي"], ["ت", "ع", "ي"]),
@@ -165,6 +167,16 @@ def test_no_grapheme_is_torn(pieces, shown):
     assert [text for _, text in tokens_of(make_score(pieces, [1] * len(pieces)))] == shown
     comparison = make_comparison(pieces, [1] * len(pieces), [2] * len(pieces))
     assert [text for _, text in compared_tokens_of(comparison)] == shown
+
+
+def test_a_text_of_flags_takes_no_longer_than_others():
+    def seconds(num_flags):
+        score = make_score(["🇩🇪"] * num_flags, [1] * num_flags)
+        begin = time.thread_time()
+        assert len(sibling("heatmap").pieces(score)) == num_flags
+        return time.thread_time() - begin
+
+    assert seconds(10000) < 40 * min(seconds(1000) for _ in range(3))  # not 100 times
 
 
 def test_the_tooltip_of_a_grapheme():

@@ -1,4 +1,6 @@
-// A score to take away: JSON, a table as CSV or for the clipboard.
+// A result to take away: JSON, a table as CSV or for the clipboard.
+
+import { make } from "./make.js";
 
 const COLUMNS = ["start", "end", "token", "bits", "rank", "entropy"];
 
@@ -15,19 +17,45 @@ export function tableOf(score) {
 }
 
 // RFC 4180, with texts in quotes.
-export function csvOf(rows) {
-  const isText = (value) => typeof value === "string" && value !== "Infinity";
+function csvOf(rows) {
+  const isText = (value) =>
+    typeof value === "string" && value !== "Infinity" && value !== "-Infinity";
   const cell = (value) => (isText(value) ? `"${value.replaceAll('"', '""')}"` : (value ?? ""));
   return rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("");
 }
 
 // For a spreadsheet: with tabs between cells.
-export function tsvOf(rows) {
+function tsvOf(rows) {
   const cell = (value) => String(value ?? "").replace(/[\t\r\n]/g, " ");
   return rows.map((row) => row.map(cell).join("\t")).join("\n");
 }
 
-export function save(name, type, text) {
+// The buttons. `result` gives the JSON, `tableOf` makes a table of it; the files have this name.
+export function makeFiles(name, result, tableOf) {
+  const told = make("output");
+  const button = (label, onClick) => {
+    const made = make("button", { type: "button" }, label);
+    made.addEventListener("click", onClick);
+    return made;
+  };
+  const buttons = [
+    button("Save JSON", () => save(`${name}.json`, "application/json", JSON.stringify(result()))),
+    button("Save CSV", () => save(`${name}.csv`, "text/csv", csvOf(tableOf(result())))),
+  ];
+  if (navigator.clipboard) {
+    // not on a page without https
+    buttons.unshift(
+      button("Copy table", async () => {
+        await navigator.clipboard.writeText(tsvOf(tableOf(result())));
+        told.textContent = "Copied: paste it into a spreadsheet.";
+        setTimeout(() => (told.textContent = ""), 5000);
+      }),
+    );
+  }
+  return make("p", { class: "files" }, ...buttons, told);
+}
+
+function save(name, type, text) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type }));
   link.download = name;

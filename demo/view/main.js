@@ -1,13 +1,16 @@
-// Draws the JSON of a score, and draws again when another one comes.
+// Draws the JSON of a score or of a comparison, and draws again when another one comes.
 
+import { makePairView } from "./pair.js";
 import { makeScoreView } from "./score.js";
 
+const VIEWS = { pair: makePairView, score: makeScoreView };
+
 // Gradio's gr.HTML: `element` is its place, `props.value` its value, `watch` tells of another one.
-export function start(element, props, watch) {
+export function start(element, props, watch, kind = "score") {
   const tab = element.closest("[role=tabpanel]");
   const announce = () => tab.querySelector(".verdict")?.setAttribute("role", "status");
   pressByKeys(tab);
-  const view = makeScoreView();
+  const view = VIEWS[kind]();
   const draw = () => {
     announce(); // Gradio may make the verdict after this
     element.querySelector(".view").replaceChildren(...(props.value ? [view.article] : []));

@@ -4,8 +4,11 @@
 // values of the legend, with `labelOf` each. `edges` begin the bins of the histogram, of which the
 // last has no end, and are the thresholds that can be chosen.
 
+import { make } from "./make.js";
+
 const MOST_BITS = 16; // a probability of 1 in 65,536, as in heatmap.py
 const MOST_EXCESS = 8;
+const MOST_DIFFERENCE = 4; // 16 times as likely, or as unlikely
 const RANKS = { 1: "1", 2: "2–10", 11: "11–100", 101: "101–1000", 1001: "1001+" }; // as GLTR has
 const range = (first, stop) => Array.from({ length: stop - first }, (_, i) => first + i);
 const strength = (share) => Math.round(100 * Math.min(1, share));
@@ -49,6 +52,30 @@ export const MODES = {
     atLeast: (edge) => `${signed(edge)} bits or more`,
   },
 };
+
+// Of two sides, the bits of this one less those of the other; as in heatmap.py.
+export const DIFFERENCE = {
+  unit: "bits",
+  colour: (bits) => [
+    bits > 0 ? "more" : "less",
+    strength(Math.sqrt(Math.abs(bits) / MOST_DIFFERENCE)),
+  ],
+  steps: [-4, -1, -0.25, 0, 0.25, 1, 4],
+  labelOf: (bits) => {
+    const label = signed(bits).replace("0.25", "¼");
+    return Math.abs(bits) >= MOST_DIFFERENCE ? `${label}+` : label;
+  },
+};
+
+// What a mode's legend shows.
+export function legendOf(mode) {
+  const cells = mode.steps.map((step) => {
+    const cell = make("i", {}, mode.labelOf(step));
+    paint(cell, mode, step);
+    return cell;
+  });
+  return [`${mode.unit} `, ...cells];
+}
 
 // Colour an element by a value; null is not scored.
 export function paint(element, mode, value) {

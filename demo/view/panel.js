@@ -5,9 +5,9 @@ import { isMean } from "./units.js";
 
 const MOST_BITS = 16; // of a bar
 const MOST_TOKENS = 12; // of a unit that are listed; a language without spaces has long words
-const MOST_CHARACTERS = 60; // of a unit
+export const MOST_CHARACTERS = 60; // of a unit
 const MOST_READ = 90; // characters in front of a unit that are shown
-const NOT_SCORED = "not scored: it only conditions what follows";
+export const NOT_SCORED = "not scored: it only conditions what follows";
 
 // A unit in a few lines of text. `score` is what it is a unit of, `kind` which.
 export function linesOf(unit, kind, score) {
@@ -75,7 +75,7 @@ function lastOf(before) {
 }
 
 // The likeliest tokens in the place of one; of several, how surprising each is.
-function barsOf(unit, kind, score) {
+export function barsOf(unit, kind, score) {
   const tokens = score.tokens.slice(unit.first, unit.stop);
   if (tokens.length === 1) {
     if (tokens[0].expected.length === 0) return null;

@@ -2,10 +2,10 @@
 // the most surprising spans, and files. What is pointed at or pinned in one is so in the others.
 
 import { makeChart, positionsChart } from "./chart.js";
-import { csvOf, save, tableOf, tsvOf } from "./files.js";
+import { makeFiles, tableOf } from "./files.js";
 import { makeHistogram } from "./histogram.js";
 import { make } from "./make.js";
-import { MODES, paint } from "./modes.js";
+import { legendOf, MODES } from "./modes.js";
 import { linesOf, makePanel } from "./panel.js";
 import { makeSpans } from "./spans.js";
 import { closeTooltipsByEscape, makeText } from "./text.js";
@@ -44,7 +44,7 @@ export function makeScoreView() {
     panel,
     chart.figure,
     make("div", { class: "columns" }, histogram.figure, spans.section),
-    filesOf(() => score),
+    makeFiles("score", () => score, tableOf),
     positions,
     figures,
   );
@@ -79,14 +79,7 @@ export function makeScoreView() {
   function drawColours() {
     const mode = MODES[colourBy.value];
     values = units.map(mode.valueOf);
-    steps.replaceChildren(
-      `${mode.unit} `,
-      ...mode.steps.map((step) => {
-        const cell = make("i", {}, mode.labelOf(step));
-        paint(cell, mode, step);
-        return cell;
-      }),
-    );
+    steps.replaceChildren(...legendOf(mode));
     colour(
       histogram.draw(
         mode,
@@ -125,31 +118,6 @@ export function makeScoreView() {
   colourBy.addEventListener("change", drawColours);
   kindChoice.addEventListener("change", drawUnits);
   return { article, draw };
-}
-
-// Buttons that give the score away.
-function filesOf(score) {
-  const told = make("output");
-  const button = (name, onClick) => {
-    const made = make("button", { type: "button" }, name);
-    made.addEventListener("click", onClick);
-    return made;
-  };
-  const buttons = [
-    button("Save JSON", () => save("score.json", "application/json", JSON.stringify(score()))),
-    button("Save CSV", () => save("score.csv", "text/csv", csvOf(tableOf(score())))),
-  ];
-  if (navigator.clipboard) {
-    // not on a page without https
-    buttons.unshift(
-      button("Copy table", async () => {
-        await navigator.clipboard.writeText(tsvOf(tableOf(score())));
-        told.textContent = "Copied: paste it into a spreadsheet.";
-        setTimeout(() => (told.textContent = ""), 5000);
-      }),
-    );
-  }
-  return make("p", { class: "files" }, ...buttons, told);
 }
 
 // Names and values.

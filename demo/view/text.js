@@ -83,6 +83,7 @@ export function makeText({ tooltipOf, onPoint, onPin }) {
     draw,
     colour,
     show,
+    span: (i) => spans[i],
     pin: (i) => only("pinned", i),
     point: (i) => only("pointed", i),
     focus: (i) => spans[i].focus({ preventScroll: true }),
