@@ -34,7 +34,7 @@ GRAPHEME = regex.compile(r"\p{RI}{2}[\p{GCB=EX}\p{GCB=ZWJ}\p{GCB=SM}]*|\X")
 # Of a word in its tooltip: a language without spaces has long ones.
 MOST_TOKENS = 12
 
-STYLE = """
+_STYLE = """
 .surprisal { --paper: #ffffff; --ink: #1f1f1f; --grey: #6f6f6f; --hot: #ee8a22; --line: #c9c9c9;
   --less: #58a6e8; --more: #f2806f;
   color: var(--ink); font: 15px/1.9 system-ui, sans-serif; }
@@ -63,13 +63,13 @@ STYLE = """
   outline: 2px solid var(--ink); outline-offset: -1px;
   anchor-name: --surprisal-token; }
 .surprisal b.pinned:not(:hover):not(:focus) { anchor-name: none; }
-.surprisal b:hover::after, .surprisal b:focus:not(:has(~ b:hover)):not(b:hover ~ b)::after {
+TIP {
   content: attr(data-tip); position: fixed; z-index: 1000; inset: auto 8px 8px 8px;
   padding: .6em .9em; border-radius: 8px; background: #22242b; color: #ffffff; text-align: left;
   font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; direction: ltr;
   border: solid transparent; border-width: 4px 0; background-clip: padding-box; }
 @media (min-width: 640px) { @supports (position-area: bottom) {
-  .surprisal b:hover::after, .surprisal b:focus:not(:has(~ b:hover)):not(b:hover ~ b)::after {
+  TIP {
     inset: auto; max-width: 30em; position-anchor: --surprisal-token;
     position-area: bottom span-right;
     position-try-fallbacks: flip-inline, flip-block, flip-block flip-inline; } } }
@@ -78,6 +78,19 @@ STYLE = """
   .surprisal b::after { display: none; } }
 @media (forced-colors: active) { .surprisal b:focus { outline-color: Highlight; } }
 """
+
+
+def style(tipped: str) -> str:
+    """The style sheet of heatmaps.
+
+    Args:
+        tipped: a selector of the tokens whose tooltip is shown.
+    """
+    return _STYLE.replace("TIP", f"{tipped}::after")
+
+
+# That of the focus, or of another one under the mouse.
+STYLE = style(".surprisal b:is(:hover, :focus:not(:has(~ b:hover)):not(b:hover ~ b))")
 
 
 def heatmap(score, words: bool = False) -> str:

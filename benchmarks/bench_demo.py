@@ -98,7 +98,7 @@ def visit(client: httpx.Client, text: str, address: str) -> float | int:
     event = sent.json()["event_id"]
     answer = client.get(f"/gradio_api/call/score/{event}", headers=headers).text
     data = json.loads(answer.rpartition("event: complete\ndata: ")[2])
-    return data[3]["perplexity"]
+    return json.loads(data[1])["result"]["perplexity"]
 
 
 def is_right(found: float, expected: float) -> bool:

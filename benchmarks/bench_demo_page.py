@@ -119,8 +119,8 @@ def main() -> None:
     ]
     body = (
         f"{environment(['torch', 'gradio', 'playwright'])}\n"
-        f"{LONG_WORDS} words under the {LABEL.lower()}, the last one {tokens:,} pieces; {RUNS} texts, "
-        f"{args.busy} busy processes.\n\n"
+        f"{RUNS} texts of {LONG_WORDS} words, the last one {tokens:,} pieces, under the "
+        f"{LABEL.lower()}; {args.busy} busy processes.\n\n"
         f"From the click to the coloured text: {ratio:.2f} times the time of `ppl.score` with "
         f"top_k=5.\n\n"
         f"{table(['milliseconds', 'median', 'highest'], rows)}\n"

@@ -21,7 +21,7 @@ from demo.pair_data import pair_data, same_tokens_data
 from demo.queueing import wanted_here
 from demo.service import Metrics
 from demo.settings import HeldOut, Settings
-from demo.token_data import as_json, score_data
+from demo.token_data import as_json, json_text, score_data
 from demo.views import (
     LabelledScore,
     comparison,
@@ -100,10 +100,10 @@ def make_handlers(settings: Settings, metrics: Metrics) -> dict[str, Callable]:
             pair = metrics.compare(text_a, model_a, model_b, tell)
             if pair is not None:
                 table = comparison_table(pair.a, pair.b, pair)
-                return comparison(pair.a, pair.b), table, same_tokens_data(pair)
+                return comparison(pair.a, pair.b), table, json_text(same_tokens_data(pair))
         a = metrics.score(text_a, model_a, tell)
         b = metrics.score(text_b, model_b, tell)
-        return comparison(a, b), comparison_table(a, b), pair_data(a, b)
+        return comparison(a, b), comparison_table(a, b), json_text(pair_data(a, b))
 
     @told
     def logits(file, from_logits: bool, ignore_index: str, mask_token_id: str, shift: bool):
@@ -124,11 +124,11 @@ def make_handlers(settings: Settings, metrics: Metrics) -> dict[str, Callable]:
     }
 
 
-def shown(labelled: LabelledScore, held_out: HeldOut | None = None) -> tuple[str, dict]:
+def shown(labelled: LabelledScore, held_out: HeldOut | None = None) -> tuple[str, str]:
     """A score as the page shows it: what it means, and all of it as JSON."""
     result = figures(labelled)
     del result["mean_perplexity"]  # for one text, the perplexity
-    return verdict(result, held_out), score_data(labelled, result)
+    return verdict(result, held_out), json_text(score_data(labelled, result))
 
 
 def _shown_by(progress: gr.Progress) -> Callable[[int, int], None]:

@@ -12,8 +12,9 @@ async function packed(values) {
   const bytes = new TextEncoder().encode(JSON.stringify(values));
   if (bytes.length > mostBytes) throw new RangeError("too much for a link");
   const deflated = new Blob([bytes]).stream().pipeThrough(new CompressionStream("deflate-raw"));
-  const characters = Array.from(new Uint8Array(await new Response(deflated).arrayBuffer()), (byte) =>
-    String.fromCharCode(byte),
+  const characters = Array.from(
+    new Uint8Array(await new Response(deflated).arrayBuffer()),
+    (byte) => String.fromCharCode(byte),
   );
   return btoa(characters.join("")).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
@@ -26,7 +27,7 @@ async function unpacked(text) {
   const decoder = new TextDecoder("utf-8", { fatal: true });
   let json = "";
   let size = 0;
-  for (const reader = inflated.getReader(); ; ) {
+  for (const reader = inflated.getReader(); ;) {
     const { done, value } = await reader.read();
     if (done) return JSON.parse(json + decoder.decode());
     size += value.length; // a few bytes may become gigabytes
@@ -52,7 +53,9 @@ async function stateOf(fragment) {
   try {
     const found = fields[tab].length ? await unpacked(rest) : {};
     const values = Object.fromEntries(fields[tab].map((name) => [name, found[name]]));
-    return Object.values(values).every((value) => typeof value === "string") ? { tab, values } : null;
+    return Object.values(values).every((value) => typeof value === "string")
+      ? { tab, values }
+      : null;
   } catch {
     return null;
   }

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "view"
 FILES = sorted(FOLDER.iterdir())
 # Another version has another address, so no browser mixes files of two.
 ADDRESS = f"/view-{hashlib.sha256(b''.join(f.read_bytes() for f in FILES)).hexdigest()[:12]}"
-STYLE = heatmap.STYLE + (FOLDER / "view.css").read_text(encoding="utf-8")
+STYLE = heatmap.style(".surprisal b.tipped") + (FOLDER / "view.css").read_text(encoding="utf-8")
 
 
 def routes() -> list[BaseRoute]:

@@ -141,8 +141,9 @@ def wait_for(condition):
 
 
 def score(client, text, model=LABEL):
-    """The sentence, and the JSON."""
-    return client.predict(text, model, api_name="/score")
+    """The sentence, and what the JSON holds."""
+    line, data = client.predict(text, model, api_name="/score")
+    return line, json.loads(data)
 
 
 @pytest.mark.parametrize("text", [PROSE, "naïve 漢字 🎉\nשלום e\u0301", "x", "\x07\x1b \u202e"])
@@ -174,6 +175,7 @@ def test_no_way_goes_around_the_queue(url, route, name):
 def test_a_conversation_over_the_api(client, settings):
     pasted = settings.conversation_examples[0].text
     line, data = client.predict(pasted, LABEL, api_name="/conversation")
+    data = json.loads(data)
     (expected,) = load().score(
         [read_conversation(pasted)],
         model_id=TINY,
@@ -190,6 +192,7 @@ def test_a_conversation_over_the_api(client, settings):
 
 def test_compare_two_models(client, other_model):
     line, table, pair = client.predict(PROSE, LABEL, "", OTHER, api_name="/compare")
+    pair = json.loads(pair)
     expected = load().compare([PROSE], base_id=TINY, model_id=str(other_model))
     assert f"**Model A, {LABEL}, is less surprised, by " in line
     for name in ("base_bits_per_byte", "bits_per_byte"):
@@ -205,6 +208,7 @@ def test_compare_two_models(client, other_model):
 def test_compare_two_texts(client):
     text = f"{PROSE}It is new."
     line, table, pair = client.predict(PROSE, LABEL, text, LABEL, api_name="/compare")
+    pair = json.loads(pair)
     assert "surprises its model less" in line
     for name, each in (("a", PROSE), ("b", text)):
         (score,) = load().score([each], model_id=TINY)

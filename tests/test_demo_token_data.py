@@ -16,6 +16,7 @@ TEXTS = {
     "graphemes": "naïve 漢字 e\u0301 👨‍👩‍👧 שלום تعيد \x07",
     "long": "The list is not changed. " * 150,  # several windows
     "one token": "x",
+    "markup": "<b>A \\u003c</b> & <script>",
 }
 
 
@@ -27,8 +28,9 @@ def metrics():
 def data_of(metrics, text):
     """As a program gets it, which reads JSON."""
     labelled = metrics.score(text, LABEL, lambda *_: None)
-    data = token_data.score_data(labelled, views.figures(labelled))
-    return json.loads(json.dumps(data, allow_nan=False))
+    text = token_data.json_text(token_data.score_data(labelled, views.figures(labelled)))
+    assert "<" not in text
+    return json.loads(text)
 
 
 def number(value):

@@ -89,7 +89,7 @@ def page(context):
 
 
 def show(page, data):
-    page.evaluate("data => { props.value = data; redraw(); }", data)
+    page.evaluate("data => { props.value = data && JSON.stringify(data); redraw(); }", data)
     return page.locator(".text b")
 
 

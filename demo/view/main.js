@@ -14,7 +14,7 @@ export function start(element, props, watch, kind = "score") {
   const draw = () => {
     announce(); // Gradio may make the verdict after this
     element.querySelector(".view").replaceChildren(...(props.value ? [view.article] : []));
-    if (props.value) view.draw(props.value);
+    if (props.value) view.draw(JSON.parse(props.value));
   };
   watch("value", draw);
   draw();

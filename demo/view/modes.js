@@ -9,7 +9,7 @@ import { make } from "./make.js";
 const MOST_BITS = 16; // a probability of 1 in 65,536, as in heatmap.py
 const MOST_EXCESS = 8;
 const MOST_DIFFERENCE = 4; // 16 times as likely, or as unlikely
-const RANKS = { 1: "1", 2: "2–10", 11: "11–100", 101: "101–1000", 1001: "1001+" }; // as GLTR has
+const RANKS = { 1: "1", 2: "2–10", 11: "11–100", 101: "101–1000", 1001: "1001+" }; // GLTR
 const range = (first, stop) => Array.from({ length: stop - first }, (_, i) => first + i);
 const strength = (share) => Math.round(100 * Math.min(1, share));
 const signed = (value) => `${value < 0 ? "−" : value > 0 ? "+" : ""}${Math.abs(value)}`;

@@ -10,11 +10,15 @@ import { paint } from "./modes.js";
 export function makeText({ tooltipOf, onPoint, onPin }) {
   const box = make("div", { class: "text", dir: "auto" });
   let spans = [];
+  let numbers = new Map(); // of the spans
+  let [hovered, focused] = [null, null];
 
-  const numberOf = (target) => spans.indexOf(target.closest?.("b"));
+  const numberOf = (target) => numbers.get(target.closest?.("b")) ?? null;
 
   function draw(units) {
     spans = units.map(() => make("b", { tabindex: -1 }));
+    numbers = new Map(spans.map((span, i) => [span, i]));
+    [hovered, focused] = [null, null];
     if (spans.length) spans[0].tabIndex = 0;
     box.replaceChildren(
       ...units.flatMap(({ text }, i) => {
@@ -35,7 +39,7 @@ export function makeText({ tooltipOf, onPoint, onPin }) {
   }
 
   const only = (name, i) => {
-    box.querySelectorAll(`.${name}`).forEach((old) => old.classList.remove(name));
+    for (const old of [...box.getElementsByClassName(name)]) old.classList.remove(name);
     spans[i]?.classList.add(name);
   };
 
@@ -46,25 +50,43 @@ export function makeText({ tooltipOf, onPoint, onPin }) {
     box.scrollTop += place.top - frame.top - frame.height / 3;
   }
 
-  const tell = ({ target }) => {
-    const i = numberOf(target);
-    if (i >= 0) spans[i].dataset.tip = tooltipOf(i).join("\n");
-    onPoint(i >= 0 ? i : null);
-    return i;
-  };
-  box.addEventListener("mouseover", tell);
-  box.addEventListener("mouseleave", () => onPoint(null));
-  box.addEventListener("focusin", (event) => {
-    const i = tell(event);
-    if (i < 0) return;
-    box.querySelectorAll('[tabindex="0"]').forEach((old) => (old.tabIndex = -1));
-    spans[i].tabIndex = 0; // the tab key comes back to it
+  // One tooltip at a time: of where the mouse or the focus came last.
+  function tell() {
+    const i = hovered ?? focused;
+    if (i !== null) spans[i].dataset.tip = tooltipOf(i).join("\n");
+    only("tipped", i);
+    onPoint(i);
+  }
+  // subtle: what appears under a mouse at rest gets events too, but without a movement.
+  box.addEventListener("mousemove", (event) => {
+    const moved = event.movementX || event.movementY;
+    if (!moved || hovered === numberOf(event.target)) return;
+    hovered = numberOf(event.target);
+    tell();
   });
-  box.addEventListener("focusout", () => onPoint(null));
-  box.addEventListener("click", ({ target }) => numberOf(target) >= 0 && onPin(numberOf(target)));
+  box.addEventListener("mouseleave", () => {
+    hovered = null;
+    tell();
+  });
+  box.addEventListener("focusout", () => {
+    focused = null;
+    tell();
+  });
+  box.addEventListener("focusin", ({ target }) => {
+    focused = numberOf(target);
+    hovered = null; // the mouse may rest on another
+    tell();
+    if (focused === null) return;
+    for (const old of box.querySelectorAll('[tabindex="0"]')) old.tabIndex = -1;
+    spans[focused].tabIndex = 0; // the tab key comes back to it
+  });
+  box.addEventListener(
+    "click",
+    ({ target }) => numberOf(target) !== null && onPin(numberOf(target)),
+  );
   box.addEventListener("keydown", (event) => {
     const i = numberOf(event.target);
-    if (i < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (i === null || event.ctrlKey || event.metaKey || event.altKey) return;
     const forwards = getComputedStyle(spans[i]).direction === "rtl" ? -1 : 1;
     const to = {
       ArrowLeft: i - forwards,
@@ -86,12 +108,11 @@ export function makeText({ tooltipOf, onPoint, onPin }) {
     span: (i) => spans[i],
     pin: (i) => only("pinned", i),
     point: (i) => only("pointed", i),
-    focus: (i) => spans[i].focus({ preventScroll: true }),
   };
 }
 
 // Escape closes a tooltip inside of `element`, wherever the focus is, until the mouse or the focus
-// moves. What appears under a mouse at rest gets events too, but without a movement.
+// moves.
 export function closeTooltipsByEscape(element) {
   const quiet = (is) => element.classList.toggle("quiet", is);
   document.addEventListener("keydown", ({ key }) => key === "Escape" && quiet(true));
