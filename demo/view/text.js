@@ -8,7 +8,7 @@ import { paint } from "./modes.js";
 // tooltipOf(i): the lines of a unit's tooltip. onPoint(i or null): the mouse or the focus is there.
 // onPin(i): it was clicked, or chosen by Enter or the space bar.
 export function makeText({ tooltipOf, onPoint, onPin }) {
-  const box = make("div", { class: "text", dir: "auto" });
+  const box = make("div", { class: "text" });
   let spans = [];
   let numbers = new Map(); // of the spans
   let [hovered, focused] = [null, null];
@@ -20,6 +20,7 @@ export function makeText({ tooltipOf, onPoint, onPin }) {
     numbers = new Map(spans.map((span, i) => [span, i]));
     [hovered, focused] = [null, null];
     if (spans.length) spans[0].tabIndex = 0;
+    box.removeAttribute("dir"); // or the browser would work it out again for each child
     box.replaceChildren(
       ...units.flatMap(({ text }, i) => {
         // Spaces have no colour: they would hang out of a line at its end.
@@ -28,6 +29,7 @@ export function makeText({ tooltipOf, onPoint, onPin }) {
         return inked ? [before, spans[i], after] : [spans[i]];
       }),
     );
+    box.dir = "auto";
   }
 
   // Values of null are not scored; those at the threshold or above are marked.
