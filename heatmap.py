@@ -70,7 +70,7 @@ TIP {
   border: solid transparent; border-width: 4px 0; background-clip: padding-box; }
 @media (min-width: 640px) { @supports (position-area: bottom) {
   TIP {
-    inset: auto; max-width: 30em; position-anchor: --surprisal-token;
+    inset: auto; min-width: 20em; max-width: 30em; position-anchor: --surprisal-token;
     position-area: bottom span-right;
     position-try-fallbacks: flip-inline, flip-block, flip-block flip-inline; } } }
 @media print {

@@ -367,6 +367,8 @@ def number(value: float) -> str:
         return "undefined"
     if math.isinf(value):
         return "infinite"
+    if 1e6 <= abs(value) < 1e12:
+        return f"{float(f'{value:.3g}'):,.0f}"
     if value == 0 or 0.001 <= abs(value) < 1e6:
         return f"{value:,.{max(0, 3 - len(str(int(abs(value)))))}f}"
     return f"{value:.3g}"

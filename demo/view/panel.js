@@ -4,6 +4,7 @@ import { counted, fixed, make, percent, quoted, shortened, visible, whole } from
 import { isMean } from "./units.js";
 
 const MOST_BITS = 16; // of a bar
+const MOST_BARS = 5; // of the tokens of a unit, as many as likeliest tokens
 const MOST_TOKENS = 12; // of a unit that are listed; a language without spaces has long words
 export const MOST_CHARACTERS = 60; // of a unit
 const MOST_READ = 90; // characters in front of a unit that are shown
@@ -92,8 +93,8 @@ export function barsOf(unit, kind, score) {
   const scored = tokens.filter(({ bits }) => bits !== null);
   if (scored.length === 0 || isMean(kind)) return null;
   return barList(
-    "its tokens",
-    scored.slice(0, MOST_TOKENS).map(({ token, bits }) => ({
+    scored.length > MOST_BARS ? "its first tokens" : "its tokens",
+    scored.slice(0, MOST_BARS).map(({ token, bits }) => ({
       width: Math.min(100, (100 * Number(bits)) / MOST_BITS),
       figure: `${fixed(Number(bits), 1)} bits`,
       token,
