@@ -10,7 +10,10 @@ CSS = """
 @media (max-width: 480px) { .tab-container button { padding: 0 7px !important; } }
 /* Of a fixed height, so that nothing jumps when a result comes. */
 .score .verdict.block { min-height: 7.5em; }
-.ask { min-height: 29em; } /* on a phone its parts may come later than what stands below it */
+/* Gradio makes the parts one after the other, the examples late: till then they would move. */
+.ask { min-height: 29em; }
+@media (max-width: 480px) { .ask { min-height: 31em; } }
+.ask:not(:has(.gallery)) > * { visibility: hidden; }
 .asking { flex-wrap: nowrap !important; gap: 8px !important; }
 .asking button { flex: 1 1 0; padding-inline: 8px; white-space: nowrap; }
 .asking button.primary { flex-grow: 3; }
