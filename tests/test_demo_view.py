@@ -358,6 +358,18 @@ def test_what_was_chosen_stays_for_the_next_score(page, data, metrics):
     assert spans.count() == len(data["pieces"])
 
 
+def test_another_unit_shows_the_same_place(page, data):
+    spans = show(page, data)
+    spans.nth(5).click()
+    place = data["pieces"][5][0]
+    for kind in ("word", "sentence", "word"):
+        choose(page, kind)
+        pinned = spans.evaluate_all("all => all.findIndex(b => b.matches('.pinned'))")
+        first, stop = ranges(data, kind)[pinned]
+        assert first <= place < stop
+        place = first
+
+
 def test_a_score_without_places_or_numbers(page, metrics):
     """A slow tokenizer, a probability of zero, and a text of which nothing is scored."""
     labelled = metrics.score("The list.", LABEL, lambda *_: None)

@@ -12,7 +12,7 @@ import { closeTooltipsByEscape, makeText } from "./text.js";
 import { kindsOf, unitsOf } from "./units.js";
 
 export function makeScoreView() {
-  let score, units, values;
+  let score, units, values, pinned;
   const modes = Object.entries(MODES).map(([value, { name }]) => make("option", { value }, name));
   const colourBy = make("select", { "aria-label": "Colour by" }, ...modes);
   const kindChoice = make("select", { "aria-label": "of each" });
@@ -61,6 +61,9 @@ export function makeScoreView() {
     positions.replaceChildren(positions.firstChild, positionsChart(score.positions));
     figures.replaceChildren(figures.firstChild, listOf(score.result));
     drawUnits();
+    // At first, the most surprising one.
+    const bitsOf = (i) => units[i].bits ?? -1;
+    if (units.length) pin(units.reduce((best, _, i) => (bitsOf(i) > bitsOf(best) ? i : best), 0));
   }
 
   function drawUnits() {
@@ -70,10 +73,6 @@ export function makeScoreView() {
     text.draw(units);
     chart.draw(units, kind, large ? unitsOf(score, large) : []);
     drawColours();
-    // At first, the most surprising one.
-    const bitsOf = (i) => units[i].bits ?? -1;
-    const most = units.reduce((best, _, i) => (bitsOf(i) > bitsOf(best) ? i : best), 0);
-    if (units.length) pin(most);
   }
 
   function drawColours() {
@@ -100,6 +99,7 @@ export function makeScoreView() {
   }
 
   function pin(i) {
+    pinned = i;
     text.pin(i);
     chart.pin(i);
     const before = units
@@ -116,7 +116,11 @@ export function makeScoreView() {
   }
 
   colourBy.addEventListener("change", drawColours);
-  kindChoice.addEventListener("change", drawUnits);
+  kindChoice.addEventListener("change", () => {
+    const token = units[pinned]?.first;
+    drawUnits();
+    if (units.length) go(units.findIndex(({ stop }) => token < stop)); // the same place
+  });
   return { article, draw };
 }
 
