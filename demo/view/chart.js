@@ -5,7 +5,7 @@ import { isMean } from "./units.js";
 
 const HEIGHT = 150;
 const MARGIN = { left: 30, right: 8, top: 20, bottom: 22 };
-const PIXELS_OF_A_UNIT = 4; // of fewer, a line would be a solid block
+const PIXELS_OF_A_UNIT = 2; // of fewer, a line would be a solid block
 const MOST_CHARACTERS = 40; // of a unit's text
 const MEANS = 100; // windows of the running mean along a long text
 
