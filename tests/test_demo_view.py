@@ -289,6 +289,52 @@ def test_means_and_what_stands_alone_are_lines(page, metrics):
     assert page.locator(".text b:not(.unscored)").count() == 2
 
 
+def test_a_score_that_comes_while_its_tab_is_not_shown(page, data, metrics):
+    """The chart is drawn when the tab is shown; all else is there."""
+    show(page, data)
+    page.evaluate("document.querySelector('[role=tabpanel]').style.display = 'none'")
+    other = data_of(metrics, "The list is empty.")
+    show(page, other)
+    page.evaluate("document.querySelector('[role=tabpanel]').style.display = ''")
+    scored = [token for token in other["tokens"] if token["bits"] is not None]
+    most = max(scored, key=lambda token: token["bits"])
+    assert page.locator(".panel").inner_text().startswith(f"“{most['token']}” ")
+    page.wait_for_function(
+        """count =>
+        document.querySelector(".chart .line").getAttribute("d").match(/[ML]/g).length === count""",
+        arg=len(scored),
+    )
+    assert page.locator(".chart .pinned").count() == 1
+
+
+def test_a_new_score_has_nothing_pointed_at(page, data, metrics):
+    spans = show(page, data)
+    spans.nth(3).hover()
+    spans.nth(4).hover()
+    page.locator(".chart .pointed").wait_for(state="attached")
+    show(page, data_of(metrics, "The list is empty."))
+    assert page.locator(".pointed").count() == 0
+
+
+def test_every_word_of_a_conversation_has_figures(page, metrics):
+    """Behind the last word stand the token that ends its turn, and tokens of no word."""
+    labelled = metrics.converse(
+        "User: What?\nAssistant: The list.\nUser: And?\nAssistant: It is empty.",
+        LABEL,
+        lambda *_: None,
+    )
+    data = token_data.score_data(labelled, {})
+    spans = show(page, data)
+    choose(page, "word")
+    for i, word in enumerate(data["words"]):
+        spans.nth(i).evaluate("span => span.click()")  # a tooltip may be in front of it
+        told = page.locator(".panel").inner_text()
+        figure = "not scored" if word["bits"] is None else f" {word['bits']:.2f} bits"
+        assert figure in told.split("\n\nread")[0]
+    assert spans.count() == len(data["words"])
+    assert "empty." in told
+
+
 def test_by_position_in_the_context(page, data):
     show(page, data)
     page.get_by_text("By position in the context").click()

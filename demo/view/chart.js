@@ -19,7 +19,8 @@ export function makeChart({ onPoint, onPin }) {
 
   // `units` along the text, with `bands`, larger units behind them. `kind` names one of the units.
   function draw(units, kind, bands) {
-    drawn = { units, kind, bands };
+    [drawn, scale] = [{ units, kind, bands }, null]; // no scale until it is drawn
+    marks.pointed = null;
     redraw();
   }
 
