@@ -365,9 +365,8 @@ def test_every_export_has_the_numbers_of_score(page, metrics, text):
     rows = list(csv.DictReader(io.StringIO(saved(page, "Save CSV"), newline="")))
     page.get_by_role("button", name="Copy table").click()
     page.get_by_text("Copied").wait_for()
-    pasted = page.evaluate("navigator.clipboard.readText()").split("\n")
-    columns = pasted[0].split("\t")
-    copied = [dict(zip(columns, row.split("\t"), strict=True)) for row in pasted[1:]]
+    pasted = page.evaluate("navigator.clipboard.readText()")
+    copied = list(csv.DictReader(io.StringIO(pasted), dialect="excel-tab"))
     assert as_json["result"]["perplexity"] == pytest.approx(result["perplexity"], rel=1e-6)
     assert as_json["text"] == text
     flat = str.maketrans("\t\r\n", "   ")
@@ -390,6 +389,20 @@ def test_every_export_has_the_numbers_of_score(page, metrics, text):
                     shown = token[f"expected_{j}"], token[f"expected_{j}_bits"]
                 assert shown[0] == (likely.translate(clean) if clean else likely)
                 assert float(shown[1]) * LN2 == pytest.approx(nll, rel=1e-5, abs=1e-6)
+
+
+def test_a_table_for_the_clipboard_is_read_by_others(page, metrics):
+    """A quote at the beginning of a cell would begin a text that goes on to the next quote."""
+    text = 'He said:\n"\n" and "yes" or 5".'
+    data = data_of(metrics, text)
+    show(page, data)
+    page.get_by_role("button", name="Copy table").click()
+    page.get_by_text("Copied").wait_for()
+    pasted = page.evaluate("navigator.clipboard.readText()")
+    rows = list(csv.DictReader(io.StringIO(pasted), dialect="excel-tab"))
+    tokens = [token["token"].replace("\n", " ") for token in data["tokens"]]
+    assert any(token.startswith('"') for token in tokens)
+    assert [row["token"] for row in rows] == tokens
 
 
 def test_what_was_chosen_stays_for_the_next_score(page, data, metrics):
