@@ -28,7 +28,7 @@ textarea { unicode-bidi: plaintext; text-align: start; } /* each paragraph from 
 .verdict p:first-child { font-size: 1.15em; }
 input[aria-expanded] { padding-right: 1.6em !important; text-overflow: ellipsis; }
 @media (forced-colors: active) {
-  button.primary { border: 2px solid !important; }
+  button.primary, button.secondary { border: 2px solid !important; }
   button[role="tab"][aria-selected="true"] { text-decoration: underline; }
   input[type="radio"] { forced-color-adjust: none; }
 }

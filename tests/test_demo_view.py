@@ -431,6 +431,43 @@ def test_a_score_without_places_or_numbers(page, metrics):
     assert "not scored" in page.locator(".panel").inner_text()
 
 
+def test_a_probability_of_zero_in_a_long_text(page, data):
+    """It is infinite in the means around it, and only in these."""
+    tokens = data["tokens"] * 30
+    tokens[50] = tokens[50] | {"bits": "Infinity"}
+    pieces = [[i, i + 1] for i in range(len(tokens))]
+    show(page, data | {"tokens": tokens, "pieces": pieces, "words": None})
+    assert "running mean" in page.locator(".chart figcaption").inner_text()
+    path = page.locator(".chart .line").get_attribute("d")
+    assert "NaN" not in path
+    heights = [point.split(" ")[1] for point in path.replace("L", "M").split("M")[1:]]
+    assert 1 < heights.count("20.0") < 40
+
+
+def test_a_span_without_a_visible_character(page, metrics):
+    """What JavaScript takes for white space is more than what a reader sees as such."""
+    show(page, data_of(metrics, "\ufeff"))
+    assert page.locator(".spans button").inner_text().startswith("“[U+FEFF]” ")
+
+
+def test_ctrl_enter_in_a_result_keeps_the_focus_on_the_page(page, data):
+    """The next score replaces what had it."""
+    spans = show(page, data)
+    spans.nth(0).focus()
+    page.keyboard.press("Control+Enter")
+    assert page.evaluate("document.activeElement.textContent") == "Score"
+
+
+def test_on_paper_a_dark_page_can_be_read(page, data):
+    page.evaluate("document.body.className = 'dark'; document.body.style.background = '#000'")
+    show(page, data)
+    page.emulate_media(media="print")
+    colours = page.locator(".surprisal").evaluate(
+        "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+    )
+    assert colours == ["rgb(31, 31, 31)", "rgb(255, 255, 255)"]
+
+
 def test_no_markup_comes_from_a_text(page, metrics):
     text = "👨‍👩‍👧 <img src=x onerror=alert(1)> ${1+1} {{x}} \u202e"
     show(page, data_of(metrics, text))

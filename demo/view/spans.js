@@ -21,7 +21,7 @@ export function makeSpans({ onGo }) {
         const button = make(
           "button",
           { type: "button" },
-          make("bdi", {}, quoted(shortened(text.trim(), MOST_CHARACTERS))),
+          make("bdi", {}, quoted(shortened(text.trim() || text, MOST_CHARACTERS))),
           ` ${fixed(bits, 1)} bits`,
           ...(count > 1 ? [` in ${counted(count, "token")}`] : []),
         );
