@@ -12,6 +12,7 @@ CSS = """
 .score .verdict.block { min-height: 7.5em; }
 .ask { min-height: 29em; } /* on a phone its parts may come later than what stands below it */
 .asking { flex-wrap: nowrap !important; gap: 8px !important; }
+@media (max-width: 360px) { .asking { flex-wrap: wrap !important; } }
 .asking button { flex: 1 1 0; padding-inline: 8px; white-space: nowrap; }
 .asking button.primary { flex-grow: 3; }
 .block.link { order: -1; } /* above all: a sentence about a link that cannot be read */
