@@ -34,7 +34,7 @@ export function makeSpans({ onGo }) {
 }
 
 // The runs of marked units, those with the most bits first.
-export function spansOf(units, values, threshold) {
+function spansOf(units, values, threshold) {
   const spans = [];
   let open = null;
   units.forEach((unit, i) => {
