@@ -106,6 +106,12 @@ const promised = () => {
   return Object.assign(new Promise((settle) => (resolve = settle)), { resolve });
 };
 const button = (tab, kind) => document.getElementById(`${tab}-${kind}`);
+// In a narrow window Gradio has the last tabs in a menu, where only their names tell them apart.
+const tabButton = (tab) =>
+  button(tab, "button") ??
+  [...document.querySelectorAll(".overflow-dropdown button")].find(
+    ({ textContent }) => textContent.trim().toLowerCase() === tab,
+  );
 const after = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const usable = (interactive) => ({ __type__: "update", interactive });
 
@@ -170,7 +176,7 @@ globalThis.demo = {
 
   async press() {
     const { tab } = restored;
-    document.getElementById(`${tab}-button`).click(); // of the tab
+    tabButton(tab)?.click();
     if (!fields[tab].length || hasUnlisted(restored)) return;
     for (let i = 0; i < 1000 && !button(tab, "score"); i++) {
       await after(20); // until Gradio has made the tab

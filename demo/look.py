@@ -15,6 +15,7 @@ CSS = """
 @media (max-width: 480px) { .ask { min-height: 31em; } }
 .ask:not(:has(.gallery)) > * { visibility: hidden; }
 .asking { flex-wrap: nowrap !important; gap: 8px !important; }
+@media (max-width: 360px) { .asking { flex-wrap: wrap !important; } }
 .asking button { flex: 1 1 0; padding-inline: 8px; white-space: nowrap; }
 .asking button.primary { flex-grow: 3; }
 .block.link { order: -1; } /* above all: a sentence about a link that cannot be read */
@@ -31,7 +32,7 @@ textarea { unicode-bidi: plaintext; text-align: start; } /* each paragraph from 
 .verdict p:first-child { font-size: 1.15em; }
 input[aria-expanded] { padding-right: 1.6em !important; text-overflow: ellipsis; }
 @media (forced-colors: active) {
-  button.primary { border: 2px solid !important; }
+  button.primary, button.secondary { border: 2px solid !important; }
   button[role="tab"][aria-selected="true"] { text-decoration: underline; }
   input[type="radio"] { forced-color-adjust: none; }
 }

@@ -1,4 +1,4 @@
-"""Results -> what the demo shows: sentences, tables, points of a chart. No Gradio here."""
+"""Results -> what the demo shows: sentences and tables. No Gradio here."""
 
 import html
 import math

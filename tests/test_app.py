@@ -1299,6 +1299,19 @@ def test_copy_link(browser, url, is_allowed):
     context.close()
 
 
+def test_a_link_in_a_narrow_window(browser, url):
+    """As one that is magnified: Gradio has the last tabs in a menu there."""
+    page = browser.new_page(viewport={"width": 320, "height": 700})
+    page.set_default_timeout(10000)
+    values = {"text_a": "The list.", "model_a": LABEL, "text_b": "A list.", "model_b": LABEL}
+    page.goto(link_of(url, "compare", values))
+    page.locator(".pair b").first.wait_for()
+    for button in page.locator(".asking:visible button").all():
+        box = button.bounding_box()
+        assert box["x"] + box["width"] <= 320
+    page.close()
+
+
 SHIFTS = """new PerformanceObserver((list) => {
   for (const { value } of list.getEntries()) window.shifted = (window.shifted ?? 0) + value;
 }).observe({ type: "layout-shift", buffered: true })"""

@@ -289,6 +289,52 @@ def test_means_and_what_stands_alone_are_lines(page, metrics):
     assert page.locator(".text b:not(.unscored)").count() == 2
 
 
+def test_a_score_that_comes_while_its_tab_is_not_shown(page, data, metrics):
+    """The chart is drawn when the tab is shown; all else is there."""
+    show(page, data)
+    page.evaluate("document.querySelector('[role=tabpanel]').style.display = 'none'")
+    other = data_of(metrics, "The list is empty.")
+    show(page, other)
+    page.evaluate("document.querySelector('[role=tabpanel]').style.display = ''")
+    scored = [token for token in other["tokens"] if token["bits"] is not None]
+    most = max(scored, key=lambda token: token["bits"])
+    assert page.locator(".panel").inner_text().startswith(f"“{most['token']}” ")
+    page.wait_for_function(
+        """count =>
+        document.querySelector(".chart .line").getAttribute("d").match(/[ML]/g).length === count""",
+        arg=len(scored),
+    )
+    assert page.locator(".chart .pinned").count() == 1
+
+
+def test_a_new_score_has_nothing_pointed_at(page, data, metrics):
+    spans = show(page, data)
+    spans.nth(3).hover()
+    spans.nth(4).hover()
+    page.locator(".chart .pointed").wait_for(state="attached")
+    show(page, data_of(metrics, "The list is empty."))
+    assert page.locator(".pointed").count() == 0
+
+
+def test_every_word_of_a_conversation_has_figures(page, metrics):
+    """Behind the last word stand the token that ends its turn, and tokens of no word."""
+    labelled = metrics.converse(
+        "User: What?\nAssistant: The list.\nUser: And?\nAssistant: It is empty.",
+        LABEL,
+        lambda *_: None,
+    )
+    data = token_data.score_data(labelled, {})
+    spans = show(page, data)
+    choose(page, "word")
+    for i, word in enumerate(data["words"]):
+        spans.nth(i).evaluate("span => span.click()")  # a tooltip may be in front of it
+        told = page.locator(".panel").inner_text()
+        figure = "not scored" if word["bits"] is None else f" {word['bits']:.2f} bits"
+        assert figure in told.split("\n\nread")[0]
+    assert spans.count() == len(data["words"])
+    assert "empty." in told
+
+
 def test_by_position_in_the_context(page, data):
     show(page, data)
     page.get_by_text("By position in the context").click()
@@ -319,9 +365,8 @@ def test_every_export_has_the_numbers_of_score(page, metrics, text):
     rows = list(csv.DictReader(io.StringIO(saved(page, "Save CSV"), newline="")))
     page.get_by_role("button", name="Copy table").click()
     page.get_by_text("Copied").wait_for()
-    pasted = page.evaluate("navigator.clipboard.readText()").split("\n")
-    columns = pasted[0].split("\t")
-    copied = [dict(zip(columns, row.split("\t"), strict=True)) for row in pasted[1:]]
+    pasted = page.evaluate("navigator.clipboard.readText()")
+    copied = list(csv.DictReader(io.StringIO(pasted), dialect="excel-tab"))
     assert as_json["result"]["perplexity"] == pytest.approx(result["perplexity"], rel=1e-6)
     assert as_json["text"] == text
     flat = str.maketrans("\t\r\n", "   ")
@@ -344,6 +389,20 @@ def test_every_export_has_the_numbers_of_score(page, metrics, text):
                     shown = token[f"expected_{j}"], token[f"expected_{j}_bits"]
                 assert shown[0] == (likely.translate(clean) if clean else likely)
                 assert float(shown[1]) * LN2 == pytest.approx(nll, rel=1e-5, abs=1e-6)
+
+
+def test_a_table_for_the_clipboard_is_read_by_others(page, metrics):
+    """A quote at the beginning of a cell would begin a text that goes on to the next quote."""
+    text = 'He said:\n"\n" and "yes" or 5".'
+    data = data_of(metrics, text)
+    show(page, data)
+    page.get_by_role("button", name="Copy table").click()
+    page.get_by_text("Copied").wait_for()
+    pasted = page.evaluate("navigator.clipboard.readText()")
+    rows = list(csv.DictReader(io.StringIO(pasted), dialect="excel-tab"))
+    tokens = [token["token"].replace("\n", " ") for token in data["tokens"]]
+    assert any(token.startswith('"') for token in tokens)
+    assert [row["token"] for row in rows] == tokens
 
 
 def test_what_was_chosen_stays_for_the_next_score(page, data, metrics):
@@ -382,6 +441,43 @@ def test_a_score_without_places_or_numbers(page, metrics):
     spans = show(page, token_data.score_data(replace(labelled, score=nothing), {}))
     assert spans.evaluate_all(LOOKS) == [["unscored", ""]] * len(nll)
     assert "not scored" in page.locator(".panel").inner_text()
+
+
+def test_a_probability_of_zero_in_a_long_text(page, data):
+    """It is infinite in the means around it, and only in these."""
+    tokens = data["tokens"] * 30
+    tokens[50] = tokens[50] | {"bits": "Infinity"}
+    pieces = [[i, i + 1] for i in range(len(tokens))]
+    show(page, data | {"tokens": tokens, "pieces": pieces, "words": None})
+    assert "running mean" in page.locator(".chart figcaption").inner_text()
+    path = page.locator(".chart .line").get_attribute("d")
+    assert "NaN" not in path
+    heights = [point.split(" ")[1] for point in path.replace("L", "M").split("M")[1:]]
+    assert 1 < heights.count("20.0") < 40
+
+
+def test_a_span_without_a_visible_character(page, metrics):
+    """What JavaScript takes for white space is more than what a reader sees as such."""
+    show(page, data_of(metrics, "\ufeff"))
+    assert page.locator(".spans button").inner_text().startswith("“[U+FEFF]” ")
+
+
+def test_ctrl_enter_in_a_result_keeps_the_focus_on_the_page(page, data):
+    """The next score replaces what had it."""
+    spans = show(page, data)
+    spans.nth(0).focus()
+    page.keyboard.press("Control+Enter")
+    assert page.evaluate("document.activeElement.textContent") == "Score"
+
+
+def test_on_paper_a_dark_page_can_be_read(page, data):
+    page.evaluate("document.body.className = 'dark'; document.body.style.background = '#000'")
+    show(page, data)
+    page.emulate_media(media="print")
+    colours = page.locator(".surprisal").evaluate(
+        "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+    )
+    assert colours == ["rgb(31, 31, 31)", "rgb(255, 255, 255)"]
 
 
 def test_no_markup_comes_from_a_text(page, metrics):

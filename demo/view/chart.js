@@ -19,7 +19,8 @@ export function makeChart({ onPoint, onPin }) {
 
   // `units` along the text, with `bands`, larger units behind them. `kind` names one of the units.
   function draw(units, kind, bands) {
-    drawn = { units, kind, bands };
+    [drawn, scale] = [{ units, kind, bands }, null]; // no scale until it is drawn
+    marks.pointed = null;
     redraw();
   }
 
@@ -148,17 +149,11 @@ const middleOf = ({ first, stop }) => (first + stop) / 2;
 
 // The mean over so many units around each that is scored.
 function runningMean(units, window) {
-  const sums = [[0, 0]];
-  for (const { bits } of units) {
-    const [total, count] = sums.at(-1);
-    sums.push(bits === null ? [total, count] : [total + bits, count + 1]);
-  }
   return units.map((unit, i) => {
     if (unit.bits === null) return unit;
     const first = Math.max(0, i - Math.floor(window / 2));
-    const stop = Math.min(units.length, first + window);
-    const [total, count] = [sums[stop][0] - sums[first][0], sums[stop][1] - sums[first][1]];
-    return { ...unit, bits: total / count };
+    const near = units.slice(first, first + window).filter(({ bits }) => bits !== null);
+    return { ...unit, bits: near.reduce((total, { bits }) => total + bits, 0) / near.length };
   });
 }
 

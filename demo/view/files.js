@@ -16,17 +16,22 @@ export function tableOf(score) {
   return [[...COLUMNS, ...names], ...rows];
 }
 
+const inQuotes = (text) => `"${text.replaceAll('"', '""')}"`;
+
 // RFC 4180, with texts in quotes.
 function csvOf(rows) {
   const isText = (value) =>
     typeof value === "string" && value !== "Infinity" && value !== "-Infinity";
-  const cell = (value) => (isText(value) ? `"${value.replaceAll('"', '""')}"` : (value ?? ""));
+  const cell = (value) => (isText(value) ? inQuotes(value) : (value ?? ""));
   return rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("");
 }
 
-// For a spreadsheet: with tabs between cells.
+// For a spreadsheet: with tabs between cells. A quote would begin a cell that ends with the next one.
 function tsvOf(rows) {
-  const cell = (value) => String(value ?? "").replace(/[\t\r\n]/g, " ");
+  const cell = (value) => {
+    const line = String(value ?? "").replace(/[\t\r\n]/g, " ");
+    return line.startsWith('"') ? inQuotes(line) : line;
+  };
   return rows.map((row) => row.map(cell).join("\t")).join("\n");
 }
 

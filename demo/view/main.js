@@ -25,7 +25,9 @@ function pressByKeys(tab) {
   tab.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
-      tab.querySelector("button.primary").click();
+      const button = tab.querySelector("button.primary");
+      if (event.target.closest(".view")) button.focus(); // the view will be replaced
+      button.click();
     }
   });
 }

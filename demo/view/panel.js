@@ -40,7 +40,8 @@ export function linesOf(unit, kind, score) {
 }
 
 function correctedBits(unit, score) {
-  const word = score.words.find(({ stop }) => stop === unit.stop);
+  // What belongs to no word, such as the end of a turn, is in the unit in front of it.
+  const word = score.words.findLast(({ first }) => first < unit.stop);
   return word.corrected_bits === null ? null : Number(word.corrected_bits);
 }
 

@@ -21,7 +21,7 @@ export function makeSpans({ onGo }) {
         const button = make(
           "button",
           { type: "button" },
-          make("bdi", {}, quoted(shortened(text.trim(), MOST_CHARACTERS))),
+          make("bdi", {}, quoted(shortened(text.trim() || text, MOST_CHARACTERS))),
           ` ${fixed(bits, 1)} bits`,
           ...(count > 1 ? [` in ${counted(count, "token")}`] : []),
         );
@@ -34,7 +34,7 @@ export function makeSpans({ onGo }) {
 }
 
 // The runs of marked units, those with the most bits first.
-export function spansOf(units, values, threshold) {
+function spansOf(units, values, threshold) {
   const spans = [];
   let open = null;
   units.forEach((unit, i) => {
