@@ -95,6 +95,8 @@ def make_handlers(settings: Settings, metrics: Metrics) -> dict[str, Callable]:
     @told
     def compare(text_a: str, model_a: str, text_b: str, model_b: str, progress=gr.Progress()):  # noqa: B008
         tell = _shown_by(progress)
+        if not (text_a and text_a.strip()):
+            raise Visible("There is no text A. Type or paste one.")
         text_b = text_b if text_b and text_b.strip() else text_a
         if text_a == text_b:
             pair = metrics.compare(text_a, model_a, model_b, tell)

@@ -90,14 +90,6 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
         with gr.Column(scale=3, min_width=300, elem_classes="score"):
             return [gr.Markdown(elem_classes="verdict"), score_view()]
 
-    def on(event, name: str, inputs: list[Component], outputs: list[Component], **more) -> None:
-        """Call a handler. The old result goes first: it would stand there for a new text, and stay
-        after an error."""
-        none = f"() => {[None] * len(outputs)}".replace("None", "null")
-        event(None, None, outputs, js=none, api_visibility="private").then(
-            handlers[name], inputs, outputs, **more
-        )
-
     # Uploads are deleted after an hour at the latest, and nothing else that a visitor sends is
     # written to disk. Memory keeps a text or a result until it is fetched, and only the latest
     # `queue.size` of those that nobody fetches.
@@ -183,7 +175,10 @@ def make_page(settings: Settings, metrics: Metrics) -> Page:
             inputs = [file, from_logits, ignore_index, mask_token_id, shift]
             outputs = [table, result]
             more = {"show_progress_on": table, "concurrency_limit": 1}
-            on(button.click, "logits", inputs, outputs, api_name="logits", **more)
+            # The old result goes first: it would stay after an error.
+            button.click(
+                None, None, outputs, js="() => [null, null]", api_visibility="private"
+            ).then(handlers["logits"], inputs, outputs, api_name="logits", **more)
         # Behind the tabs, whose parts Gradio then makes first; shown above them.
         links = Links(settings)
         links.keep_tab("logits", button)

@@ -205,6 +205,11 @@ def test_compare_two_models(client, other_model):
     assert differences == pytest.approx(count * mean / ln2, rel=1e-4)
 
 
+def test_compare_needs_text_a(client):
+    told = message_of(lambda: client.predict(" ", LABEL, PROSE, LABEL, api_name="/compare"))
+    assert "There is no text A. Type or paste one." in told
+
+
 def test_compare_two_texts(client):
     text = f"{PROSE}It is new."
     line, table, pair = client.predict(PROSE, LABEL, text, LABEL, api_name="/compare")

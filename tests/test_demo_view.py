@@ -156,7 +156,7 @@ LOOKS = """spans => spans.map(b => [
 EDGES = {
     "surprisal": list(range(17)),
     "rank": [1, 2, 11, 101, 1001],
-    "excess": list(range(-9, 9)),
+    "excess": list(range(-8, 9)),
 }
 
 
@@ -187,6 +187,9 @@ def test_colours_histogram_and_marks(page, data, kind, mode):
     slider.fill("1")
     assert marked() == [value >= edges[1] for value in values]
     count = sum(marked())
+    slider.fill("0")
+    assert marked() == [not math.isnan(value) for value in values]
+    slider.fill("1")
     assert f"{count} of {len(scored)} {kind}" in page.locator(".histogram output").inner_text()
 
 

@@ -35,11 +35,13 @@ export function makeHistogram({ onThreshold }) {
 
   function threshold() {
     const { mode, values, kind } = drawn;
-    const edge = mode.edges[slider.value];
+    const isAll = slider.value === "0"; // the first bin has also what is below its edge
+    const edge = isAll ? -Infinity : mode.edges[slider.value];
+    const from = isAll ? "everything" : mode.atLeast(edge);
     const marked = values.filter((value) => value >= edge).length;
     const share = `${whole(marked)} of ${counted(values.length, kind)}`;
-    told.textContent = `Underlined: ${mode.atLeast(edge)}, ${share}`;
-    slider.setAttribute("aria-valuetext", mode.atLeast(edge));
+    told.textContent = `Underlined: ${from}, ${share}`;
+    slider.setAttribute("aria-valuetext", from);
     return edge;
   }
   slider.addEventListener("input", () => onThreshold(threshold()));

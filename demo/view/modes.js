@@ -44,7 +44,7 @@ export const MODES = {
       strength(Math.sqrt(Math.abs(bits) / MOST_EXCESS)),
     ],
     steps: [-8, -2, -0.5, 0, 0.5, 2, 8],
-    edges: range(-MOST_EXCESS - 1, MOST_EXCESS + 1),
+    edges: range(-MOST_EXCESS, MOST_EXCESS + 1),
     labelOf: (edge) => {
       const label = signed(edge).replace("0.5", "½");
       return Math.abs(edge) >= MOST_EXCESS ? `${label}+` : label;
