@@ -71,7 +71,7 @@ TIP {
 @media (min-width: 640px) { @supports (position-area: bottom) {
   TIP {
     inset: auto; min-width: 20em; max-width: 30em; position-anchor: --surprisal-token;
-    position-area: bottom span-right;
+    position-area: top span-right;
     position-try-fallbacks: flip-inline, flip-block, flip-block flip-inline; } } }
 @media print {
   .surprisal .text { max-height: none; print-color-adjust: exact; }
