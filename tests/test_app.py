@@ -309,7 +309,7 @@ def test_a_visit_leaves_little_in_memory(settings, outside, monkeypatch, way):
         tracemalloc.start()
         try:
             first = held_after(3)  # more than are kept
-            assert held_after(10) - first < 10 * 50_000
+            assert held_after(6) - first < 6 * 50_000
             assert len(page._queue.pending_event_ids_session) <= 5
         finally:
             tracemalloc.stop()
@@ -859,7 +859,7 @@ def test_twenty_visitors_at_once(client, url):
 def test_a_full_queue_is_told(settings, outside):
     def visit(client):
         try:
-            return score(client, PROSE * 40)[1]["result"]["num_tokens"]
+            return score(client, PROSE * 20)[1]["result"]["num_tokens"]
         except Exception as error:
             return str(error)
 
@@ -911,10 +911,16 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def profile(browser):
+    """One for all pages, so that Gradio's files are fetched once."""
+    return browser.new_context(viewport={"width": 1200, "height": 900})
+
+
 @pytest.fixture
-def page(browser, url):
+def page(profile, url):
     """A page that sends no request elsewhere, and logs no error."""
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page = profile.new_page()
     requests, errors = [], []
     page.on("request", lambda request: requests.append(request.url))
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
@@ -1020,6 +1026,7 @@ def test_stop_in_the_browser(page, held, tab):
     text = "User: Go on.\nAssistant: endless" if tab == "Conversation" else "endless"
     button, stop = ask_on(page, tab, text)
     wait_for(lambda: running and stop.is_enabled())
+    page.wait_for_timeout(500)  # until Gradio's progress has faded in
     assert violations(page) == []
     stop.press("Enter")
     told = page.get_by_role("status").filter(has_text="Stopped. Nothing was scored.")
@@ -1112,8 +1119,8 @@ MARKUP = "</textarea><img src=x onerror=alert(1)><script>alert(2)</script> \u202
 
 @pytest.mark.parametrize(
     "text",
-    ["The list.\n\n  Its items.\t", MARKUP, "naïve 漢字 🎉 e\u0301 \x07", CROWD, PROSE[:80] * 250],
-    ids=["lines", "markup", "scripts", "many letters", "20,000 characters"],
+    [f"The list.\n\n  Its items.\t{MARKUP} naïve 漢字 🎉 e\u0301 \x07", CROWD, PROSE[:80] * 250],
+    ids=["all kinds", "many letters", "20,000 characters"],
 )
 def test_the_address_restores_a_text(page, browser, text):
     """What one browser scored, another one shows."""
@@ -1336,8 +1343,7 @@ def test_nothing_jumps(browser, url, width):
     page.close()
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("fragment", ["", "#foreign"])
+@pytest.mark.parametrize(("width", "fragment"), [(390, "#foreign"), (1280, "")])
 def test_nothing_jumps_for_a_link_or_a_stop(browser, url, held, width, fragment):
     """On a phone once the page is there: Gradio draws its parts one after the other."""
     page = browser.new_page(viewport={"width": width, "height": 800})

@@ -59,10 +59,12 @@ export function makeText({ tooltipOf, onPoint, onPin }) {
     only("tipped", i);
     onPoint(i);
   }
-  // subtle: what appears under a mouse at rest gets events too, but without a movement.
+  // subtle: what appears under a mouse at rest gets events too, from the same place.
+  let place = null;
   box.addEventListener("mousemove", (event) => {
-    const moved = event.movementX || event.movementY;
-    if (!moved || hovered === numberOf(event.target)) return;
+    const old = place;
+    place = `${event.clientX} ${event.clientY}`;
+    if (place === old || hovered === numberOf(event.target)) return;
     hovered = numberOf(event.target);
     tell();
   });
