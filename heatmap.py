@@ -119,7 +119,12 @@ def heatmap(score, words: bool = False) -> str:
         spans = _words(score)
     else:
         spans = [
-            _span(piece, _colour(_sum(score.nll, tokens)), tooltip(score, tokens), tokens[0] == 0)
+            _span(
+                piece,
+                _colour(scored_sum(score.nll, tokens)),
+                tooltip(score, tokens),
+                tokens[0] == 0,
+            )
             for piece, tokens in pieces(score)
         ]
     label = f"Surprisal of each {'word' if words else 'token'}"
@@ -230,7 +235,7 @@ def tooltip(score, tokens: Iterable[int]) -> str:
 def _grapheme_tooltip(score, tokens: list[int]) -> str:
     piece = score.text[score.offsets[tokens[0]][0] : score.offsets[tokens[-1]][1]]
     lines = [f"“{visible(piece, line_ends=False)}”"]
-    nll = _sum(score.nll, tokens)
+    nll = scored_sum(score.nll, tokens)
     if math.isnan(nll):
         return "\n".join([*lines, NOT_SCORED])
     lines[0] += f"  {nll / math.log(2):.2f} bits"
@@ -267,8 +272,8 @@ def difference_tooltip(comparison, tokens: Iterable[int], base: str, model: str)
         piece = comparison.text[start:end]
     lines = [f"“{visible(piece, line_ends=False)}”"]
     bits = difference_bits(comparison, [first, *others])
-    base_nll = _sum(comparison.base_nll, [first, *others])
-    nll = _sum(comparison.nll, [first, *others])
+    base_nll = scored_sum(comparison.base_nll, [first, *others])
+    nll = scored_sum(comparison.nll, [first, *others])
     if math.isnan(nll):
         return "\n".join([*lines, NOT_SCORED])
     lines[0] += f"  {abs(bits):.2f} bits {'more' if bits > 0 else 'less'} under {model}"
@@ -278,7 +283,7 @@ def difference_tooltip(comparison, tokens: Iterable[int], base: str, model: str)
         if not others:
             line += f", expected “{visible(tops[first], line_ends=False)}” most"
         lines.append(line)
-    kl = abs(_sum(comparison.kl, [first, *others]))
+    kl = abs(scored_sum(comparison.kl, [first, *others]))
     lines.append(f"KL divergence {kl / math.log(2):.2f} bits")
     if others:
         lines.append(f"{1 + len(others)} tokens")
@@ -287,11 +292,11 @@ def difference_tooltip(comparison, tokens: Iterable[int], base: str, model: str)
 
 def difference_bits(comparison, tokens: Iterable[int]) -> float:
     """The surprisal of tokens under the model less that under the base; NaN if not scored."""
-    nll, base_nll = _sum(comparison.nll, tokens), _sum(comparison.base_nll, tokens)
+    nll, base_nll = scored_sum(comparison.nll, tokens), scored_sum(comparison.base_nll, tokens)
     return 0.0 if nll == base_nll else (nll - base_nll) / math.log(2)  # inf - inf is NaN
 
 
-def _sum(values: list[float], tokens: Iterable[int]) -> float:
+def scored_sum(values: list[float], tokens: Iterable[int]) -> float:
     """Of the tokens that are scored; NaN if none is."""
     scored = [values[i] for i in tokens if not math.isnan(values[i])]
     return sum(scored) if scored else math.nan

@@ -184,14 +184,8 @@ def _difference(a: "TextScore", of_a: range | None, b: "TextScore", of_b: range 
     """Bits of B less those of A."""
     if of_a is None or of_b is None or _unscored(a, of_a) != _unscored(b, of_b):
         return math.nan
-    nll_a, nll_b = _nll(a, of_a), _nll(b, of_b)
+    nll_a, nll_b = heatmap.scored_sum(a.nll, of_a), heatmap.scored_sum(b.nll, of_b)
     return 0.0 if nll_a == nll_b else (nll_b - nll_a) / math.log(2)  # inf - inf is NaN
-
-
-def _nll(score: "TextScore", tokens: range) -> float:
-    """Of the tokens that are scored; NaN if none is."""
-    scored = [score.nll[i] for i in tokens if not math.isnan(score.nll[i])]
-    return sum(scored) if scored else math.nan
 
 
 def _unscored(score: "TextScore", tokens: range) -> str:

@@ -14,6 +14,15 @@ const range = (first, stop) => Array.from({ length: stop - first }, (_, i) => fi
 const strength = (share) => Math.round(100 * Math.min(1, share));
 const signed = (value) => `${value < 0 ? "−" : value > 0 ? "+" : ""}${Math.abs(value)}`;
 
+// The colours and labels of bits below and above 0, which end at `most` on either side.
+const lessOrMore = (most) => ({
+  colour: (bits) => [bits > 0 ? "more" : "less", strength(Math.sqrt(Math.abs(bits) / most))],
+  labelOf: (bits) => {
+    const label = signed(bits).replace("0.25", "¼").replace("0.5", "½");
+    return Math.abs(bits) >= most ? `${label}+` : label;
+  },
+});
+
 export const MODES = {
   surprisal: {
     name: "surprisal",
@@ -39,16 +48,9 @@ export const MODES = {
     name: "surprisal less entropy",
     unit: "bits",
     valueOf: (unit) => (unit.bits === null ? null : unit.bits - unit.entropy),
-    colour: (bits) => [
-      bits > 0 ? "more" : "less",
-      strength(Math.sqrt(Math.abs(bits) / MOST_EXCESS)),
-    ],
+    ...lessOrMore(MOST_EXCESS),
     steps: [-8, -2, -0.5, 0, 0.5, 2, 8],
     edges: range(-MOST_EXCESS, MOST_EXCESS + 1),
-    labelOf: (edge) => {
-      const label = signed(edge).replace("0.5", "½");
-      return Math.abs(edge) >= MOST_EXCESS ? `${label}+` : label;
-    },
     atLeast: (edge) => `${signed(edge)} bits or more`,
   },
 };
@@ -56,15 +58,8 @@ export const MODES = {
 // Of two sides, the bits of this one less those of the other; as in heatmap.py.
 export const DIFFERENCE = {
   unit: "bits",
-  colour: (bits) => [
-    bits > 0 ? "more" : "less",
-    strength(Math.sqrt(Math.abs(bits) / MOST_DIFFERENCE)),
-  ],
+  ...lessOrMore(MOST_DIFFERENCE),
   steps: [-4, -1, -0.25, 0, 0.25, 1, 4],
-  labelOf: (bits) => {
-    const label = signed(bits).replace("0.25", "¼");
-    return Math.abs(bits) >= MOST_DIFFERENCE ? `${label}+` : label;
-  },
 };
 
 // What a mode's legend shows.

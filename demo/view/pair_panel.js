@@ -1,7 +1,7 @@
 // The figures of one unit of a comparison: the lines of its tooltip, and the panel that keeps them.
 
 import { fixed, make, percent, quoted, shortened, whole } from "./make.js";
-import { barsOf, MOST_CHARACTERS, NOT_SCORED } from "./panel.js";
+import { barsOf, MOST_CHARACTERS, NOT_SCORED, panelPlace } from "./panel.js";
 import { klOf, otherOf, SIDES } from "./sides.js";
 
 // Unit i of side `name` in a few lines of text; `units` are those of both sides.
@@ -50,12 +50,7 @@ function figuresOf(unit, side) {
 }
 
 export function makePairPanel() {
-  const panel = make("div", {
-    class: "panel",
-    role: "group",
-    "aria-label": "One token",
-    "aria-live": "polite",
-  });
+  const panel = panelPlace();
 
   function show(name, i, units, pair) {
     const [head, ...lines] = headOf(name, i, units, pair);

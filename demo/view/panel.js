@@ -45,13 +45,17 @@ function correctedBits(unit, score) {
   return word.corrected_bits === null ? null : Number(word.corrected_bits);
 }
 
-export function makePanel() {
-  const panel = make("div", {
+// The place of the figures, whose changes are announced.
+export const panelPlace = () =>
+  make("div", {
     class: "panel",
     role: "group",
     "aria-label": "One token",
     "aria-live": "polite",
   });
+
+export function makePanel() {
+  const panel = panelPlace();
 
   // `before` is the text in front of the unit.
   function show(unit, kind, score, before) {

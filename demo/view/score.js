@@ -9,7 +9,7 @@ import { legendOf, MODES } from "./modes.js";
 import { linesOf, makePanel } from "./panel.js";
 import { makeSpans } from "./spans.js";
 import { closeTooltipsByEscape, makeText } from "./text.js";
-import { kindsOf, unitsOf } from "./units.js";
+import { isMean, kindsOf, unitsOf } from "./units.js";
 
 export function makeScoreView() {
   let score, units, values, pinned;
@@ -68,7 +68,7 @@ export function makeScoreView() {
 
   function drawUnits() {
     const kind = kindChoice.value;
-    const large = kindsOf(score).find((other) => other === "turn" || other === "sentence");
+    const large = kindsOf(score).find(isMean);
     units = unitsOf(score, kind);
     text.draw(units);
     chart.draw(units, kind, large ? unitsOf(score, large) : []);
