@@ -73,6 +73,7 @@ from .text_schedule import portions
 from .text_score import TextScore
 from .text_scoring import TextScorer
 from .text_totals import TextTotals
+from .text_weights import load_whole
 from .text_windows import Window
 from .text_word_starts import word_start_ids
 from .text_words import Word

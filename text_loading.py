@@ -22,6 +22,7 @@ from .text_causal import CausalModel
 from .text_encoder_decoder import Seq2SeqModel
 from .text_model import LanguageModel, check_types
 from .text_probe import HINT_AT_PSEUDO
+from .text_weights import base_of_adapter, load_whole
 
 # What places a model, so that it is not moved.
 PLACING_KWARGS = {"device_map", "quantization_config", "tp_plan", "tp_size", "distributed_config"}
@@ -96,14 +97,16 @@ class ModelSource:
         return Seq2SeqModel
 
     def _config(self) -> PretrainedConfig | None:
-        """The model's configuration; None where there is none, as in a directory of adapters."""
+        """The configuration of the model, or of an adapter's base; None where there is none."""
         if self.model_id is None:
             return getattr(self.model, "config", None)
         if "config" in self._kwargs:
             return self._kwargs["config"]
         try:
             return AutoConfig.from_pretrained(
-                self.model_id, trust_remote_code=self.trust_remote_code, **self._shared_kwargs()
+                base_of_adapter(self.model_id, self._shared_kwargs()) or self.model_id,
+                trust_remote_code=self.trust_remote_code,
+                **self._shared_kwargs(),
             )
         except (OSError, ValueError, KeyError):  # `load` tells what is wrong, if anything is
             return None
@@ -125,19 +128,21 @@ class ModelSource:
                 self._load_tokenizer(self.model_id) if self.tokenizer is None else self.tokenizer
             )
             model = self._load_model(self.model_id, kind)
-        # torch and transformers raise these for an unknown model, dtype or device.
+        # torch, transformers and PEFT raise these for an unknown model, dtype, device or token.
         except (
             OSError,
             ValueError,
             KeyError,
+            IndexError,
             AttributeError,
             RuntimeError,
             AssertionError,
         ) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            hint = self._hint(kind)
             raise ValueError(
-                f"{self.argument}={self.model_id!r} could not be loaded as a {kind.kind}: {reason}"
-                f"{self._hint(kind)}"
+                f"{self.argument}={self.model_id!r} could not be loaded as a {kind.kind}: "
+                + (f"{reason.removesuffix('.')}. {hint}" if hint else reason)
             ) from error
         revision = self._kwargs.get("revision")
         name = str(self.model_id)
@@ -154,9 +159,8 @@ class ModelSource:
     def _load_model(
         self, model_id: str | os.PathLike, kind: type[LanguageModel]
     ) -> PreTrainedModel:
-        model = kind.auto_class.from_pretrained(
-            model_id, trust_remote_code=self.trust_remote_code, **self._kwargs
-        )
+        kwargs = self._kwargs | {"trust_remote_code": self.trust_remote_code}
+        model = load_whole(kind.auto_class, model_id, self._shared_kwargs(), kwargs)
         if not PLACING_KWARGS & set(self._kwargs):
             device = self.device
             if device is None:
@@ -167,7 +171,7 @@ class ModelSource:
 
     def _hint(self, kind: type[LanguageModel]) -> str:
         if kind is CausalModel and type(self._config()) in MODEL_FOR_MASKED_LM_MAPPING:
-            return f". {HINT_AT_PSEUDO}"
+            return HINT_AT_PSEUDO
         return ""
 
 
