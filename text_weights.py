@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import find_adapter_config_file, is_peft_available
+from transformers.utils.import_utils import is_peft_available
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .tensors import is_dtensor
 from .text_probe import NUM_IDS, random_ids

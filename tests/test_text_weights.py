@@ -340,8 +340,14 @@ def test_sinusoidal_positions_are_computed(ppl, tmp_path):
     """Pegasus' own checkpoints lack them."""
     tokenizer = make_tokenizer("t5")
     torch.manual_seed(0)
+    ids: dict = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+    }
     config = transformers.PegasusConfig(
-        vocab_size=len(tokenizer),
+        **ids,
         d_model=32,
         encoder_layers=1,
         decoder_layers=1,
@@ -350,9 +356,6 @@ def test_sinusoidal_positions_are_computed(ppl, tmp_path):
         encoder_ffn_dim=64,
         decoder_ffn_dim=64,
         max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
         forced_eos_token_id=None,
     )
     model = grown(transformers.PegasusForConditionalGeneration(config))
@@ -369,7 +372,8 @@ def test_sinusoidal_positions_are_computed(ppl, tmp_path):
 def test_a_pooler_that_changes_no_logits(ppl, tmp_path):
     tokenizer = make_tokenizer("bert")
     torch.manual_seed(0)
-    config = transformers.SqueezeBertConfig(vocab_size=len(tokenizer), **SIZES, embedding_size=32)
+    sizes: dict = SIZES | {"vocab_size": len(tokenizer), "embedding_size": 32}
+    config = transformers.SqueezeBertConfig(**sizes)
     model = grown(transformers.SqueezeBertForMaskedLM(config))
     saved(tmp_path, model, tokenizer)
     pooler = [f"transformer.pooler.dense.{name}" for name in ("weight", "bias")]
