@@ -1,6 +1,7 @@
 """An encoder-decoder: its encoder reads a source, and its decoder predicts each next token."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -109,6 +110,11 @@ class Seq2SeqModel(LanguageModel):
         short = source[: (len(source) + 1) // 2]
         _, takes_batches = probe_padding(self.model, read_sources, self.name, [short, long])
         return vocab_size, takes_batches
+
+    def _example(self) -> Span:
+        num_sources = num_embeddings(self.embeddings, self.model.config)
+        source = random_ids(min(NUM_IDS, self.source_length), num_sources)[0].tolist()
+        return replace(super()._example(), source=source)
 
     def _logits(self, spans: list[Span]) -> torch.Tensor:
         _, logits = run(self.model, self._model_inputs(spans))

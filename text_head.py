@@ -3,6 +3,10 @@
 Logits then exist only for scored rows, a few at a time. A probe shows whether the layer, with the
 cap or the scale that the configuration states, gives the model's own logits. For a model that
 changes its logits in another way, `find_output_layer` returns None; its own logits are then used.
+
+Each later pass is looked at, too: the layer runs once, for a single position, and the logits have
+to be what it gives. So a change of logits stays unseen only if it leaves alone those of the first
+position of each batch, and all of those in the probe.
 """
 
 import logging
@@ -25,6 +29,14 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+LARGE = 300  # the largest logit of the rows that show a soft cap; Gemma's cap is 30
+# Of products of float32 with one another, and of a cap or a scale in another order of operations.
+ROUNDING = 1e-5
+
+
+class OutputLayerError(RuntimeError):
+    """In a forward pass the output layer did not run once, or did not give the model's logits."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,11 @@ class OutputLayer:
         call = self.layer.forward if self.is_inside else self.layer
         return whole_of(call(hidden))
 
+    def scores(self, output: torch.Tensor) -> torch.Tensor:
+        """The model's logits of the layer's output, in float32 or float64."""
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        return self.transform(output if self.bias is None else output + self.bias)
+
 
 def run(
     model: "PreTrainedModel",
@@ -68,9 +85,11 @@ def run(
 
     Raises:
         ValueError: the model returned no logits.
+        OutputLayerError: the layer did not run once, as in a model that predicts several tokens
+            ahead or makes its logits in chunks, or something was done to what it gave.
     """
     use_one_thread_after_fork()
-    seen, owner = [], threading.get_ident()
+    seen, outputs, owner = [], [], threading.get_ident()
 
     def replace_input(module, args):
         if threading.get_ident() != owner:  # a forward pass of the user's, in another thread
@@ -78,22 +97,36 @@ def run(
         seen.append(args[0])
         return (args[0][:1, :1] if at_layer is None else at_layer(args[0]), *args[1:])
 
+    def keep_output(module, args, output):
+        if threading.get_ident() == owner:
+            outputs.append(whole_of(output).clone())  # the model may change it in place
+
     # Before other hooks, which run again where the layer is called alone; but behind those that
     # collect its weight.
-    handle = (
-        None
+    handles = (
+        []
         if head is None
-        else head.layer.register_forward_pre_hook(replace_input, prepend=not head.is_inside)
+        else [
+            head.layer.register_forward_pre_hook(replace_input, prepend=not head.is_inside),
+            head.layer.register_forward_hook(keep_output),
+        ]
     )
     try:
         output = model(**inputs)
     finally:
-        if handle is not None:
+        for handle in handles:
             handle.remove()
     logits = getattr(output, "logits", None)
     if logits is None:
         raise ValueError(f"The model {type(model).__name__} returned no logits.")
-    return (seen[-1] if seen else None), whole_of(logits)
+    logits = whole_of(logits)
+    if head is None:
+        return None, logits
+    if len(outputs) != 1:
+        raise OutputLayerError(f"it runs {len(outputs)} times in a forward pass")
+    if not _are_logits(logits, head, outputs[0]):
+        raise OutputLayerError("something is done to what it gives")
+    return seen[0], logits
 
 
 def find_output_layer(
@@ -102,15 +135,14 @@ def find_output_layer(
     """The output layer of a model, or None if no layer gives the model's own logits.
 
     Args:
-        inputs: what the model is called with, for a single row.
+        inputs: what the model is called with, for a single row of various ids.
         is_inside: whether weights are whole in the model's own forward pass only.
     """
     layer, bias = stated_output_layer(model), _stated_bias(model)
     if isinstance(layer, nn.Module):
         for transform in dict.fromkeys([IDENTITY, _stated_transform(model.config)]):
             head = OutputLayer(layer, transform, bias, is_inside)
-            gives_the_logits = _gives_the_logits_inside if is_inside else _gives_the_logits
-            if gives_the_logits(model, head, inputs):
+            if _runs_alone(model, head, inputs):
                 return head
     return None
 
@@ -123,69 +155,79 @@ def stated_output_layer(model: "PreTrainedModel") -> nn.Module | None:
     return layer.module if is_wrapped else layer  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def _gives_the_logits(
-    model: "PreTrainedModel", head: OutputLayer, inputs: Mapping[str, Any]
-) -> bool:
-    """Whether the model's logits are those of its output layer, also where they are large."""
-    try:
-        hidden, _ = run(model, inputs, head)
-        large, expected = _large_logits(head, hidden)
-        _, logits = run(model, inputs, head, lambda _: large)
-        return _are_equal(logits, expected)
-    # A layer of another kind may fail, in any way, outside of the model's forward pass. The model's
-    # own logits serve as well.
-    except Exception as error:
-        logger.info("The output layer cannot be called alone: %s", error)
-        return False
+def _runs_alone(model: "PreTrainedModel", head: OutputLayer, inputs: Mapping[str, Any]) -> bool:
+    """Whether the layer gives alone what the model has as logits, also where they are large.
 
-
-def _gives_the_logits_inside(
-    model: "PreTrainedModel", head: OutputLayer, inputs: Mapping[str, Any]
-) -> bool:
-    """The same, of a layer whose weight is whole in the model's own forward pass only.
-
-    It makes one such pass whatever it finds, because other processes make it, too.
+    It makes two passes: one as later ones are, and one with the logits of all positions.
     """
-    found: list[torch.Tensor] = []
+    prepared: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def at_layer(hidden: torch.Tensor) -> torch.Tensor:
+    def prepare(hidden: torch.Tensor) -> torch.Tensor:
         try:
-            large, expected = _large_logits(head, hidden)
+            prepared.append(_call_alone(head, hidden))
+        # A layer of another kind may fail, in any way, outside of the model's forward pass. The
+        # model's own logits serve as well.
         except Exception as error:
             logger.info("The output layer cannot be called alone: %s", error)
-            return hidden
-        found.append(expected)
-        return large
+        return hidden[:1, :1]
 
-    _, logits = run(model, inputs, head, at_layer)
-    return bool(found) and _are_equal(logits, found[0])
+    try:
+        hidden, _ = run(model, inputs, head, prepare if head.is_inside else None)
+        if hidden is not None and not head.is_inside:
+            prepare(hidden)
+        # Inside, it is made in any case, because other processes make it, too.
+        _, logits = run(model, inputs, head, lambda own: prepared[0][0] if prepared else own)
+    except Exception as error:
+        if head.is_inside and not isinstance(error, OutputLayerError):
+            raise  # other processes may wait within this pass
+        logger.info("The output layer cannot be used alone: %s", error)
+        return False
+    return bool(prepared) and _are_close_by_rows(logits, prepared[0][1])
 
 
-def _large_logits(
-    head: OutputLayer, hidden: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise like these hidden states, so large that its logits show a soft cap, which changes small
-    ones by less than a rounding error; and these logits.
+def _call_alone(head: OutputLayer, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """These hidden states (1, T, H) with two large ones behind them, and the logits of all.
+
+    Large ones are noise, whose logits show a soft cap: it changes small ones by less than a
+    rounding error.
 
     Raises:
         ValueError: hidden states that are not (B, T, H), or a layer that mixes their rows.
     """
-    if hidden is None or hidden.dim() != 3:
+    if hidden.dim() != 3:
         raise ValueError("it does not run on (B, T, H)")
     generator = torch.Generator("cpu").manual_seed(0)
-    noise = torch.randn(hidden.shape, generator=generator, device="cpu")
+    noise = torch.randn((1, 2, hidden.shape[-1]), generator=generator, device="cpu")
     noise = noise.to(hidden.device, hidden.dtype)
     if not _is_by_rows(head.call, noise):
         raise ValueError("a row of its output depends on other rows")
-    large = noise * (300 / head.call(noise).abs().max().clamp(min=1e-6))
-    logits = head.call(large)
-    return large, head.transform(logits if head.bias is None else logits + head.bias)
+    large = noise * (LARGE / head.call(noise).abs().max().clamp(min=1e-6))
+    rows = torch.cat([hidden, large], 1)
+    return rows, head.scores(head.call(rows))
 
 
-def _are_equal(logits: torch.Tensor, expected: torch.Tensor) -> bool:
-    return logits.shape == expected.shape and torch.allclose(
-        logits.float(), expected.float(), rtol=1e-3, atol=0.05, equal_nan=True
-    )
+def _are_logits(logits: torch.Tensor, head: OutputLayer, output: torch.Tensor) -> bool:
+    """Whether the model did nothing to the output of its layer but what is stated.
+
+    If nothing is stated, logits are the output to the last bit, in every dtype. Else they are
+    rounded up to three times, each time by half an epsilon of the dtype at most.
+    """
+    if logits.shape != output.shape:
+        return False
+    expected = head.scores(output).to(logits)
+    if head.bias is None and head.transform.is_identity:
+        return torch.allclose(logits, expected, rtol=0, atol=0, equal_nan=True)
+    coarse = max(map(torch.finfo, (output.dtype, logits.dtype)), key=lambda info: info.eps)
+    # Numbers below `tiny` have fewer digits.
+    rtol, atol = max(ROUNDING, 2 * coarse.eps), coarse.tiny
+    return torch.allclose(logits, expected, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def _are_close_by_rows(logits: torch.Tensor, alone: torch.Tensor) -> bool:
+    """Whether logits are those of another call of the layer, up to the rounding of a product."""
+    tolerance = max(ROUNDING, 4 * torch.finfo(logits.dtype).eps)
+    errors = (logits - alone.to(logits)).abs().amax(-1)
+    return not (errors > tolerance * logits.abs().amax(-1)).any()
 
 
 def _is_plain_product(layer: nn.Module, is_inside: bool) -> TypeGuard[nn.Linear]:

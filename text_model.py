@@ -28,9 +28,16 @@ from .nll_share import share_nll
 from .nll_transform import IDENTITY
 from .processes import T, naming_lost_ranks
 from .tensors import to_device
-from .text_head import find_output_layer, run
+from .text_head import OutputLayerError, find_output_layer, run
 from .text_lengths import context_length
-from .text_probe import check_shape, check_whole_vocabulary, dtype_of, probed_state, weight_shape
+from .text_probe import (
+    check_shape,
+    check_whole_vocabulary,
+    dtype_of,
+    probed_state,
+    random_ids,
+    weight_shape,
+)
 from .text_ranks import ModelRanks
 
 logger = logging.getLogger(__name__)
@@ -44,6 +51,10 @@ _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 TOKENS_ON_CPU = 512
 TOKENS_ON_ACCELERATOR = 16384
 LOGITS_PER_BATCH = 2**26  # elements, where a model's own logits are used: 256 MB in float32
+# Ids that show whether the output layer gives the logits, and elements of these logits: at 150,000
+# ids in the vocabulary 55 positions, of 32 MB in float32.
+IDS_OF_PROBE = 64
+LOGITS_OF_PROBE = 2**23
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class LanguageModel(ABC):
             self.head = (
                 None
                 if self.ranks.is_pipeline
-                else find_output_layer(model, self._model_inputs([EMPTY_SPAN]), is_inside)
+                else find_output_layer(model, self._model_inputs([self._example()]), is_inside)
             )
             self._probed_state = self._state()
         if not self.takes_batches:
@@ -104,16 +115,10 @@ class LanguageModel(ABC):
                 self.name,
             )
         if self.head is None:
-            reason = (
+            self._warn_of_own_logits(
                 "come from the last of several processes"
                 if self.ranks.is_pipeline
                 else "are not those of its output layer"
-            )
-            logger.warning(
-                "The logits of %s %s; they are used as the model returns them, which takes more "
-                "memory.",
-                self.name,
-                reason,
             )
 
     def _probe_together(self) -> tuple[int, bool]:
@@ -262,20 +267,32 @@ class LanguageModel(ABC):
             found.append(use(self._rows(spans, hidden)))
             return hidden[:1, :1]
 
-        run(self.model, self._model_inputs(spans), self.head, at_layer)
-        return found[-1]
+        try:
+            run(self.model, self._model_inputs(spans), self.head, at_layer)
+        except OutputLayerError as error:
+            self._use_own_logits(error)
+            return use(self.read(spans))
+        return found[0]
 
     def read(self, spans: Sequence[Span]) -> OutputRows:
         """What the model makes of a batch of spans, for each target; where `running`, and of a
         model that is not sharded."""
-        hidden, logits = run(self.model, self._model_inputs(spans), self.head)
-        rows = logits if self.head is None else hidden
-        assert rows is not None  # the output layer was seen to run in the probe
-        return self._rows(spans, rows)
+        try:
+            hidden, logits = run(self.model, self._model_inputs(spans), self.head)
+            return self._rows(spans, logits if hidden is None else hidden)
+        except OutputLayerError as error:
+            self._use_own_logits(error)
+            return self.read(spans)
 
     def _rows(self, spans: Sequence[Span], rows: torch.Tensor) -> OutputRows:
-        """`rows` are hidden states (B, T, H), or logits where no output layer was found."""
-        head, length = self.head, rows.shape[1]
+        """`rows` are hidden states (B, T, H), or logits where no output layer was found.
+
+        Raises:
+            OutputLayerError: hidden states of other positions than those of the spans.
+        """
+        head, length = self.head, max(len(span.inputs) for span in spans)
+        if head is not None and rows.shape[:-1] != (len(spans), length):
+            raise OutputLayerError("it runs on a part of the positions")
         positions: list[int] = []
         targets: list[int] = []
         for i, span in enumerate(spans):
@@ -294,6 +311,37 @@ class LanguageModel(ABC):
         """Make a forward pass without a result, for processes that need this one in theirs."""
         with self.running():
             run(self.model, self._model_inputs([EMPTY_SPAN]))
+
+    def _use_own_logits(self, error: OutputLayerError) -> None:
+        """Give up the output layer, which did in a batch what it had not done in the probe.
+
+        Raises:
+            ValueError: other processes make each forward pass with this one, and would not make the
+                pass that a second attempt takes.
+        """
+        if self.ranks.in_step.size > 1:
+            raise ValueError(
+                f"The output layer of {self.name} cannot be used alone: {error}, for some texts "
+                "only. Processes that share its weights cannot score it; score it in one process, "
+                "or pass its logits as predictions."
+            ) from error
+        self.head = None
+        self._warn_of_own_logits(f"are not those of its output layer ({error})")
+
+    def _warn_of_own_logits(self, reason: str) -> None:
+        logger.warning(
+            "The logits of %s %s; they are used as the model returns them, which takes more "
+            "memory.",
+            self.name,
+            reason,
+        )
+
+    def _example(self) -> Span:
+        """Random ids of the whole vocabulary, on which the output layer is tried."""
+        most = max(1, LOGITS_OF_PROBE // self.vocab_size)
+        length = min(IDS_OF_PROBE, self.context_length, most)
+        ids = random_ids(length, self.num_embeddings)[0].tolist()
+        return Span(ids, [], [], source=EMPTY_SPAN.source)
 
     def _checked(self, logits: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """Logits (B, T, V) of ids of this shape (B, T), on the CPU in float32, for a probe.

@@ -12,6 +12,7 @@ from .nll_outputs import TokenStats
 from .nll_product import Product
 from .options import TextOptions
 from .text_base import BaseWriter
+from .text_head import OutputLayer
 from .text_model import LanguageModel, Span
 from .text_progress import Progress
 from .text_schedule import portions
@@ -76,6 +77,7 @@ class TextSaver(TextScorer):
                 settings or texts, or a torn one.
         """
         writer = self._writer(path, with_contexts=contexts is not None)
+        head = self._language_model.head
         known, number = writer.known, 0
         with Progress(progress) as bar:
             for portion in portions(self._pairs(texts, contexts)):
@@ -87,6 +89,7 @@ class TextSaver(TextScorer):
                 plan = self._plan(portion[num_known:], numbers, batch_size)
                 for draft in self._complete_drafts(plan, 0, None, bar):
                     assert isinstance(draft, SavedDraft)  # because of new_draft
+                    self._check_head(head, path)
                     writer.add(*draft.saved())
                 number += len(portion)
                 writer.flush()
@@ -94,6 +97,15 @@ class TextSaver(TextScorer):
             raise ValueError(f"The base at {path} is of {writer.num_texts} texts, not {number}.")
         writer.finish()
         return number
+
+    def _check_head(self, head: OutputLayer | None, path: str | os.PathLike) -> None:
+        """Raises ValueError if the output layer was given up, so that rows are now of two kinds."""
+        if self._language_model.head is not head:
+            raise ValueError(
+                f"The output layer of {self._language_model.name} cannot be used alone for all of "
+                f"these texts, so its logits have to be kept. Delete {path}, and save the base "
+                "again."
+            )
 
     def _writer(self, path: str | os.PathLike, with_contexts: bool) -> BaseWriter:
         model = self._language_model

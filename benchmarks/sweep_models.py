@@ -86,10 +86,13 @@ def log_probs(model, ids: list[int], **inputs) -> torch.Tensor:
 
 
 def plain_nll(model, ids: list[int]) -> torch.Tensor:
-    """Oracle: nll (T - 1,) of ids[1:], float64, one unpadded window at a time."""
+    """Oracle: nll (T - 1,) of ids[1:], float64, one unpadded window at a time.
+
+    As the text itself, each window begins with the start token, ids[0].
+    """
     found = []
     for start, first, stop in plain_windows(len(ids)):
-        rows = log_probs(model, ids[start : stop - 1])[first - 1 - start :]
+        rows = log_probs(model, [ids[0], *ids[start + 1 : stop - 1]])[first - 1 - start :]
         found.append(-rows.gather(1, torch.tensor(ids[first:stop])[:, None])[:, 0])
     return torch.cat(found)
 
