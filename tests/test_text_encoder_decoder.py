@@ -58,8 +58,8 @@ def test_equals_the_models_own_labels(ppl, models, name):
 
 @pytest.mark.parametrize("name", SEQ2SEQ)
 def test_texts_that_spell_the_padding(ppl, name):
-    """Given labels, bert2bert hides it from its decoder. Others show it; but T5Gemma, in which it is
-    what the decoder reads first here, hides it where it keeps no cache."""
+    """Given labels, bert2bert hides it from its decoder. Others show it; but T5Gemma, whose decoder
+    reads it first here, hides it where it keeps no cache."""
     model, tokenizer = make_seq2seq(name)
     model.double()
     pad = tokenizer.pad_token
