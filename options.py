@@ -8,6 +8,7 @@ import numpy as np
 
 from .presets import PRESETS, Preset
 from .tensors import IGNORE_INDEX, check_backend, ignored_ids, reduction_dtype
+from .text_input import plain
 
 VERSION = "0.1.0"
 
@@ -159,6 +160,9 @@ class TextOptions:
                 "chat_template_kwargs must be a dict, such as {'enable_thinking': False}, got "
                 f"{self.chat_template_kwargs!r}."
             )
+        if self.chat_template_kwargs is not None:  # tools may come from a dataset, as messages do
+            variables = {name: plain(value) for name, value in self.chat_template_kwargs.items()}
+            object.__setattr__(self, "chat_template_kwargs", variables)
         roles = self.roles
         is_list = isinstance(roles, Sequence) and not isinstance(roles, str)
         if not is_list or not roles or not all(isinstance(role, str) for role in roles):

@@ -179,7 +179,9 @@ class Pending:
             self._check_takes_texts()
             if self._texts and more is not None:
                 _check_all_or_none(bool(self._groups), groups is not None)
-            texts = itertools.chain(self._texts, () if more is None else more)
+            texts: Iterable[str] = list(self._texts) if more is None else more
+            if self._texts and more is not None:
+                texts = itertools.chain(self._texts, more)
             has_groups = bool(self._groups) or groups is not None
             yield texts, [*self._groups, *(groups or [])] if has_groups else None
             self.clear()

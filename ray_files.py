@@ -109,9 +109,10 @@ def _portions_of_chunks(file: str, job: Job) -> Iterator[list[list[Row]]]:
         read_rows([file], job.lines, job.column, job.group_by, job.context_column)
     )
     cut = metric_package.sibling("text_schedule").portions
+    plain = metric_package.sibling("text_input").plain  # as the scorer reads them
     portions = (
         list(itertools.islice(rows, len(portion)))
-        for portion in cut((row.text, row.context) for row in copy)
+        for portion in cut((plain(row.text), row.context) for row in copy)
     )
     for number in itertools.count():
         size = min(1 + number // CHUNKS_OF_A_SIZE, MOST_PORTIONS)

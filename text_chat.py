@@ -19,6 +19,8 @@ Messages = Sequence[Mapping[str, Any]]
 # What marks the words of the assistant in a template.
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 USER, ASSISTANT = "user", "assistant"
+# Where a template asks whether a content is None, as those of DeepSeek V3 and R1 do.
+ASKS_FOR_NONE = re.compile(r"\bcontent['\"]?\]?\s*(is\s+(not\s+)?|[!=]=\s*)none\b", re.IGNORECASE)
 # Takes the place of a content, to see where a template puts it.
 CONTENT = "thecontentofthisturn"
 # A tag, and what is not its name: <think> and </think>, <|channel> and <channel|>,
@@ -77,6 +79,7 @@ class ChatTemplate:
         self.roles = tuple(sorted(set(roles)))
         self._variables = {**tokenizer.special_tokens_map, **variables}
         self._is_marked = GENERATION.search(self.source) is not None
+        self._asks_for_none = ASKS_FOR_NONE.search(self.source) is not None
         added = tokenizer.added_tokens_decoder.items()
         special = {token_id: str(token) for token_id, token in added if token.special}
         # The ids that stand for no text, such as that of the end of a turn.
@@ -90,8 +93,10 @@ class ChatTemplate:
         Raises:
             ValueError: the template refuses them, or makes no text of them.
         """
-        # Many templates fail at None, or print it, where a missing key is right.
-        given = [{k: v for k, v in message.items() if v is not None} for message in messages]
+        # A call of a tool has no content. Many templates print None where a missing key is right.
+        given = [dict(message) for message in messages]
+        if self._asks_for_none:
+            given = [{**message, "content": message.get("content")} for message in given]
         try:
             # It says that it returns a string.
             found: Any = render_jinja_template(

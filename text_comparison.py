@@ -6,7 +6,7 @@ results of them.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,7 +214,10 @@ class ByteComparer:
 
     def sums(self, texts, contexts=None, **options) -> Iterator[tuple[str, PairSums]]:
         """Each text with its sums under both models; arguments and errors as `TextScorer.sums`."""
-        texts, base_texts = itertools.tee(texts)
+        # A list stays one, of which the progress knows the length.
+        texts, base_texts = (
+            (texts, texts) if isinstance(texts, Collection) else itertools.tee(texts)
+        )
         contexts, base_contexts = (None, None) if contexts is None else itertools.tee(contexts)
         base = self.base.sums(base_texts, base_contexts, **{**options, "progress": False})
         for (text, own), (_, other) in zip(

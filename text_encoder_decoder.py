@@ -1,5 +1,6 @@
 """An encoder-decoder: its encoder reads a source, and its decoder predicts each next token."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,9 @@ class Seq2SeqModel(LanguageModel):
     """An encoder-decoder of texts: a probe shows that its decoder is causal."""
 
     kind, auto_class = "sequence-to-sequence language model", AutoModelForSeq2SeqLM
+    # Whether a mask hides padding ids, as a text may spell them, from the decoder, or shows all;
+    # None where the model gets no mask. The probe sets it to what the model itself does for labels.
+    _hides_padding: bool | None = None
 
     def _check_kind(self) -> None:
         name = getattr(self.model, "main_input_name", "input_ids")
@@ -72,15 +76,37 @@ class Seq2SeqModel(LanguageModel):
         """The model's own method; M2M100, for one, has none."""
         return getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
 
-    def _check_labels(self, source: list[int], labels: list[int]) -> None:
-        """Raises ValueError if the model itself, given labels, lets its decoder read otherwise."""
+    @property
+    def _padding_id(self) -> int | None:
+        """What a mask may hide, also where a text spells it."""
+        return getattr(self.model.config, "pad_token_id", None)
+
+    def _probe_labels(self, source: list[int]) -> None:
+        """Find whether the model itself, given labels, hides padding ids from its decoder.
+
+        Raises:
+            ValueError: given labels, its decoder reads something else than here.
+        """
+        ids = random_ids(min(NUM_IDS, self.context_length), self.num_embeddings)[0].tolist()
+        vocab_size = self._logits([Span(ids, [], [], source=source)]).shape[-1]
+        labels = [i % vocab_size for i in ids]
+        if self._padding_id in range(vocab_size):
+            labels[1::3] = [self._padding_id] * len(labels[1::3])
+        # As users call it: T5Gemma hides padding ids only where it keeps no cache.
+        given = {"input_ids": [source], "attention_mask": [[1] * len(source)], "labels": [labels]}
+        tensors = {name: torch.tensor(rows, device=self.device) for name, rows in given.items()}
+        own = self._checked(run(self.model, tensors)[1], (1, len(labels)))
         span = Span(self.decoder_inputs(labels), [], [], source=source)
-        inputs = self._model_inputs([span])
-        del inputs["decoder_input_ids"]
-        _, logits = run(self.model, inputs | {"labels": torch.tensor([labels], device=self.device)})
-        if not are_close(
-            self._checked(logits, (1, len(labels))), self._logits([span]), tolerance_of(self.model)
-        ):
+        found: dict[bool | None, torch.Tensor] = {}
+        for self._hides_padding in (None, False, True):
+            with contextlib.suppress(TypeError):  # a model of one's own may take no such mask
+                found[self._hides_padding] = self._logits([span])
+        # The nearest, because a wrong mask may change less than 16 bits round. NaN is of a token
+        # that is shown nothing.
+        self._hides_padding = min(
+            found, key=lambda way: (found[way].nan_to_num() - own.nan_to_num()).abs().max().item()
+        )
+        if not are_close(own, found[self._hides_padding], tolerance_of(self.model)):
             raise ValueError(
                 f"The decoder of {self.name} reads something else for given labels than "
                 f"{'its decoder_start_token_id and ' if self._shift is None else ''}the labels "
@@ -94,15 +120,16 @@ class Seq2SeqModel(LanguageModel):
         def read(inputs: torch.Tensor) -> torch.Tensor:
             return self._logits([Span(row, [], [], source=source) for row in inputs.tolist()])
 
-        # Is the decoder causal?
+        # What does the decoder read?
+        self._probe_labels(source)
+        # Is it causal?
         vocab_size, takes_batches = probe(
             self.model, read, self.name, self.num_embeddings, self.context_length
         )
-        targets = random_ids(min(NUM_IDS, self.context_length), self.num_embeddings)[0].tolist()
-        self._check_labels(source, [i % vocab_size for i in targets])
         if not takes_batches:
             return vocab_size, False
         # Does a row have the same logits beside one with a longer source?
+        targets = random_ids(min(NUM_IDS, self.context_length), self.num_embeddings)[0].tolist()
 
         def read_sources(sources: list[list[int]]) -> torch.Tensor:
             return self._logits([Span(targets, [], [], source=source) for source in sources])
@@ -121,13 +148,17 @@ class Seq2SeqModel(LanguageModel):
         return self._checked(logits, (len(spans), max(len(span.inputs) for span in spans)))
 
     def _model_inputs(self, spans: Sequence[Span]) -> dict[str, torch.Tensor | bool]:
-        """The sources with the mask that hides their padding, and what the decoder reads, which
-        needs no mask: a causal decoder does not see what stands behind a token."""
+        """The sources with the mask that hides their padding, and what the decoder reads. A batch
+        needs no mask there: a causal decoder does not see what stands behind a token."""
         sources = [span.source for span in spans]
-        mask = padded([[1] * len(source) for source in sources], padding=0)
-        return {
-            "input_ids": to_device(padded(sources), self.device),
-            "attention_mask": to_device(mask, self.device),
-            "decoder_input_ids": to_device(padded([span.inputs for span in spans]), self.device),
-            "use_cache": False,
+        read = padded([span.inputs for span in spans])
+        inputs = {
+            "input_ids": padded(sources),
+            "attention_mask": padded([[1] * len(source) for source in sources], padding=0),
+            "decoder_input_ids": read,
         }
+        if self._hides_padding is not None:
+            shown = read != self._padding_id if self._hides_padding else torch.ones_like(read)
+            inputs["decoder_attention_mask"] = shown.long()
+        tensors = {name: to_device(ids, self.device) for name, ids in inputs.items()}
+        return {**tensors, "use_cache": False}

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .user_warnings import warn_user
+
 
 def are_texts(predictions) -> bool:
     """Whether this is a list, an array or a column of texts or conversations, by its first one."""
@@ -84,17 +86,45 @@ def checked_pairs(
     else:
         pairs = itertools.zip_longest(texts, contexts, fillvalue=missing)
     check = _checked_conversation if conversations else _checked
-    number = -1
+    number, warned = -1, False
     for number, (text, context) in enumerate(pairs):
         if text is missing or context is missing:
             raise ValueError(
                 "contexts must hold one prompt for each text; there are more "
                 f"{'contexts' if text is missing else 'texts'}, beyond {number}."
             )
-        text = check(text, f"predictions[{number}]")
-        yield text, None if contexts is None else _checked(context, f"contexts[{number}]")
+        checked = check(text, f"predictions[{number}]")
+        if not warned and isinstance(text, np.ndarray) and _has_whole_float(checked):
+            warned = True
+            warn_user(
+                f"predictions[{number}] has a number such as 1.0, which may have been 1: pandas "
+                "makes floats of whole numbers where a row has none, and a template prints them. "
+                'Read the table with dtype_backend="pyarrow", or pass a column of a Dataset.'
+            )
+        yield checked, None if contexts is None else _checked(context, f"contexts[{number}]")
     if number < 0:
         raise ValueError("predictions holds no texts.")
+
+
+def plain(value: Any) -> Any:
+    """A text, a conversation or a part of one as JSON has it, without keys whose value is None.
+
+    Arrow gives all dicts of a column the same keys, at any depth, and None for those that a row
+    does not have. Nothing tells such a None from one that was there, so neither is data. In a list
+    None stays. Tables hold lists as arrays.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _has_whole_float(value: Any) -> bool:
+    """Whether there is a float without a fraction, or NaN, in a plain value."""
+    if isinstance(value, dict | list):
+        return any(map(_has_whole_float, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and not value % 1 > 0
 
 
 def num_characters(text: str | Sequence[Mapping[str, Any]]) -> int:
@@ -120,10 +150,10 @@ def _checked_conversation(messages, name: str) -> list[dict[str, Any]]:
         hint = " All are texts, or all are conversations." if isinstance(messages, str) else ""
         found = "an empty one" if messages == [] else type(messages).__name__
         raise TypeError(f"{name} must be a conversation, a list of messages, got {found}.{hint}")
+    messages = plain(messages)  # which all processes print alike
     for i, message in enumerate(messages):
         _check_message(message, f"{name}[{i}]")
-    # Plain objects, which all processes print alike.
-    return [dict(message) for message in messages]
+    return messages
 
 
 def _check_message(message, name: str) -> None:
@@ -138,7 +168,7 @@ def _check_message(message, name: str) -> None:
     if content is None and message.get("tool_calls"):
         return
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, Sequence | np.ndarray):
+    if not isinstance(parts, list):
         raise TypeError(f"{name} has no content: it needs a text, got {content!r}.")
     for part in parts:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):

@@ -79,8 +79,9 @@ class TextSaver(TextScorer):
         writer = self._writer(path, with_contexts=contexts is not None)
         head = self._language_model.head
         known, number = writer.known, 0
-        with Progress(progress) as bar:
+        with Progress(progress, self._num_texts(texts)) as bar:
             for portion in portions(self._pairs(texts, contexts)):
+                bar.begin(len(portion))
                 num_known = max(0, min(len(portion), writer.num_texts - number))
                 if known is not None:
                     for i, text in enumerate(self._encoded(portion[:num_known])):

@@ -9,7 +9,7 @@ import copy
 import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -148,7 +148,8 @@ class TextScorer:
             top_k: also give the `top_k` likeliest tokens at each scored position.
             corrected: also give the corrected nll of words, as `text_words.words_of` says.
             progress: True for a progress bar with tokens per second and the perplexity so far; or
-                a function, which is called with the number of tokens scored and their total.
+                a function, which is called with the number of tokens scored and their total, as
+                `Progress` estimates it.
 
         Raises:
             TypeError: texts or contexts that are not strings.
@@ -195,8 +196,9 @@ class TextScorer:
         found = portions(self._pairs(texts, contexts))
         for group in self.model.ranks.same:
             found = _agreed_portions(found, self.signature(with_contexts=False), group)
-        with Progress(progress) as bar:
+        with Progress(progress, self._num_texts(texts)) as bar:
             for plan, num_passes in self._plans(found, num_before, batch_size):
+                bar.begin(len(plan.drafts))
                 yield from self._complete_drafts(plan, num_passes, top_k, bar)
 
     def sums(
@@ -234,8 +236,9 @@ class TextScorer:
         for group in self.model.ranks.same_beyond(processes):
             share = f"{settings}, share {own} of {len(copies)}"
             found = _agreed_portions(found, share, group)
-        with Progress(progress and processes.rank == 0) as bar:
+        with Progress(progress and processes.rank == 0, self._num_texts(texts)) as bar:
             for portion in _agreed_portions(found, settings, processes):
+                bar.begin(len(portion))
                 lengths = [num_characters(text) + len(context or "") for text, context in portion]
                 shared = shares(lengths, len(copies))
                 share = [portion[i] for i in shared[own]], [num_before + i for i in shared[own]]
@@ -306,6 +309,12 @@ class TextScorer:
             return None
         return self._plan(portion, range(num_before, num_before + len(portion)), batch_size)
 
+    def _num_texts(self, texts: Iterable[str]) -> int | None:
+        """How many texts there are to score; None if it is not known before they are read."""
+        if self.joins_texts:
+            return 1
+        return len(texts) if isinstance(texts, Collection) else None
+
     def _pairs(self, texts, contexts) -> Iterator[tuple[str, str | None]]:
         """Each text with its context, checked; one joined text where the preset joins them."""
         if contexts is not None and not self.rules.takes_contexts:
@@ -349,6 +358,8 @@ class TextScorer:
             bar.show()
             while waiting and waiting[0].is_complete:
                 yield waiting.popleft()
+        if not plan.batches:
+            bar.show()
         for _ in range(num_passes - len(plan.batches)):
             self._pass(self.model.keep_step)
         yield from waiting  # without any window

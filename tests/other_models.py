@@ -140,6 +140,18 @@ def seq2seq_config(name, tokenizer):
         return transformers.T5Config(
             **ids, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, n_positions=CONTEXT
         )
+    if name == "t5gemma":
+        sizes = {**SIZES, **ids, "num_key_value_heads": 2, "head_dim": 16, "bos_token_id": 0}
+        return transformers.T5GemmaConfig(encoder=sizes, decoder=sizes, vocab_size=len(tokenizer))
+    if name == "bert2bert":
+        halves = [
+            transformers.BertConfig(**SIZES, vocab_size=len(tokenizer), **of_decoder)
+            for of_decoder in ({}, {"is_decoder": True, "add_cross_attention": True})
+        ]
+        made = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*halves)
+        made.pad_token_id = tokenizer.pad_token_id
+        made.decoder_start_token_id = tokenizer.cls_token_id
+        return made
     kinds = {
         "bart": transformers.BartConfig,
         "marian": transformers.MarianConfig,
@@ -165,6 +177,7 @@ def seq2seq_config(name, tokenizer):
 
 
 SEQ2SEQ = {"t5": "t5", "bart": "roberta", "marian": "t5", "mbart": "t5", "m2m100": "t5"}
+SEQ2SEQ |= {"t5gemma": "t5", "bert2bert": "bert"}
 
 
 def make_seq2seq(name):

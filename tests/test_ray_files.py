@@ -303,6 +303,27 @@ def test_conversations(tmp_path):
     check_same(found, load().compute(predictions=[talk] * 3, **options))
 
 
+def test_what_arrow_adds_to_conversations(tmp_path):
+    """None for each key of another row: of a file, and of a dataset that is batches of Arrow."""
+    talks = [
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [call]}]
+        for call in ({"city": "Bern"}, {"days": [1, None]})
+    ]
+    template = (
+        "{% for m in messages %}{{ m.role + '\n' }}"
+        "{% if m.tool_calls %}{{ m.tool_calls[0] | tojson }}{% endif %}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}"
+    )
+    options = {"model_id": TINY, "chat_template": template}
+    expected = load().compute(predictions=talks, **options)
+    rows = [{"messages": talk} for talk in talks]
+    data = write_rows(tmp_path / "talks.parquet", rows)
+    job = make_job(options=options | {"conversations": True}, column="messages")
+    check_same(corpus_of(answers(job, data)).result(), expected)
+    scored = ray_datasets.AddSums("messages", None, options)(pa.Table.from_pylist(rows))
+    assert scored["perplexity"].to_pylist() == expected["perplexities"]
+
+
 def test_groups_come_in_the_order_of_the_texts_whatever_comes_first(tmp_path):
     first, second = "ba", "cab"
     files = [

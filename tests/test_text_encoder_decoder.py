@@ -57,6 +57,22 @@ def test_equals_the_models_own_labels(ppl, models, name):
 
 
 @pytest.mark.parametrize("name", SEQ2SEQ)
+def test_texts_that_spell_the_padding(ppl, name):
+    """Given labels, bert2bert hides it from its decoder. Others show it; but T5Gemma, whose decoder
+    reads it first here, hides it where it keeps no cache."""
+    model, tokenizer = make_seq2seq(name)
+    model.double()
+    pad = tokenizer.pad_token
+    texts, sources = [f"The {pad} mat{pad}{pad} dog", f"{pad}a", "playing a dog"], ["a", "un", "a"]
+    assert all(tokenizer.pad_token_id in tokenizer(text).input_ids for text in texts[:2])
+    named = {"model": model, "tokenizer": tokenizer, "dtype": "float64"}
+    scores = ppl.score(texts, contexts=sources, **named)
+    for text, source, score in zip(texts, sources, scores, strict=True):
+        expected = labels_nll(model, tokenizer, source, text).tolist()
+        assert score.nll == pytest.approx(expected, rel=1e-6)  # T5Gemma attends in 32 bits
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
 def test_batches_and_the_output_layer_alone(ppl, models, name):
     """The bias that Marian adds to what its layer gives is no reason to make all logits."""
     model, tokenizer = models[name]
