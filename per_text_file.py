@@ -53,7 +53,10 @@ class PerTextFile:
             if size > 0 and resume:
                 kept = self._continued(settings)
             elif size > 0 and not overwrite:
-                raise ValueError(f"{path} exists. Name a new file, or one to resume or overwrite.")
+                raise ValueError(
+                    f"{path} exists. Name a new file, or pass --overwrite, or --resume to continue "
+                    "it."
+                )
             if kept < size:
                 self._file.truncate(kept)
             if kept == 0:
