@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import cli_models
 import metric_package
+from cli_outputs import check_outputs
 from cli_tables import as_table, comparison_table
 from text_datasets import read_dataset_rows
 from text_files import Columns, Row, read_rows
@@ -122,6 +123,11 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--resume", action="store_true", help="continue the interrupted run that wrote --per-text"
     )
+    output.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what exists at --plot and, without --resume, at --per-text",
+    )
     return parser
 
 
@@ -138,6 +144,7 @@ def run(args: argparse.Namespace) -> dict | None:
     from per_text_file import PerTextFile  # with NumPy
 
     processes, device = join_launch()
+    processes.require_all(processes.attempt(check_places, args, processes))
     rows = processes.require_all(processes.attempt(read, args, processes))
     # A rank that cannot read its files tells the others.
     first = processes.require_all(processes.attempt(first_row, rows, sources(args)))
@@ -149,12 +156,14 @@ def run(args: argparse.Namespace) -> dict | None:
     are_conversations = metric_package.sibling("text_input").is_conversation(first.text)
     scorer = load_scorer(args, processes, device, are_conversations)
     signature = scorer.signature(with_contexts)
-    check_output(args, scorer)
+    check_joining(args, scorer)
     with contextlib.ExitStack() as stack:
         log, sums = None, []
         if args.per_text is not None and processes.rank == 0:
             settings = per_text_settings(args, signature)
-            log = PerTextFile(Path(args.per_text), settings, scorer.sums_type, args.resume)
+            log = PerTextFile(
+                Path(args.per_text), settings, scorer.sums_type, args.resume, args.overwrite
+            )
             stack.enter_context(log)
             rows, sums = log.without_finished(rows), log.finished
         num_finished, *_ = processes.gather(processes.attempt(len, sums))
@@ -198,6 +207,7 @@ def run_on_ray(args: argparse.Namespace) -> dict:
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--engine ray starts its workers itself; start it as one process.")
+    check_outputs(args, args.files)
     files = [file for name in args.files for file in files_in(name)]
     if not files:
         raise ValueError(f"There are no files in {', '.join(args.files)}.")
@@ -219,13 +229,13 @@ def run_on_ray(args: argparse.Namespace) -> dict:
     )
     if ray_files.joins_texts(job):
         raise ValueError(f"--preset {args.preset} joins all texts, so workers cannot share them.")
-    if args.plot is not None:
-        metric_package.sibling("plots").check_path(args.plot)
     output = job.output()
-    if output is not None:
-        output.prepare(args.resume)
-    # Ray tells of workers that died on the standard output, where only the result is to be.
-    with contextlib.redirect_stdout(sys.stderr), ray_cluster.cluster(args.workers):
+    with contextlib.ExitStack() as stack:
+        if output is not None:
+            stack.enter_context(output.prepared(args.resume, args.overwrite))
+        # Ray tells of workers that died on the standard output, where only the result is to be.
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.enter_context(ray_cluster.cluster(args.workers))
         corpus = ray_files.score_files(job, files, args.workers, args.device)
     totals = corpus.totals
     warn_of_empty(totals.num_empty, totals.num_texts)
@@ -261,19 +271,18 @@ def noting_groups(rows: Iterator[Row], groups: list[str]) -> Iterator[Row]:
         yield row
 
 
-def check_output(args: argparse.Namespace, scorer: "TextScorer | TextComparer | ByteComparer"):
-    """Raises ValueError for output that these texts do not have, or that would overwrite them, and
-    ModuleNotFoundError for a picture without matplotlib."""
-    if args.plot is not None:
-        metric_package.sibling("plots").check_path(args.plot)
+def check_places(args: argparse.Namespace, processes: "Processes") -> None:
+    """Raises as `check_outputs`, on the rank that writes; the others may be on other machines."""
+    if processes.rank == 0:
+        check_outputs(args, sources(args))
+
+
+def check_joining(args: argparse.Namespace, scorer: "TextScorer | TextComparer | ByteComparer"):
+    """Raises ValueError for options that go by the text, where all texts are joined."""
     if args.resume and scorer.joins_texts:
         raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
     if args.group_by is not None and scorer.joins_texts:
         raise ValueError(f"--preset {args.preset} joins all texts, so they have no groups.")
-    if args.per_text is not None and Path(args.per_text).exists():
-        for name in sources(args):
-            if Path(name).exists() and Path(args.per_text).samefile(name):
-                raise ValueError(f"--per-text would overwrite {name}, which is to be read.")
 
 
 def per_text_settings(args: argparse.Namespace, signature: str) -> dict[str, str]:
@@ -380,6 +389,15 @@ def model_options(
     }
 
 
+def draw(result: dict, path: Path) -> None:
+    """Write the picture of a result; an error of the disk names the file."""
+    try:
+        metric_package.sibling("plots").save(result, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def without_lists(result: dict) -> dict:
     """The result, and that of each group, without the perplexity of each text."""
     return {
@@ -395,6 +413,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.resume and args.per_text is None:
         parser.error("--resume needs --per-text, the file of the run to continue")
+    if args.overwrite and args.per_text is None and args.plot is None:
+        parser.error("--overwrite needs --per-text or --plot, which it lets replace what exists")
     if args.save_base is not None and any(
         (args.base, args.per_text, args.group_by, args.positions, args.plot)
     ):
@@ -425,8 +445,6 @@ def main(argv: list[str] | None = None) -> int:
         result = run(args)
         if result is None:  # the first rank has it, or a base was saved
             return 0
-        if args.plot is not None:
-            metric_package.sibling("plots").save(result, args.plot)
         if args.json:
             from per_text_file import finite
 
@@ -437,6 +455,8 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 table = comparison_table(result, args.model, args.base)
             print(table, flush=True)
+        if args.plot is not None:
+            draw(result, args.plot)
     except KeyboardInterrupt:
         hint = "; --resume continues it" if args.per_text is not None else ""
         print(f"interrupted{hint}", file=sys.stderr)

@@ -5,9 +5,11 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, get_type_hints
 
 import numpy as np
 
@@ -20,35 +22,46 @@ class PerTextFile:
     """JSON lines: the settings, then the sums of each text as soon as it is scored.
 
     Args:
-        path: the file. It is overwritten; with `resume` it is continued, if it exists.
+        path: the file. No other run can write it until this object is closed, or its process dies.
         settings: those of this run, by name; the signature is one of them.
         sums_type: what is written of each text, `TextSums` or a class derived from it.
+        resume: continue what the file holds.
+        overwrite: replace what it holds, unless it is continued.
 
     Raises:
-        ValueError: `resume` on a file of other settings, or one that --per-text did not write.
+        ValueError: the file holds something, without `resume` and `overwrite`; `resume` on a file
+            of other settings, or one that --per-text did not write; another run writes it.
     """
 
     def __init__(
-        self, path: Path, settings: dict[str, str], sums_type: "type[TextSums]", resume: bool
+        self,
+        path: Path,
+        settings: dict[str, str],
+        sums_type: "type[TextSums]",
+        resume: bool,
+        overwrite: bool = False,
     ):
         self.path, self._sums_type = path, sums_type
         self.finished: list[TextSums] = []
         self._fingerprints: list[str] = []
-        length = 0
-        if resume and path.exists():
-            data = path.read_bytes()
-            # A killed run may leave half a line: it has no line end, and does not count.
-            length = data.rfind(b"\n") + 1
-            if length > 0:
-                self._read(data[:length].splitlines(), settings)
-            elif not self._line(settings).startswith(data):
-                raise ValueError(f"{path} was not written by --per-text.")
-        self._file = open(path, "r+b" if length > 0 else "wb")  # noqa: SIM115
-        if length > 0:
-            self._file.truncate(length)
-            self._file.seek(length)
-        else:  # a device, such as /dev/full, cannot be truncated
-            self._write_line(settings)
+        with contextlib.ExitStack() as stack:
+            # Opened to append, which changes nothing yet.
+            self._file = open(path, "ab")  # noqa: SIM115
+            stack.enter_context(self)
+            lock(self._file, path)
+            size, kept = path.stat().st_size, 0  # 0 bytes are in a device or a pipe
+            if size > 0 and resume:
+                kept = self._continued(settings)
+            elif size > 0 and not overwrite:
+                raise ValueError(
+                    f"{path} exists. Name a new file, or pass --overwrite, or --resume to continue "
+                    "it."
+                )
+            if kept < size:
+                self._file.truncate(kept)
+            if kept == 0:
+                self._write_line(settings)
+            stack.pop_all()  # it stays open
 
     def __enter__(self) -> "PerTextFile":
         return self
@@ -56,6 +69,21 @@ class PerTextFile:
     def __exit__(self, *error) -> None:
         with self._named_errors():
             self._file.close()
+
+    def _continued(self, settings: dict[str, str]) -> int:
+        """How many bytes of the file are kept, which are read.
+
+        Raises:
+            ValueError: as the class.
+        """
+        data = self.path.read_bytes()
+        # A killed run may leave half a line: it has no line end, and does not count.
+        length = data.rfind(b"\n") + 1
+        if length > 0:
+            self._read(data[:length].splitlines(), settings)
+        elif not self._line(settings).startswith(data):
+            raise ValueError(f"{self.path} was not written by --per-text.")
+        return length
 
     def _read(self, lines: list[bytes], settings: dict[str, str]) -> None:
         with self._named_line(1):
@@ -117,6 +145,26 @@ class PerTextFile:
         except OSError as error:
             error.filename = str(self.path)
             raise
+
+
+def lock(file: BinaryIO, name: str | Path) -> None:
+    """Keep other runs from writing an open file, until it is closed or this process ends.
+
+    A device or a pipe is not locked, nor is a file where the system has no locks.
+
+    Raises:
+        ValueError: another run has locked the file.
+    """
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # the second on some networked disks
+        raise ValueError(f"{name} is being written by another run.") from error
+    except (ImportError, OSError):
+        return
 
 
 def check_settings(place: str, written: dict, settings: dict) -> None:

@@ -5,10 +5,12 @@ row, and appears as a whole: whoever scores the chunk again, after another worke
 by the same. Names that begin with "_" are no data to readers of Parquet.
 """
 
+import contextlib
 import hashlib
 import json
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
 
@@ -16,13 +18,15 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs, parquet
 
-from per_text_file import check_settings, fingerprint
+from per_text_file import check_settings, fingerprint, lock
 from text_files import Row, file_system
 
 if TYPE_CHECKING:
     from totals import TextSums
 
-SETTINGS = "_settings.json"
+SETTINGS, LOCK = "_settings.json", "_lock"
+UNFINISHED = re.compile(r"_[0-9a-f]{32}")  # left by a worker that was killed while it wrote
+OWN = re.compile(rf"{SETTINGS}|{UNFINISHED.pattern}|[0-9a-f]{{16}}-[0-9]{{12,}}\.parquet")
 KINDS = {
     float: pa.float64(),
     int: pa.int64(),
@@ -42,22 +46,42 @@ class PerTextDirectory:
         self.name = name
         self._system, self._path = file_system(name)
 
-    def prepare(self, resume: bool) -> None:
-        """Make the directory, before anything is scored.
+    @contextlib.contextmanager
+    def prepared(self, resume: bool, overwrite: bool = False) -> Iterator[None]:
+        """Make the directory, before anything is scored; no other run may write to it within.
+
+        Args:
+            overwrite: delete what such a run wrote, and nothing else, unless it is continued.
 
         Raises:
-            ValueError: without `resume`, it holds something; with it, something else than what such
-                a run wrote.
+            ValueError: it holds something, without `resume` and `overwrite`; with them, something
+                else than what such a run wrote; another run writes to it.
         """
         self._system.create_dir(self._path)
-        names = {info.base_name for info in self._files()}
-        if names and not resume:
+        names = [info.base_name for info in self._files()]
+        held = [name for name in names if name != LOCK and not UNFINISHED.fullmatch(name)]
+        if held and not (resume or overwrite):
             raise ValueError(
-                f"--per-text {self.name} is not empty: name a new directory, or continue the run "
-                "that wrote it by --resume."
+                f"--per-text {self.name} is not empty: name a new directory, continue the run that "
+                "wrote it by --resume, or pass --overwrite."
             )
-        if names and SETTINGS not in names:
+        if held and SETTINGS not in held:
             raise ValueError(f"{self.name} was not written by --per-text of --engine ray.")
+        with self._locked():
+            if overwrite and not resume:
+                for name in filter(OWN.fullmatch, names):
+                    self._system.delete_file(f"{self._path}/{name}")
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Refuse a second run on the directory. Only file systems of this machine have locks."""
+        if not isinstance(self._system, fs.LocalFileSystem):
+            yield
+            return
+        with open(f"{self._path}/{LOCK}", "ab") as file:
+            lock(file, self.name)
+            yield
 
     def _files(self) -> list[fs.FileInfo]:
         return self._system.get_file_info(fs.FileSelector(self._path))
@@ -119,11 +143,20 @@ class PerTextDirectory:
         return f"{self._path}/{hashlib.sha256(place.encode()).hexdigest()[:16]}-{first:012}.parquet"
 
     def _put(self, path: str, write) -> None:
-        """Write a file that is there as a whole or not at all, whenever this process is killed."""
+        """Write a file that is there as a whole or not at all, whenever this process is killed.
+
+        Raises:
+            OSError: it cannot be written, such as on a full disk; its message names the file.
+        """
         unfinished = f"{self._path}/_{uuid.uuid4().hex}"
-        with self._system.open_output_stream(unfinished) as file:
-            write(file)
-        self._system.move(unfinished, path)
+        try:
+            with self._system.open_output_stream(unfinished) as file:
+                write(file)
+            self._system.move(unfinished, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._system.delete_file(unfinished)
+            raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _fingerprints(rows: Sequence[Row]) -> list[str]:

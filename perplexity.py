@@ -47,7 +47,7 @@ from .process_files import add_over_files
 from .processes import ALONE, Processes
 from .runs import Run
 from .tensors import as_tensor
-from .text_base import SavedBase
+from .text_base import SavedBase, check_place
 from .text_causal import CausalModel
 from .text_chat import ChatTemplate
 from .text_comparison import ByteComparer, TextComparer, TextComparison
@@ -627,12 +627,14 @@ class Perplexity(evaluate.Metric):
         Raises:
             TypeError, ValueError: as `compute`; or something else is at `path`, a base of other
                 texts or settings, or a torn one.
+            OSError: the disk is full, or cannot be written to; what is complete stays.
         """
         check_collection(texts, "texts")
         texts, options = _with_kind_in(texts, options)
         check_names(options, TextOptions, ModelSource)
         source, options = split_names(options, ModelSource)
         text_options = self._causal_options(options, "save_base")
+        check_place(path)
         saver = TextSaver(self._kept.get(ModelSource(**source), ALONE), text_options)
         saver.save(path, texts, contexts, batch_size=batch_size, progress=_progress_is_shown())
 

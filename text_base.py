@@ -2,18 +2,20 @@
 
 A directory holds `base.json` (the settings), `output_layer.safetensors`, and `texts-*.safetensors`
 with the rows of some texts each. A row is the hidden state, in the model's own dtype, or the logits
-where no output layer was found that can be kept. Each file appears complete or not at all, so an
-interrupted run can be continued.
+where no output layer was found that can be kept. Each file appears complete or not at all, the
+settings first, so an interrupted run can be continued wherever it was.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +32,11 @@ from .text_ranks import ModelRanks
 
 FORMAT = "perplexity base 1"
 SETTINGS_FILE, LAYER_FILE = "base.json", "output_layer.safetensors"
+UNFINISHED = "unfinished-"  # begins the names of directories in which files are written
 BYTES_PER_FILE = 2**26
+
+
+CONTINUE = "Call save_base once more, which continues it."
 
 
 class _Place(NamedTuple):
@@ -66,6 +72,8 @@ class SavedBase:
         self._transform = LogitTransform(**self.stated["transform"])
         self._layer = None
         if self.stated["kind"] == "hidden":
+            if self.stated["num_texts"] is None and not (self.path / LAYER_FILE).exists():
+                raise ValueError(f"The base at {self.path} is not complete. {CONTINUE}")
             file = _tensors(self.path / LAYER_FILE)
             layer = {name: file.get_tensor(name).to(self.device) for name in set(file.keys())}
             self._layer = Product(layer["weight"], layer.get("bias"))
@@ -100,7 +108,7 @@ class SavedBase:
         if number >= self.num_texts:
             advice = "Pass the same texts, or save it again."
             if self.stated["num_texts"] is None:
-                advice = "It is not complete: call save_base once more, which continues it."
+                advice = f"It is not complete. {CONTINUE}"
             raise ValueError(
                 f"The base at {self.path} has {self.num_texts} texts, and there are more. {advice}"
             )
@@ -166,6 +174,8 @@ class BaseWriter:
 
     Raises:
         ValueError: there is a base of other settings, a torn one, or something else.
+        OSError: the disk is full, or cannot be written to. What is complete stays, as when the
+            process is killed, and the same calls continue it.
     """
 
     def __init__(
@@ -190,24 +200,21 @@ class BaseWriter:
         }
         self._texts: list[tuple[Sequence[int], np.ndarray, torch.Tensor]] = []
         self._bytes = 0
-        self.known: SavedBase | None = None
-        if SavedBase.is_at(self.path):
-            known = _read_settings(self.path)
-            if known | {"num_texts": None} != json.loads(json.dumps(self._stated)):
-                raise ValueError(
-                    f"{self.path} holds a base of another model or of other settings. Choose "
-                    "another path, or delete it."
-                )
-            self.known = SavedBase(self.path)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(f"{self.path} exists, and is no saved base. Choose another path.")
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if layer is not None:
-                tensors = {"weight": layer.weight, "bias": layer.bias}
-                kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-                _write(self.path / LAYER_FILE, kept)
+        check_place(self.path)
+        is_new = not SavedBase.is_at(self.path)
+        if is_new:
             self._write_settings()
+        stated = _read_settings(self.path) | {"num_texts": None}
+        if stated != json.loads(json.dumps(self._stated)):
+            raise ValueError(
+                f"{self.path} holds a base of another model or of other settings. Choose "
+                "another path, or delete it."
+            )
+        if layer is not None and not (self.path / LAYER_FILE).exists():
+            tensors = {"weight": layer.weight, "bias": layer.bias}
+            kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+            _write(self.path / LAYER_FILE, kept)
+        self.known = None if is_new else SavedBase(self.path)
         self.num_texts = 0 if self.known is None else self.known.num_texts
 
     def add(self, ids: Sequence[int], scored: np.ndarray, rows: torch.Tensor) -> None:
@@ -242,15 +249,35 @@ class BaseWriter:
         self._texts, self._bytes = [], 0
 
     def finish(self) -> None:
-        """Write the rest, and mark the base as complete."""
+        """Write the rest, mark the base as complete, and delete what killed calls left."""
         self.flush()
         self._stated["num_texts"] = self.num_texts
         self._write_settings()
+        for left in self.path.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _write_settings(self) -> None:
-        part = self.path / f"{SETTINGS_FILE}.part"
-        part.write_text(json.dumps(self._stated, indent=1) + "\n")
-        os.replace(part, self.path / SETTINGS_FILE)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _complete(self.path / SETTINGS_FILE) as part:
+            part.write_text(json.dumps(self._stated, indent=1) + "\n")
+
+
+def check_place(path: str | os.PathLike) -> None:
+    """Raises ValueError if there is something else than a base, or the start of one."""
+    path = Path(path)
+    if not path.exists() or SavedBase.is_at(path):
+        return
+    if not path.is_dir() or not all(_is_unfinished(entry) for entry in path.iterdir()):
+        raise ValueError(f"{path} exists, and is no saved base. Choose another path.")
+
+
+def _is_unfinished(entry: Path) -> bool:
+    """Whether this is where a killed call wrote the first file of a base."""
+    return (
+        entry.name.startswith(UNFINISHED)
+        and entry.is_dir()
+        and {part.name for part in entry.iterdir()} <= {SETTINGS_FILE}
+    )
 
 
 def fingerprint(ids: Sequence[int]) -> int:
@@ -307,9 +334,25 @@ def _tensors(path: Path) -> safe_open:
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write a file of tensors, which appears when it is complete."""
-    part = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-    os.replace(part, path)
+    with _complete(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+
+
+@contextlib.contextmanager
+def _complete(path: Path) -> Iterator[Path]:
+    """Where to write a file that appears when it is complete, though the process may be killed.
+
+    Raises:
+        OSError: it cannot be written; its message names the file.
+    """
+    try:
+        # A directory, because save_file writes to temporary files of its own beside the given one.
+        with TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as directory:
+            part = Path(directory, path.name)
+            yield part
+            os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _int64(values: np.ndarray) -> torch.Tensor:

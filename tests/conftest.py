@@ -5,6 +5,7 @@ import functools
 import importlib
 import math
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -158,6 +159,17 @@ def kill_when(is_time: Callable[[], bool], command: list) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writes fail, as on a full disk, when a file would be larger than this many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def free_port() -> int:

@@ -252,6 +252,19 @@ def test_the_command_line_shares_texts_out(tmp_path, alone, number):
     assert [row["perplexity"] for row in rows] == pytest.approx(expected["perplexities"], rel=5e-6)
 
 
+def test_what_exists_is_kept_also_by_several_ranks(tmp_path):
+    """The rank that writes refuses it, and tells the other."""
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    write_texts(data, ["one", "two"])
+    out.write_text("mine")
+    (status, _, error), (other_status, _, other_error) = run(2, data, "--per-text", out)
+    assert (status, other_status, out.read_text()) == (1, 1, "mine")
+    assert f"error: --per-text {out} exists." in error
+    assert f"error: Rank 0 failed: ValueError: --per-text {out} exists." in other_error
+    (status, _, error), _ = run(2, data, "--per-text", out, "--overwrite")
+    assert (status, len(out.read_text().splitlines())) == (0, 3), error
+
+
 def test_conversations_are_shared_out(tmp_path, alone):
     template = ROOT / "tests" / "chat_templates" / "chatml.jinja"
     talks = [

@@ -15,12 +15,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import ROOT, flat, free_port, load, sibling
+from conftest import ROOT, flat, free_port, largest_file, load, sibling
 
 import cli
 import ray_cluster
@@ -151,8 +152,8 @@ def scored(corpus, cluster, tmp_path_factory):
     out = tmp_path_factory.mktemp("scored") / "out"
     options = {"model_id": TINY, "positions": True}
     job = make_job(options=options, group_by="kind", per_text=str(out))
-    job.output().prepare(resume=False)
-    next(answers(job, corpus.file))
+    with job.output().prepared(resume=False):
+        next(answers(job, corpus.file))
     (out / "_torn").write_bytes(b"PAR1")
     before, killed = chunks(out), []
 
@@ -394,13 +395,16 @@ def test_resume_refuses_other_texts_settings_and_directories(tmp_path):
     out, data = tmp_path / "out", tmp_path / "data.jsonl"
     write_rows(data, [{"text": "one"}, {"text": "two"}])
     job = make_job(per_text=str(out))
-    PerTextDirectory(str(out)).prepare(resume=False)
-    (answer,) = answers(job, str(data))
+    with PerTextDirectory(str(out)).prepared(resume=False):
+        (answer,) = answers(job, str(data))
     assert (answer.error, answer.num_finished) == (None, 0)
-    with pytest.raises(ValueError, match="out is not empty: name a new directory, or continue"):
-        PerTextDirectory(str(out)).prepare(resume=False)
-    PerTextDirectory(str(out)).prepare(resume=True)
-    (again,) = answers(job, str(data))
+    with (
+        pytest.raises(ValueError, match="out is not empty: name a new directory, continue"),
+        PerTextDirectory(str(out)).prepared(resume=False),
+    ):
+        pass
+    with PerTextDirectory(str(out)).prepared(resume=True):
+        (again,) = answers(job, str(data))
     assert (again.totals, again.num_finished) == (answer.totals, 2)
 
     (other,) = answers(
@@ -416,8 +420,60 @@ def test_resume_refuses_other_texts_settings_and_directories(tmp_path):
     (out / chunk).write_bytes(b"something else")
     (other,) = answers(job, str(data))
     assert f"{chunk} was not written by --per-text of --engine ray" in other.error
-    with pytest.raises(ValueError, match="was not written by --per-text of --engine ray"):
-        PerTextDirectory(str(tmp_path)).prepare(resume=True)
+
+
+def test_overwrite_deletes_what_such_a_run_wrote_and_nothing_else(tmp_path):
+    out, data = tmp_path / "out", write_rows(tmp_path / "data.jsonl", [{"text": "one"}])
+    job = make_job(per_text=str(out))
+    with job.output().prepared(resume=False):
+        assert next(answers(job, data)).error is None
+    (out / f"_{'0' * 32}").touch()
+    (out / "notes.parquet").write_text("mine")
+    with job.output().prepared(resume=True, overwrite=True):  # it continues
+        assert len(list(out.iterdir())) == 5
+    with job.output().prepared(resume=False, overwrite=True):
+        assert {path.name for path in out.iterdir()} == {"_lock", "notes.parquet"}
+    for options in ({"resume": True}, {"resume": False, "overwrite": True}):
+        with (
+            pytest.raises(ValueError, match="was not written by --per-text of --engine ray"),
+            PerTextDirectory(str(out)).prepared(**options),
+        ):
+            pass
+    assert {path.name for path in out.iterdir()} == {"_lock", "notes.parquet"}
+
+
+def test_a_second_run_on_a_directory_is_refused(tmp_path):
+    out = tmp_path / "out"
+    with PerTextDirectory(str(out)).prepared(resume=False):
+        for resume in (False, True):
+            with (
+                pytest.raises(ValueError, match="out is being written by another run"),
+                PerTextDirectory(f"file://{out}").prepared(resume=resume),
+            ):
+                pass
+    with PerTextDirectory(str(out)).prepared(resume=False):
+        pass
+
+
+def test_a_run_that_was_killed_before_it_wrote_anything_is_continued(tmp_path):
+    """It leaves the lock, and half a file of settings."""
+    (tmp_path / "_lock").touch()
+    (tmp_path / f"_{'a1' * 16}").write_text("{")
+    for resume in (False, True):
+        with PerTextDirectory(str(tmp_path)).prepared(resume=resume):
+            pass
+
+
+def test_a_directory_on_a_full_disk_is_named(tmp_path):
+    sums = [sibling("totals").TextSums(0.0, 0.0, 0.0, 0.0, 0, 0, 0, False, True, np.zeros((0, 3)))]
+    output = PerTextDirectory(str(tmp_path))
+    name = f"{tmp_path}/[0-9a-f]{{16}}-000000000000.parquet"
+    with (
+        largest_file(100),
+        pytest.raises(OSError, match=f"^{name} cannot be written: .*File too large"),
+    ):
+        output.write("data.jsonl", 0, [Row("one")], sums)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_odd_numbers_are_read_as_they_were_written(tmp_path):
@@ -476,6 +532,9 @@ def test_the_number_of_workers_is_checked():
 def test_what_is_refused_before_ray_starts(tmp_path, monkeypatch):
     data, empty = write_rows(tmp_path / "data.jsonl", [{"text": "one"}]), tmp_path / "empty"
     empty.mkdir()
+    picture = tmp_path / "out" / "v.svg"
+    picture.parent.mkdir()
+    picture.write_text("<svg></svg>")
     monkeypatch.setattr(ray_cluster, "cluster", None)
     for arguments, message in (
         ([data, data], "takes each file once, and one is named twice"),
@@ -484,6 +543,11 @@ def test_what_is_refused_before_ray_starts(tmp_path, monkeypatch):
         ([data, "--window", 0], "window"),
         ([data, "--column", "body"], "has no column 'body'"),
         ([data, "--plot", tmp_path / "x.doc"], ".svg"),
+        ([data, "--plot", tmp_path / "none" / "x.svg"], "there is no directory"),
+        ([data, "--per-text", tmp_path], f"contains {data}, which is to be read"),
+        ([data, "--per-text", picture.parent], "out is not empty"),
+        ([data, "--plot", picture], "exists. Name a new file, or pass --overwrite"),
+        ([data, "--plot", picture, "--per-text", picture.parent, "--overwrite"], "lies in"),
     ):
         done = run("--engine", "ray", *arguments)
         assert (done.returncode, message in done.stderr) == (1, True), done.stderr

@@ -1,7 +1,9 @@
 """A base on disk: the same comparison as with both models in memory, also after a kill."""
 
 import json
+import os
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -131,6 +133,68 @@ def test_killed_in_the_middle_and_continued(ppl, tmp_path):
     assert result["mean_kl"] < 1e-7
     assert result["perplexity_ratio"] == pytest.approx(1, abs=1e-7)
     assert result["num_sequences"] == len(pieces)
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+class LeftBehind:
+    """A temporary directory of a process that dies before it cleans up."""
+
+    def __init__(self, prefix, dir):
+        self.name = tempfile.mkdtemp(prefix=prefix, dir=dir)
+
+    def __enter__(self):
+        return self.name
+
+    def __exit__(self, *error):
+        pass
+
+
+def kill_at(patch, number: int, is_complete: bool) -> None:
+    """The process dies while it writes this file, by its number, or directly behind it."""
+    places, replace = [], os.replace
+
+    def replace_or_die(part, place):
+        places.append(place)
+        if len(places) <= number or is_complete:
+            replace(part, place)
+        if len(places) > number:
+            if not is_complete:
+                os.truncate(part, os.path.getsize(part) // 2)
+            raise Killed
+
+    patch.setattr(os, "replace", replace_or_die)
+    patch.setattr(sibling("text_base"), "TemporaryDirectory", LeftBehind, raising=False)
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_killed_at_any_file_and_continued(ppl, pair, tmp_path, monkeypatch, number, is_complete):
+    """The settings, the output layer, the texts, the settings of a complete base."""
+    names, base = pair
+    path, own = tmp_path / "base", {"model": base, "tokenizer": names["tokenizer"]}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, number, is_complete)
+        ppl.save_base(TEXTS, path, **own)
+    if (number, is_complete) < (2, True):
+        with pytest.raises(ValueError, match=r"is no saved base|It is not complete|is not comple"):
+            ppl.compare(TEXTS, base=path, **names)
+    ppl.save_base(TEXTS, path, **own)
+    names_of_files = ["base.json", "output_layer.safetensors", "texts-000000000.safetensors"]
+    assert sorted(file.name for file in path.iterdir()) == names_of_files
+    assert_same(ppl.compare(TEXTS, base=path, **names), ppl.compare(TEXTS, base=base, **names))
+
+
+def test_a_directory_that_only_looks_like_a_start_is_kept(ppl, pair, tmp_path):
+    names, base = pair
+    diary = tmp_path / "unfinished-diary" / "monday.txt"
+    diary.parent.mkdir()
+    diary.write_text("dear diary")
+    with pytest.raises(ValueError, match="exists, and is no saved base"):
+        ppl.save_base(TEXTS, tmp_path, model=base, tokenizer=names["tokenizer"])
+    assert diary.read_text() == "dear diary"
 
 
 def test_other_texts_settings_and_models_are_refused(ppl, pair, tmp_path):
