@@ -121,9 +121,11 @@ class NllTotals:
 
     @property
     def perplexity_interval(self) -> tuple[float, float]:
-        """95% confidence interval of the perplexity, exp(mean_nll -+ margin)."""
-        margin = self.margin
-        return exp_or_inf(self.mean_nll - margin), exp_or_inf(self.mean_nll + margin)
+        """95% confidence interval of the perplexity, exp(mean_nll -+ margin), its lower end at
+        least 1: no nll is negative."""
+        mean, margin = self.mean_nll, self.margin
+        low = float(np.maximum(mean - margin, 0.0))  # of NaN: NaN
+        return exp_or_inf(low), exp_or_inf(mean + margin)
 
     def result(self) -> dict[str, float | int]:
         """The result that users get, as plain numbers."""
