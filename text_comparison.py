@@ -161,6 +161,11 @@ class TextComparer(TextScorer):
         self._check_reading(contexts)
         return super().sums(texts, contexts, **options)
 
+    def check_number(self, num_texts: int) -> None:
+        """Raises ValueError if a saved base has more texts than were compared with it."""
+        if self._saved is not None:
+            self._saved.check_number(num_texts)
+
     def _check_reading(self, contexts: Iterable[str] | None) -> None:
         if self._saved is not None:
             self._saved.check_reading(self.reading_settings(contexts is not None))

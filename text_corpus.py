@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from .groups import by_group, check_number, grouped
 from .processes import Processes
-from .text_comparison import ByteComparer
+from .text_comparison import ByteComparer, TextComparer
 from .text_scoring import TextScorer
 from .totals import Result, TextSums
 
@@ -51,8 +51,10 @@ def result_of(
     """The result of `compute` or `compare`, from the sums of all texts, and that of each group.
 
     Raises:
-        ValueError: there are not as many groups as texts.
+        ValueError: there are not as many groups as texts, or fewer texts than the saved base has.
     """
+    if isinstance(scorer, TextComparer):
+        scorer.check_number(len(sums))
     result = scorer.result(sums, with_contexts)
     if groups is not None:
         check_number(groups, len(sums))
