@@ -116,8 +116,8 @@ class PerTextDirectory:
         has_groups = rows[0].group is not None and "group" in table.column_names
         if has_groups and table["group"].to_pylist() != [row.group for row in rows]:
             raise ValueError(
-                f"{self.name} is of other groups: the rows of {file} from {first} on were of others "
-                "then. Group by what it was then, or begin anew."
+                f"{self.name} is of other groups: the rows of {file} from {first} on were of "
+                "others then. Group by what it was then, or begin anew."
             )
         return sums
 
