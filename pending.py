@@ -259,7 +259,9 @@ class Pending:
                 f"predictions[{sequence}, {position}] holds NaN or +inf, or no probability at all: "
                 "its nll is NaN, and so is the perplexity."
             )
-        run = Run.from_sequences(sums.nll_sums, sums.weight_sums, sums.num_tokens, groups)
+        run = Run.from_sequences(
+            sums.nll_sums, sums.weight_sums, sums.num_tokens, groups, sums.guess_nll_sum
+        )
         return Held(run, run if sums.is_counted_here else Run())
 
     @contextmanager

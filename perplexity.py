@@ -447,11 +447,8 @@ class Perplexity(evaluate.Metric):
                 raise ValueError(
                     "Nothing to compute: pass predictions and references, or call add_batch first."
                 )
-            if run.totals.num_tokens == 0:
-                warn_user(
-                    "No token was scored, so the perplexity is NaN: every reference is ignored or "
-                    "has weight 0."
-                )
+            if (remark := run.remark()) is not None:
+                warn_user(remark)
             return {**run.result(), "signature": options.signature}
 
     def _options_of_logits(self, options: dict, **of_texts) -> Options:

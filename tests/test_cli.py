@@ -547,6 +547,13 @@ def test_resume_refuses_other_groups_in_the_same_column(tmp_path):
     assert out.read_bytes() == written
 
 
+def test_a_perplexity_above_the_vocabulary_is_told_of():
+    """By a text that the bundled model cannot expect."""
+    done = run(stdin="zqzqzq")
+    assert done.returncode == 0
+    assert "warning: The perplexity of " in done.stderr
+
+
 def test_only_the_first_texts(tmp_path):
     """What follows them is not read."""
     data = tmp_path / "data.jsonl"

@@ -212,6 +212,18 @@ def test_nothing_scored_is_nan_and_a_warning():
     assert result["num_tokens"] == 0
 
 
+def test_a_perplexity_above_the_vocabulary_is_told_of_once():
+    logits, labels = random_batch()
+    logits *= 9
+    preprocess, compute_metrics = hooks(shift=False)
+    message = "The perplexity of .* is above the size of the vocabulary, 11: worse than guessing"
+    with pytest.warns(UserWarning, match=message) as told:
+        for _ in range(2):  # a Trainer evaluates again and again
+            result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    assert len(told) == 1
+    assert result["perplexity"] > 11
+
+
 def test_nan_is_kept_and_its_example_named():
     logits, labels = random_batch(batch=4)
     logits[2, 1] = math.nan
@@ -338,6 +350,7 @@ def test_batches_of_an_interrupted_evaluation_are_not_missed():
 )
 def test_examples_that_several_processes_may_count_leave_no_interval(monkeypatch, dataloader, told):
     logits, labels = random_batch(batch=3)
+    labels[:, 1:] = logits[:, :-1].argmax(-1)  # no worse than guessing
     preprocess, compute_metrics = hooks()
     last_batch_of(monkeypatch, 2)
     monkeypatch.setattr("accelerate.state.GradientState.remainder", -1)
