@@ -33,6 +33,7 @@ class SequenceSums:
     nll_sums: np.ndarray  # (batch,)
     weight_sums: np.ndarray  # (batch,)
     num_tokens: np.ndarray  # (batch,) int64, scored tokens
+    guess_nll_sum: float  # nats, sum w_t log V: what a uniform guess over V ids would give
     nan_place: tuple[int, int] | None  # the first (sequence, position) whose nll is NaN
     # Whether this process counts them where processes are added up: one of those that share logits.
     is_counted_here: bool = True
@@ -91,13 +92,14 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
     predictions, references, sample_weight = (
         _listed(value) for value in (predictions, references, sample_weight)
     )
-    sums = [SequenceSums(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64), None)]
+    sums = [SequenceSums(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64), 0.0, None)]
     parts = _parts(predictions, references, sample_weight, options)
     sums += [_sums(part, *_launch(part, options), options) for part in parts]
     return SequenceSums(
         nll_sums=np.concatenate([part.nll_sums for part in sums]),
         weight_sums=np.concatenate([part.weight_sums for part in sums]),
         num_tokens=np.concatenate([part.num_tokens for part in sums]),
+        guess_nll_sum=sum(part.guess_nll_sum for part in sums),
         nan_place=next((part.nan_place for part in sums if part.nan_place is not None), None),
     )
 
@@ -215,6 +217,13 @@ def _check_shapes(
     predictions, references = f"predictions{place}", f"references{place}"
     check_types(logits, targets, predictions, references)
     if logits.dim() == (3 if batch else 2) and logits.shape[:-1] == targets.shape:
+        if logits.shape[-1] == 1:
+            raise ValueError(
+                f"{predictions} has the shape {tuple(logits.shape)}, a vocabulary of one: these "
+                "are no logits, and every perplexity would be 1. Pass the logits or "
+                "log-probabilities of the whole vocabulary. Of the log-probabilities of the "
+                "references alone the perplexity is exp(-mean)."
+            )
         return
     message = (
         f"{predictions} must have the shape ({batch}T, V) and {references} ({batch}T), "
@@ -339,6 +348,7 @@ def _sums(
         nll_sums=part.sums(nll * weights),
         weight_sums=part.sums(weights),
         num_tokens=part.sums(scored.to(torch.int64)),
+        guess_nll_sum=weights.sum().item() * math.log(max(part.logits.shape[-1], 1)),
         nan_place=part.place_of(int(nan_rows[0])) if len(nan_rows) > 0 else None,
     )
 

@@ -188,9 +188,12 @@ def run(args: argparse.Namespace) -> dict | None:
     if processes.rank > 0:
         return None
     warn_of_empty(sum(text.num_tokens == 0 for text in sums), len(sums))
-    result_of = metric_package.sibling("text_corpus").result_of
+    corpus = metric_package.sibling("text_corpus")
     named = None if args.group_by is None else groups
-    return result_of(scorer, sums, named, signature, with_contexts)
+    found = corpus.result_of(scorer, sums, named, signature, with_contexts)
+    for remark in corpus.remarks(found, sums, scorer, "texts"):
+        print(f"warning: {remark}", file=sys.stderr)
+    return found
 
 
 def warn_of_empty(num_empty: int, num_texts: int) -> None:

@@ -6,7 +6,7 @@ import math
 def as_table(result: dict, model: str) -> str:
     """The result for people."""
     low, high = result["perplexity_ci_low"], result["perplexity_ci_high"]
-    interval = f"95% interval {low:.2f} to {high:.2f}"
+    interval = f"95% interval {low:.2f} to {high:.2f}, of {result['num_sequences']:,} texts"
     if math.isnan(low):
         interval = "no 95% interval: too few texts, or too unequal ones"
     rows = [

@@ -18,6 +18,8 @@ from .tensors import reduction_dtype
 
 # Four tiles have to stay in the cache here, so they are smaller than those of one model.
 MOST_COLUMNS = 512
+# Below a peak that is not larger no difference of two float32 numbers overflows.
+_LARGE = torch.finfo(torch.float32).max * torch.finfo(torch.float32).eps / 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,15 @@ class _Partials:
         self.peaks = like.new_empty(shape)
         self.sums = torch.empty_like(self.peaks)  # of exp(score - peak)
         # Of exp(score - peak) times the score above its peak, less that of the other model.
-        self.gaps = torch.empty_like(self.peaks)
+        self.gaps = like.new_empty(shape, dtype=torch.float64)
         self.tops = like.new_empty(shape, dtype=torch.int64)
+
+    def note_top(
+        self, scores: torch.Tensor, block: int, columns: slice, rows: slice
+    ) -> torch.Tensor:
+        """Keep the likeliest id of each row of a tile, and its score, which is returned (n, 1)."""
+        torch.add(scores.argmax(1), columns.start, out=self.tops[block, rows])
+        return peak_of(scores, out=self.peaks[block, rows])[:, None]
 
     def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(the peak of each row, the logarithm of its sum), float64."""
@@ -95,14 +104,16 @@ class _Partials:
     def divergence(self, other: "_Partials") -> torch.Tensor:
         """KL(self || other) of each row, nats, float64.
 
-        With weights w = exp(score - lse): sum w (score - other score) - lse + other lse.
+        With scores above the peak of their row and weights w = exp(score - lse):
+        sum w (score - other score) - lse + other lse.
         """
         (peak, log_total), (other_peak, other_log_total) = self.merged(), other.merged()
-        weights = (self.peaks.double() - peak - log_total).exp()
-        # In float64, so that a distance between the two models' scores cancels.
-        distances = self.peaks.double() - other.peaks.double()
-        means = (weights * (self.gaps + distances * self.sums)).sum(0)
-        found = (means - (peak + log_total)) + (other_peak + other_log_total)
+        heights, other_heights = self.peaks.double() - peak, other.peaks.double() - other_peak
+        weights = (heights - log_total).exp()
+        # The distance between the two models' peaks is left out: it cancels, and may be large
+        # enough for everything else to vanish beside it.
+        means = (weights * (self.gaps + (heights - other_heights) * self.sums)).sum(0)
+        found = (means - log_total) + other_log_total
         # subtle: a weight may be too small for a float, and 0 inf is NaN.
         has_infinite = (self.gaps == torch.inf).any(0)
         # By rounding a hair below 0, for models that hardly differ.
@@ -123,16 +134,20 @@ def _pair_stats(
         for number in numbers:
             block, columns, rows = tiles.place(number)
             scores = [reader.read(rows, columns) for reader in readers]
-            for values, side in zip(scores, sides, strict=True):
-                torch.add(values.argmax(1), columns.start, out=side.tops[block, rows])
-                peak = peak_of(values, out=side.peaks[block, rows])
-                values.sub_(peak[:, None])
+            peaks = [
+                side.note_top(values, block, columns, rows)
+                for values, side in zip(scores, sides, strict=True)
+            ]
             free = [part[: scores[0].numel()].view_as(scores[0]) for part in scratch]
+            if any((peak > _LARGE).any() for peak in peaks):
+                scores, free = ([part.double() for part in parts] for parts in (scores, free))
+            for values, peak in zip(scores, peaks, strict=True):
+                values.sub_(peak)
             for values, other, side in zip(scores, reversed(scores), sides, strict=True):
                 weights = torch.exp(values, out=free[0])
-                torch.sum(weights, 1, out=side.sums[block, rows])
+                side.sums[block, rows] = weights.sum(1)
                 gaps = weights.mul_(torch.sub(values, other, out=free[1])).sum(1)
-                if gaps.isnan().any():
+                if not gaps.isfinite().all():
                     gaps = _gaps_with_infinities(values, other)
                 side.gaps[block, rows] = gaps
 
@@ -152,7 +167,9 @@ def _pair_stats(
 
 
 def _gaps_with_infinities(values: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """sum exp(v) (v - o) of each row, with 0 for v = -inf, and inf for o = -inf elsewhere."""
+    """sum exp(v) (v - o) of each row, with 0 for v = -inf, and inf for o = -inf elsewhere; float64,
+    in which no sum of finite float32 numbers overflows."""
+    values, other = values.double(), other.double()
     gaps = values.exp().mul_(values - other)
     # First, because exp(v) may be 0 by underflow, and 0 inf is NaN.
     gaps.masked_fill_(other == -torch.inf, torch.inf)

@@ -248,11 +248,12 @@ def _log_softmax(
         return torch.log_softmax(scores, -1, out=buffer), None
     width = _piece_width(vocab_size)
     if width is not None and scores.is_contiguous():
-        firsts = scores.view(num_rows, -1, width)[:, :, 0].clone()  # buffer may be the scores
-        if firsts.isfinite().all():
-            pieces, out = scores.view(-1, width), buffer.view(-1, width)
-            log_probs = torch.log_softmax(pieces, -1, out=out).view(num_rows, -1, width)
-            lse = firsts - log_probs[:, :, 0]
+        pieces, out = scores.view(-1, width), buffer.view(-1, width)
+        peaks = pieces.amax(-1).view(num_rows, -1)  # first: buffer may be the scores
+        if peaks.isfinite().all():
+            log_probs = torch.log_softmax(pieces, -1, out=out)
+            # Above the peak of the row, because large scores would swallow it.
+            lse = peaks - peaks.amax(1, keepdim=True) - log_probs.amax(-1).view(num_rows, -1)
             return buffer, lse.logsumexp(1, keepdim=True) - lse
     return buffer.copy_(torch.log_softmax(scores.double(), -1)), None
 

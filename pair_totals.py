@@ -91,7 +91,7 @@ def token_pair_result(texts: Sequence[TokenPairSums]) -> Result:
     result["mean_reverse_kl"], *_ = _mean(texts, lambda text: text.reverse_kl_sum)
     result |= _quantiles("kl", kl, KL_QUANTILES | {"max": 100})
     result["num_infinite_kl"] = int(np.isposinf(kl).sum())
-    result |= _with_interval("same_top", *_mean(texts, lambda text: text.same_top_sum))
+    result |= _with_interval("same_top", *_mean(texts, lambda text: text.same_top_sum, most=1))
     delta_p = delta_p.astype(np.float64)
     result["mean_delta_p"] = float(delta_p.mean()) if len(delta_p) else math.nan
     result["rms_delta_p"] = math.sqrt(np.square(delta_p).mean()) if len(delta_p) else math.nan
@@ -213,13 +213,16 @@ def paired_difference(
 
 
 def _mean(
-    texts: Sequence[TokenPairSums], value: Callable[[TokenPairSums], float]
+    texts: Sequence[TokenPairSums], value: Callable[[TokenPairSums], float], most: float = math.inf
 ) -> tuple[float, float, float]:
-    """The mean over tokens of what `value` sums up in a text, and its 95% interval."""
+    """The mean over tokens of what `value` sums up in a text, and its 95% interval; of no token is
+    it below 0 or above `most`, so the interval ends there."""
     totals = NllTotals.from_sequences(
         [value(text) for text in texts], [text.weight_sum for text in texts], 0
     )
-    return totals.mean_nll, totals.mean_nll - totals.margin, totals.mean_nll + totals.margin
+    ends = totals.mean_nll - totals.margin, totals.mean_nll + totals.margin
+    low, high = np.clip(ends, 0, most).tolist()
+    return totals.mean_nll, low, high
 
 
 def _with_interval(name: str, mean: float, low: float, high: float) -> dict[str, float]:

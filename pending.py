@@ -73,17 +73,24 @@ class Pending:
     def __init__(self, options: Options):
         self._options = options  # those of every batch added
         self._lock = threading.RLock()  # held while anything below changes
+        self._computing: set[int] = set()  # the threads that read texts or batches for `compute`
         self.clear()
 
     def __getstate__(self) -> dict:
         with self._lock:
-            return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+            own = ("_lock", "_computing")
+            return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
+        self.__dict__.update(state, _lock=threading.RLock(), _computing=set())
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop everything.
+
+        Raises:
+            ValueError: as every method, in an iterable that `compute` reads.
+        """
+        self._check_not_computing()
         with self._lock:
             self._texts: list[str] = []
             self._groups: list[str] = []  # none, or one for each text
@@ -108,6 +115,7 @@ class Pending:
         """
         if groups is not None:
             check_number(groups, len(texts))
+        self._check_not_computing()
         with self._lock:
             self._check_takes_texts()
             if self._texts and texts:
@@ -123,6 +131,7 @@ class Pending:
         Raises:
             TypeError, ValueError: texts are pending, `sync` was called, or as `reduce_batch`.
         """
+        self._check_not_computing()
         if not batch.is_shared:
             self._check_takes_batches()
         held = self._reduce(batch, self._options)
@@ -141,6 +150,8 @@ class Pending:
                 "merge takes a metric with the same options; these are "
                 f"{self._options.signature}, those of the other {other._options.signature}."
             )
+        for each in (self, other):
+            each._check_not_computing()
         # One lock after the other: held at once, they would be held in two orders.
         with other._lock:
             other._check_not_synced()
@@ -175,6 +186,7 @@ class Pending:
         Raises:
             ValueError: batches are pending, or only some texts have groups.
         """
+        self._check_not_computing()
         with self._lock:
             self._check_takes_texts()
             if self._texts and more is not None:
@@ -183,7 +195,8 @@ class Pending:
             if self._texts and more is not None:
                 texts = itertools.chain(self._texts, more)
             has_groups = bool(self._groups) or groups is not None
-            yield texts, [*self._groups, *(groups or [])] if has_groups else None
+            with self._reading():
+                yield texts, [*self._groups, *(groups or [])] if has_groups else None
             self.clear()
 
     @contextmanager
@@ -213,15 +226,18 @@ class Pending:
 
     def _held_with(self, batch: Batch, options: Options, sync: bool, locked: ExitStack) -> Held:
         """What is held and a batch; `locked` then holds the lock, so that nothing is added."""
+        self._check_not_computing()
         if not batch.is_shared:
             self._check_computes(batch, options, sync)
-        held = self._reduce(batch, options) if batch.is_given else Held()
+        with self._reading():
+            held = self._reduce(batch, options) if batch.is_given else Held()
         locked.enter_context(self._lock)
         self._check_computes(batch, options, sync)
         _check_all_or_none(self._run.is_grouped, held.run.is_grouped)
         return self._held + held
 
     def _run_to_sync(self) -> Run:
+        self._check_not_computing()
         self._check_takes_batches()
         return self._held.counted_here
 
@@ -245,8 +261,29 @@ class Pending:
                 f"predictions[{sequence}, {position}] holds NaN or +inf, or no probability at all: "
                 "its nll is NaN, and so is the perplexity."
             )
-        run = Run.from_sequences(sums.nll_sums, sums.weight_sums, sums.num_tokens, groups)
+        run = Run.from_sequences(
+            sums.nll_sums, sums.weight_sums, sums.num_tokens, groups, sums.guess_nll_sum
+        )
         return Held(run, run if sums.is_counted_here else Run())
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """While this thread reads what the user passes to `compute`, which may be a generator."""
+        thread = threading.get_ident()
+        self._computing.add(thread)
+        try:
+            yield
+        finally:
+            self._computing.discard(thread)
+
+    def _check_not_computing(self) -> None:
+        # The lock does not keep a generator out, which runs in the thread that holds it.
+        if threading.get_ident() in self._computing:
+            raise ValueError(
+                "This metric is computing, and what it reads for that uses the metric itself: what "
+                "is pending would count twice, or be lost. Use a second one there, from another "
+                "evaluate.load."
+            )
 
     def _check_takes_texts(self) -> None:
         if self._run.num_batches > 0:

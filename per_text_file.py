@@ -43,7 +43,7 @@ class PerTextFile:
     ):
         self.path, self._sums_type = path, sums_type
         self.finished: list[TextSums] = []
-        self._fingerprints: list[str] = []
+        self._known: list[tuple[str, str | None]] = []  # fingerprint and group of each
         with contextlib.ExitStack() as stack:
             # Opened to append, which changes nothing yet.
             self._file = open(path, "ab")  # noqa: SIM115
@@ -93,7 +93,9 @@ class PerTextFile:
             with self._named_line(number):
                 row = json.loads(line)
                 self.finished.append(_from_json(row, self._sums_type))
-                self._fingerprints.append(_from_json(row["fingerprint"], str))
+                known = _from_json(row["fingerprint"], str)
+                group = _from_json(row["group"], str) if "group" in row else None
+                self._known.append((known, group))
         check_settings(str(self.path), written, settings)
 
     @contextlib.contextmanager
@@ -110,13 +112,18 @@ class PerTextFile:
         """The rows after the finished ones.
 
         Raises:
-            ValueError: the finished texts are not those of the interrupted run.
+            ValueError: the finished texts, or their groups, are not those of the interrupted run.
         """
-        for number, known in enumerate(self._fingerprints):
+        for number, (known, group) in enumerate(self._known):
             row = next(rows, None)
             if row is None or fingerprint(row.text, row.context) != known:
                 raise ValueError(
                     f"{self.path} is of other texts: number {number} is not the one scored then."
+                )
+            if row.group != group:
+                raise ValueError(
+                    f"{self.path} is of other groups: text {number} was of {group!r} then, and is "
+                    f"of {row.group!r} now. Group by what it was then, or begin anew."
                 )
         return rows
 

@@ -121,7 +121,7 @@ class PerTextDirectory:
         """The sums of a chunk that was written before; None if it was not.
 
         Raises:
-            ValueError: what was written is of other texts, or no such file.
+            ValueError: what was written is of other texts or groups, or no such file.
         """
         path = self._chunk(file, first)
         if self._system.get_file_info(path).type == fs.FileType.NotFound:
@@ -135,6 +135,13 @@ class PerTextDirectory:
             raise ValueError(
                 f"{self.name} is of other texts: the rows of {file} from {first} on are not those "
                 "scored then."
+            )
+        # Whether there are any is a setting, of which `agree` tells.
+        has_groups = rows[0].group is not None and "group" in table.column_names
+        if has_groups and table["group"].to_pylist() != [row.group for row in rows]:
+            raise ValueError(
+                f"{self.name} is of other groups: the rows of {file} from {first} on were of "
+                "others then. Group by what it was then, or begin anew."
             )
         return sums
 

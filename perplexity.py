@@ -154,9 +154,9 @@ Returns:
     perplexity: exp(mean_nll), over all scored tokens of the corpus.
     mean_nll: nats per token.
     bits_per_token: mean_nll / ln 2.
-    perplexity_ci_low, perplexity_ci_high: its 95% confidence interval, with each sequence as one
-        independent sample; NaN for fewer than two sequences, also where they are so unequal that
-        they count as fewer than two equal ones.
+    perplexity_ci_low, perplexity_ci_high: its 95% confidence interval, at least 1, with each
+        sequence as one independent sample; NaN for fewer than two sequences, also where they are so
+        unequal that they count as fewer than two equal ones.
     num_tokens, num_sequences: how many were scored.
     groups: with groups, a dict from each name to a result of its own; macro_mean_nll, the
         unweighted mean of the groups' mean_nll, and macro_perplexity, its exp.
@@ -188,7 +188,7 @@ Examples:
     ...  for name, value in ppl.compute().items() if name != "signature"}
     ... # doctest: +NORMALIZE_WHITESPACE
     {'perplexity': 3.2037, 'mean_nll': 1.1643, 'bits_per_token': 1.6797,
-     'perplexity_ci_low': 0.3208, 'perplexity_ci_high': 31.9907,
+     'perplexity_ci_low': 1.0, 'perplexity_ci_high': 31.9907,
      'num_tokens': 5, 'num_sequences': 3}
 
     Probabilities, as keras_hub takes them:
@@ -448,11 +448,8 @@ class Perplexity(evaluate.Metric):
                 raise ValueError(
                     "Nothing to compute: pass predictions and references, or call add_batch first."
                 )
-            if run.totals.num_tokens == 0:
-                warn_user(
-                    "No token was scored, so the perplexity is NaN: every reference is ignored or "
-                    "has weight 0."
-                )
+            if (remark := run.remark()) is not None:
+                warn_user(remark)
             return {**run.result(), "signature": options.signature}
 
     def _options_of_logits(self, options: dict, **of_texts) -> Options:

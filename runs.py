@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass, field
 import numpy as np
 
 from .groups import add_groups, by_group, grouped
-from .totals import NllTotals, Result
+from .totals import REASONS_OF_LOGITS, NllTotals, Result, guessing_remark
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Run:
     totals: NllTotals = field(default_factory=NllTotals)
     num_batches: int = 0  # tells an empty run from one in which nothing was scored
     num_sequences: int = 0  # also those in which nothing was scored
+    guess_nll_sum: float = 0.0  # nats, weighted: what uniform guesses would give
     groups: Mapping[str, NllTotals] = field(default_factory=dict)  # none, or of all sequences
 
     @classmethod
@@ -25,14 +26,17 @@ class Run:
         weight_sums: np.ndarray,
         num_tokens: np.ndarray,
         groups: Sequence[str] | None,
+        guess_nll_sum: float,
     ) -> "Run":
-        """The run of a batch, from the sums of its sequences, each (batch,), and their groups."""
+        """The run of a batch, from the sums of its sequences, each (batch,), their groups, and the
+        sum of a uniform guess."""
         columns = nll_sums, weight_sums, num_tokens
         parts = {} if groups is None else by_group(range(len(nll_sums)), groups)
         return cls(
             NllTotals.from_sequences(*columns),
             num_batches=1,
             num_sequences=len(nll_sums),
+            guess_nll_sum=guess_nll_sum,
             groups={
                 name: NllTotals.from_sequences(*(column[rows] for column in columns))
                 for name, rows in parts.items()
@@ -46,6 +50,7 @@ class Run:
             self.totals + other.totals,
             self.num_batches + other.num_batches,
             self.num_sequences + other.num_sequences,
+            self.guess_nll_sum + other.guess_nll_sum,
             add_groups(self.groups, other.groups),
         )
 
@@ -56,13 +61,26 @@ class Run:
 
     def numbers(self) -> list[float | int]:
         """All fields but the groups in one row, as it crosses processes."""
-        return [*astuple(self.totals), self.num_batches, self.num_sequences]
+        counts = self.num_batches, self.num_sequences
+        return [*astuple(self.totals), *counts, self.guess_nll_sum]
 
     @classmethod
     def of(cls, numbers: Sequence[float], groups: Mapping[str, NllTotals] | None = None) -> "Run":
         """The run of a row of `numbers`, or of a sum of rows, whose counts may be floats."""
-        *totals, num_batches, num_sequences = numbers
-        return cls(NllTotals.of(totals), int(num_batches), int(num_sequences), groups or {})
+        *totals, num_batches, num_sequences, guess_nll_sum = numbers
+        counts = int(num_batches), int(num_sequences)
+        return cls(NllTotals.of(totals), *counts, guess_nll_sum, groups or {})
+
+    def remark(self) -> str | None:
+        """What a user should be told of the result, if anything."""
+        totals = self.totals
+        if totals.num_tokens == 0:
+            return (
+                "No token was scored, so the perplexity is NaN: every reference is ignored or has "
+                "weight 0."
+            )
+        guess_nll = self.guess_nll_sum / totals.weight_sum
+        return guessing_remark("perplexity", totals.mean_nll, guess_nll, REASONS_OF_LOGITS)
 
     def result(self) -> Result:
         """The result that users get, without the signature."""

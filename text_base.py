@@ -118,6 +118,14 @@ class SavedBase:
                 f"{number} has other tokens than the one saved."
             )
 
+    def check_number(self, num_texts: int) -> None:
+        """Raises ValueError if there are fewer texts than were saved."""
+        if num_texts < self.num_texts:
+            raise ValueError(
+                f"The base at {self.path} has {self.num_texts} texts, and {num_texts} were "
+                "compared with it. Pass the same texts, or save a base of these."
+            )
+
     def check_ids(self, ids: Sequence[int]) -> None:
         """All ids were read when the base was saved."""
 

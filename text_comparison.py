@@ -127,6 +127,11 @@ class TextComparer(TextScorer):
             None if pair.base_tokenizer is None else encoder_of(pair.base_tokenizer, options)
         )
 
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """How many ids the model and the base choose among: those that both have."""
+        return self.model.vocab_size, self.model.vocab_size
+
     def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result:
         """The result of `compare` without its signature, from the sums of texts."""
         pairs = [text for text in sums if isinstance(text, TokenPairSums)]
@@ -160,6 +165,11 @@ class TextComparer(TextScorer):
         """
         self._check_reading(contexts)
         return super().sums(texts, contexts, **options)
+
+    def check_number(self, num_texts: int) -> None:
+        """Raises ValueError if a saved base has more texts than were compared with it."""
+        if self._saved is not None:
+            self._saved.check_number(num_texts)
 
     def _check_reading(self, contexts: Iterable[str] | None) -> None:
         if self._saved is not None:
@@ -206,6 +216,7 @@ class ByteComparer:
         self.options, self.window = scorer.options, scorer.window
         self.joins_texts = scorer.joins_texts
         self.shortened_contexts = scorer.shortened_contexts
+        self.vocab_sizes = scorer.vocab_sizes + base.vocab_sizes
 
     def signature(self, with_contexts: bool) -> str:
         """Every setting that changes the numbers, in one line."""

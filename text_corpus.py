@@ -4,10 +4,17 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from .groups import by_group, check_number, grouped
+from .pair_totals import PairSums
 from .processes import Processes
-from .text_comparison import ByteComparer
+from .text_comparison import ByteComparer, TextComparer
 from .text_scoring import TextScorer
-from .totals import Result, TextSums
+from .totals import Result, TextSums, guessing_remark
+
+# Why a model may fit texts worse than guesses; what is scored of them is not the user's doing.
+REASONS_OF_TEXTS = (
+    "an untrained model, the tokenizer of another model, or texts of a kind or a language that it "
+    "was not trained on"
+)
 
 
 def corpus_result(
@@ -38,7 +45,7 @@ def corpus_result(
     )
     sums = [sums for _, sums in scored]
     result = result_of(scorer, sums, groups, signature, with_contexts=contexts is not None)
-    return result, list(_warnings(sums, scorer, with_contexts=contexts is not None))
+    return result, list(_warnings(result, sums, scorer, with_contexts=contexts is not None))
 
 
 def result_of(
@@ -51,8 +58,10 @@ def result_of(
     """The result of `compute` or `compare`, from the sums of all texts, and that of each group.
 
     Raises:
-        ValueError: there are not as many groups as texts.
+        ValueError: there are not as many groups as texts, or fewer texts than the saved base has.
     """
+    if isinstance(scorer, TextComparer):
+        scorer.check_number(len(sums))
     result = scorer.result(sums, with_contexts)
     if groups is not None:
         check_number(groups, len(sums))
@@ -60,18 +69,46 @@ def result_of(
     return {**result, "signature": signature}
 
 
-def _warnings(
-    sums: Sequence[TextSums], scorer: TextScorer | ByteComparer, with_contexts: bool
+def remarks(
+    result: Result, sums: Sequence[TextSums], scorer: TextScorer | ByteComparer, name: str
 ) -> Iterator[str]:
+    """What a user should be told of the numbers of each model, in sentences.
+
+    Args:
+        result: that of the texts with these sums.
+        name: what the texts are called, such as "predictions".
+    """
+    sides = {"": sums}
+    if any(isinstance(text, PairSums) for text in sums):
+        sides["base_"] = [text.base for text in sums if isinstance(text, PairSums)]
+    for (side, texts), vocab_size in zip(sides.items(), scorer.vocab_sizes, strict=True):
+        undefined = [i for i, text in enumerate(texts) if math.isnan(text.nll_sum)]
+        if undefined:
+            which = "base" if side else "model"
+            what = "what compares with it" if side else "the perplexity"
+            yield f"The {which} gives NaN for {name}[{undefined[0]}], so {what} is NaN."
+        remark = guessing_remark(
+            f"{side}perplexity", result[f"{side}mean_nll"], math.log(vocab_size), REASONS_OF_TEXTS
+        )
+        if remark is not None:
+            yield remark
+
+
+def _warnings(
+    result: Result,
+    sums: Sequence[TextSums],
+    scorer: TextScorer | ByteComparer,
+    with_contexts: bool,
+) -> Iterator[str]:
+    are_pairs = any(isinstance(text, PairSums) for text in sums)
+    name = "texts" if are_pairs else "predictions"  # that of the argument
     empty = [i for i, text in enumerate(sums) if text.num_tokens == 0]
     if empty:
         yield (
             f"{len(empty)} of {len(sums)} texts have no token to score, the first of them "
-            f"predictions[{empty[0]}]; they have perplexity NaN and are left out of the sums."
+            f"{name}[{empty[0]}]; they have perplexity NaN and are left out of the sums."
         )
-    undefined = [i for i, text in enumerate(sums) if math.isnan(text.nll_sum)]
-    if undefined:
-        yield f"The model gives NaN for predictions[{undefined[0]}], so the perplexity is NaN."
+    yield from remarks(result, sums, scorer, name)
     truncated = [i for i, text in enumerate(sums) if text.context_truncated]
     if with_contexts and truncated:
         yield (

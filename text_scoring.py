@@ -88,6 +88,11 @@ class TextScorer:
         return f"are longer than the window of {self.window} tokens and were cut from the left"
 
     @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """How many ids each of its models chooses among."""
+        return (self.model.vocab_size,)
+
+    @property
     def joins_texts(self) -> bool:
         """Whether the preset joins all texts into one."""
         return self.rules.joint is not None

@@ -17,6 +17,8 @@ Result = dict[str, Any]  # numbers and strings; lists of them, and with groups m
 
 # Beyond this many degrees of freedom Student's t has the first six digits of the normal quantile.
 MOST_DEGREES = 1e6
+# A mean nll that is further above that of a uniform guess, nats, is not by rounding.
+GUESS_TOLERANCE = 1e-5
 # Squares of weights below 1e-150 lose their digits, and with them the interval.
 SMALLEST_SQUARE = 1e-300
 
@@ -121,9 +123,11 @@ class NllTotals:
 
     @property
     def perplexity_interval(self) -> tuple[float, float]:
-        """95% confidence interval of the perplexity, exp(mean_nll -+ margin)."""
-        margin = self.margin
-        return exp_or_inf(self.mean_nll - margin), exp_or_inf(self.mean_nll + margin)
+        """95% confidence interval of the perplexity, exp(mean_nll -+ margin), its lower end at
+        least 1: no nll is negative."""
+        mean, margin = self.mean_nll, self.margin
+        low = float(np.maximum(mean - margin, 0.0))  # of NaN: NaN
+        return exp_or_inf(low), exp_or_inf(mean + margin)
 
     def result(self) -> dict[str, float | int]:
         """The result that users get, as plain numbers."""
@@ -138,6 +142,13 @@ class NllTotals:
             "num_sequences": self.num_sequences,
         }
 
+
+# Why a model's logits and the labels may fit worse than guesses, for `guessing_remark`.
+REASONS_OF_LOGITS = (
+    "labels that are not shifted (the input ids of a causal model need shift=True), labels that "
+    "are shifted twice, padding that is scored (give its labels an id of ignore_index), or an "
+    "untrained model"
+)
 
 NO_POSITIONS = np.zeros((0, 3))
 
@@ -196,3 +207,21 @@ def exp_or_inf(exponent: float) -> float:
         return math.exp(exponent)
     except OverflowError:
         return math.inf
+
+
+def guessing_remark(name: str, mean_nll: float, guess_nll: float, reasons: str) -> str | None:
+    """What to tell of a perplexity above the size of the vocabulary; None of any other.
+
+    Args:
+        name: which perplexity.
+        mean_nll: its logarithm. An infinite one is of a token that the model rules out, and NaN
+            tells nothing.
+        guess_nll: that of a uniform guess, log of the size of the vocabulary.
+        reasons: the usual ones.
+    """
+    if not math.isfinite(mean_nll) or mean_nll <= guess_nll + GUESS_TOLERANCE:
+        return None
+    return (
+        f"The {name} of {exp_or_inf(mean_nll):.6g} is above the size of the vocabulary, "
+        f"{exp_or_inf(guess_nll):.6g}: worse than guessing. The usual reasons: {reasons}."
+    )

@@ -16,7 +16,7 @@ from .batches import reduce_batch
 from .options import Options
 from .processes import Processes
 from .tensors import IGNORE_INDEX, check_kind, ignored_ids
-from .totals import NllTotals
+from .totals import REASONS_OF_LOGITS, NllTotals, guessing_remark
 from .trainer_batches import EvalBatch, current_evaluation
 from .trainer_documents import document_lengths, may_share_rows
 from .trainer_groups import EvaluatedGroups, check_loggable
@@ -34,6 +34,7 @@ class _Evaluation:
     groups: EvaluatedGroups | None  # None if not asked for
     key: tuple[int, int] | None = None  # differs from that of the next pass
     totals: NllTotals = field(default_factory=NllTotals)
+    vocab_size: int = 0  # of the logits that this process has reduced
     num_batches: int = 0  # reduced by this process
     num_reduced: int = 0  # rows of these batches
     num_gathered: int = 0  # rows that Trainer has passed on, from all processes
@@ -69,6 +70,7 @@ class TrainerHooks:
         self._groups = groups
         self._processes = processes
         self._evaluation = self._new_evaluation()
+        self._has_told_of_guessing = False
 
     def _new_evaluation(self, key: tuple[int, int] | None = None) -> _Evaluation:
         groups = None if self._groups is None else EvaluatedGroups(self._groups)
@@ -102,6 +104,7 @@ class TrainerHooks:
             if "predictions" in str(error) or "references" in str(error):
                 error.add_note("predictions are the logits of a batch, references its labels.")
             raise
+        evaluation.vocab_size = max(evaluation.vocab_size, logits.shape[-1])
         evaluation.num_batches += 1
         evaluation.num_reduced += len(totals)
         evaluation.loses_rows |= batch.loses_rows(len(totals))
@@ -176,8 +179,20 @@ class TrainerHooks:
                 "No token was scored, so the perplexity is NaN: every label is ignored.",
                 stacklevel=2,
             )
+        self._warn_of_guessing(totals, evaluation.vocab_size)
         by_group = {} if evaluation.groups is None else evaluation.groups.result()
         return totals.result() | by_group
+
+    def _warn_of_guessing(self, totals: NllTotals, vocab_size: int) -> None:
+        """Warn, on behalf of compute_metrics, of a perplexity above the size of the vocabulary;
+        once, because the first evaluations of a training from scratch are all of that kind."""
+        if self._has_told_of_guessing or vocab_size == 0:
+            return
+        guess_nll = math.log(vocab_size)
+        remark = guessing_remark("perplexity", totals.mean_nll, guess_nll, REASONS_OF_LOGITS)
+        if remark is not None:
+            self._has_told_of_guessing = True
+            warnings.warn(remark, stacklevel=3)
 
 
 def _totals(nll_sums: np.ndarray, num_tokens: np.ndarray) -> NllTotals:

@@ -504,6 +504,14 @@ def test_files_are_groups_in_the_table_for_people(tmp_path):
     assert labels == [name for name, part in expected["positions"].items() if part["num_tokens"]]
 
 
+def test_the_table_says_of_how_many_texts_the_interval_is():
+    texts = ["Return two.", "Return six.", "Return all."]
+    done = run("--lines", stdin="\n".join(texts))
+    expected = load().compute(predictions=texts, model_id=TINY)
+    low, high = (expected[f"perplexity_ci_{end}"] for end in ("low", "high"))
+    assert f"95% interval {low:.2f} to {high:.2f}, of 3 texts\n" in done.stdout
+
+
 def test_groups_and_positions_are_resumed(tmp_path):
     data, out = write_rows(tmp_path / "data.jsonl"), tmp_path / "out.jsonl"
     arguments = [data, "--group-by", "kind", "--positions", "--per-text", out]
@@ -525,6 +533,25 @@ def test_groups_and_positions_are_resumed(tmp_path):
         assert done.returncode == 1
         assert "is of a run with other settings, " in done.stderr
         assert ", group_by kind, positions yes; now they are " in done.stderr
+
+
+def test_resume_refuses_other_groups_in_the_same_column(tmp_path):
+    data, out = write_rows(tmp_path / "data.jsonl"), tmp_path / "out.jsonl"
+    arguments = [data, "--group-by", "kind", "--per-text", out]
+    result(*arguments)
+    write_rows(data, kinds=["news", "tale", "news"])
+    written = out.read_bytes()
+    done = run(*arguments, "--resume")
+    assert done.returncode == 1
+    assert "is of other groups: text 1 was of 'code' then, and is of 'tale' now" in done.stderr
+    assert out.read_bytes() == written
+
+
+def test_a_perplexity_above_the_vocabulary_is_told_of():
+    """By a text that the bundled model cannot expect."""
+    done = run(stdin="zqzqzq")
+    assert done.returncode == 0
+    assert "warning: The perplexity of " in done.stderr
 
 
 def test_only_the_first_texts(tmp_path):

@@ -564,12 +564,11 @@ def test_a_constant_added_to_the_logits_changes_nothing(seed, constant):
     assert perplexity(logits + constant, targets) == pytest.approx(perplexity(logits, targets))
 
 
-@given(st.integers(1, 3000), st.floats(-30, 30))
+@given(st.integers(2, 3000), st.floats(-30, 30))
 def test_uniform_logits_have_the_perplexity_of_the_vocabulary(vocab_size, value):
     logits = torch.full((2, 3, vocab_size), value)
     targets = torch.randint(vocab_size, (2, 3))
-    # One logit of 1.0 over a vocabulary of 1 is also a probability, which is warned of.
-    assert perplexity(logits - 40, targets) == pytest.approx(vocab_size, rel=1e-5)
+    assert perplexity(logits, targets) == pytest.approx(vocab_size, rel=1e-5)
 
 
 @given(seeds)
@@ -638,7 +637,7 @@ def test_dtype_is_that_of_the_reduction(ppl):
     assert result["perplexity"] == pytest.approx(reference_perplexity(logits, targets), rel=1e-13)
 
 
-@pytest.mark.parametrize("vocab_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("vocab_size", [2, 3, 100])
 @pytest.mark.parametrize("kind", ["sure", "wrong", "uniform"])
 def test_probabilities_of_every_kind_are_noticed(ppl, vocab_size, kind):
     probabilities = torch.full((2, 3, vocab_size), 1 / vocab_size)

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import as_objects, load, random_batch, reference_perplexity
+from conftest import ROOT, as_objects, load, random_batch, reference_perplexity
 from transformers.modeling_outputs import CausalLMOutput
 
 
@@ -153,14 +153,14 @@ def test_from_logits_false_with_what_is_no_probability(ppl, bad):
 def test_rows_that_do_not_sum_to_one_are_normalised_with_one_warning(ppl):
     values = torch.tensor([[[1.0, 3.0], [2.0, 6.0]]])
     with pytest.warns(UserWarning, match="do not sum to 1; each row is divided") as caught:
-        result = ppl.compute(predictions=values, references=[[0, 0]], from_logits=False)
+        result = ppl.compute(predictions=values, references=[[1, 1]], from_logits=False)
     assert len(caught) == 1
-    assert result["perplexity"] == pytest.approx(4)
+    assert result["perplexity"] == pytest.approx(4 / 3)
 
 
 def test_probabilities_given_as_logits_are_computed_with_one_warning(ppl):
     probabilities = random_batch()[0].softmax(-1)
-    targets = torch.zeros(3, 7).long()
+    targets = probabilities.argmax(-1)
     with pytest.warns(UserWarning, match="look like probabilities.*from_logits=False") as caught:
         result = ppl.compute(predictions=probabilities, references=targets)
     assert len(caught) == 1
@@ -171,7 +171,8 @@ def test_probabilities_given_as_logits_are_computed_with_one_warning(ppl):
 def test_logits_between_zero_and_one_are_no_probabilities(ppl):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ppl.compute(predictions=torch.rand(2, 3, 50), references=torch.zeros(2, 3).long())
+        logits = torch.rand(2, 3, 50)
+        ppl.compute(predictions=logits, references=logits.argmax(-1))
 
 
 SHAPE_ERRORS = {
@@ -336,3 +337,143 @@ def test_the_callers_tensors_are_not_changed(ppl):
     ppl.compute(predictions=logits, references=targets, sample_weight=weights, shift=True)
     for tensor, copy in zip((logits, targets, weights), copies, strict=True):
         assert torch.equal(tensor.detach(), copy)
+
+
+# --- worse than guessing --------------------------------------------------------------------------
+
+GUESSING = (
+    "The perplexity of .* is above the size of the vocabulary, 50: worse than guessing. .*labels "
+    "that are not shifted .*shifted twice, padding that is scored .*, or an untrained model"
+)
+
+
+def sure_model(vocab_size=50, length=12):
+    """Logits and the ids of two texts, the second one with padding of id 0 behind its half: at each
+    place the next id has most of the probability, and the others the rest unevenly."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, vocab_size, (2, length), generator=generator)
+    logits = torch.randn(2, length, vocab_size, generator=generator)
+    logits[:, :-1].scatter_(2, ids[:, 1:, None], 9.0)
+    attention = torch.ones(2, length, dtype=torch.int64)
+    attention[1, length // 2 :] = 0
+    return logits, ids * attention, attention
+
+
+WRONG_LABELS = {
+    "not shifted": lambda logits, ids, mask: (logits, ids, mask, False),
+    "shifted twice": lambda logits, ids, mask: (logits[:, :-1], ids[:, 1:], mask[:, 1:], True),
+    "padding is scored": lambda logits, ids, mask: (logits, ids, None, True),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_LABELS)
+def test_a_perplexity_above_the_vocabulary_is_told_of_once(case):
+    logits, ids, weights, shift = WRONG_LABELS[case](*sure_model())
+    ppl = load(shift=shift)
+    batch = {"predictions": logits, "references": ids, "sample_weight": weights}
+    if case == "padding is scored":
+        batch = {name: value if value is None else value[1:] for name, value in batch.items()}
+    ppl.add_batch(**batch)
+    with pytest.warns(UserWarning, match=GUESSING) as told:
+        result = ppl.compute(**batch)
+    assert len(told) == 1
+    assert result["perplexity"] > 50
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_what_is_no_worse_than_guessing_is_not_told_of(ppl):
+    logits, ids, weights = sure_model()
+    right = {"predictions": logits, "references": ids, "sample_weight": weights, "shift": True}
+    assert ppl.compute(**right)["perplexity"] < 2
+    # A uniform guess, whose nll is that of the vocabulary but for rounding.
+    for dtype in (torch.float32, torch.bfloat16):
+        uniform = torch.full((2, 12, 50), 0.3, dtype=dtype)
+        result = ppl.compute(predictions=uniform, references=ids)
+        assert result["perplexity"] == pytest.approx(50, rel=1e-6)
+    # Excluded tokens are no sign of wrong labels.
+    logits[0, 0, ids[0, 1]] = -math.inf
+    assert ppl.compute(**right)["perplexity"] == math.inf
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_batches_of_different_vocabularies_are_judged_by_both(ppl):
+    """Guesses over 1000 and 10 ids, of as many tokens: together as good as over 100."""
+    ppl.add_batch(predictions=torch.zeros(1, 6, 1000), references=torch.zeros(1, 6, dtype=int))
+    other = load()
+    other.add_batch(predictions=torch.zeros(1, 6, 10), references=torch.zeros(1, 6, dtype=int))
+    other.merge(ppl)
+    assert other.compute()["perplexity"] == pytest.approx(100)
+    bad = torch.zeros(1, 6, 10)
+    bad[..., 1] = 2
+    ppl.add_batch(predictions=bad, references=torch.zeros(1, 6, dtype=int))
+    with pytest.warns(UserWarning, match="above the size of the vocabulary, 100: worse"):
+        ppl.compute()
+
+
+def test_a_vocabulary_of_one_is_no_vocabulary(ppl):
+    """As the log-probabilities of the targets, with a dimension added, look."""
+    log_probs, targets = torch.tensor([[[-2.0], [-0.5], [-1.0]]]), torch.zeros(1, 3, dtype=int)
+    message = r"a vocabulary of one: these are no logits.* Pass the logits or log-probabilities of"
+    for options in ({}, {"from_logits": False}, {"shift": True}):
+        with pytest.raises(ValueError, match=rf"predictions has the shape \(1, 3, 1\), {message}"):
+            ppl.compute(predictions=log_probs.exp(), references=targets, **options)
+    with pytest.raises(ValueError, match=rf"predictions\[0\] has the shape \(3, 1\), {message}"):
+        ppl.add(prediction=log_probs[0], reference=targets[0])
+    preprocess = ppl.trainer_hooks()["preprocess_logits_for_metrics"]
+    with pytest.raises(ValueError, match=message):
+        preprocess(log_probs, targets)
+    assert len(ppl) == 0
+
+
+# --- a metric that is used while it reads ---------------------------------------------------------
+
+
+def use_of(ppl, name):
+    """What calls a method of the metric with something that it takes."""
+    logits, targets = random_batch()
+    batch = {"predictions": logits, "references": targets}
+    return {
+        "compute": lambda: ppl.compute(**batch),
+        "add_batch": lambda: ppl.add_batch(**batch),
+        "add texts": lambda: ppl.add_batch(predictions=["one"]),
+        "call": lambda: ppl(**batch),
+        "reset": ppl.reset,
+        "merge": lambda: ppl.merge(load()),
+        "merge into another": lambda: load().merge(ppl),
+        "sync": ppl.sync,
+    }[name]
+
+
+USES = ["compute", "add_batch", "add texts", "call", "reset", "merge", "merge into another", "sync"]
+
+
+@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize("kind", ["texts", "logits"])
+def test_a_metric_is_not_used_in_what_its_compute_reads(ppl, name, kind):
+    """What is pending would count twice, or be lost; a second metric may be used there."""
+    logits, targets = random_batch()
+    given = {"predictions": ["a text"], "model_id": str(ROOT / "tiny_model")}
+    if kind == "logits":
+        given = {"predictions": list(logits), "references": targets}
+
+    def read(use):
+        for value in given["predictions"]:
+            use()
+            yield value
+
+    def add():
+        pending = {"predictions": ["a text that waits"]} if kind == "texts" else given
+        ppl.add_batch(**pending)
+
+    add()
+    expected = ppl.compute(**given)["perplexity"]
+    add()
+    count = len(ppl)
+    with pytest.raises(
+        ValueError, match="This metric is computing, and what it reads for that uses"
+    ):
+        ppl.compute(**given | {"predictions": read(use_of(ppl, name))})
+    assert len(ppl) == count
+    found = ppl.compute(**given | {"predictions": read(lambda: use_of(load(), name)())})
+    assert found["perplexity"] == expected
+    use_of(ppl, name)()  # afterwards it may be used again

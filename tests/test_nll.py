@@ -62,6 +62,23 @@ def test_the_largest_vocabularies(vocab_size, kind):
     assert torch.equal(found.rank[scored].long(), ranks)
 
 
+# In one piece and in two.
+@pytest.mark.parametrize("vocab_size", [600, 131072])
+@pytest.mark.parametrize("size", [1e5, 3e38, -3e38])
+def test_logits_beside_which_everything_else_vanishes(vocab_size, size):
+    logits, targets = rows(6, vocab_size)
+    logits[:2] += size
+    logits[2:] = size * (logits[2:] > 0)
+    targets[2:] = logits[2:].argmax(-1)
+    found = nll_module.token_stats(logits, targets)
+    log_probs = logits.double().log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    for name, values in {"nll": reference_nll(logits, targets), "entropy": entropy}.items():
+        near = {"rtol": 0, "atol": 1e-5, "msg": name}
+        torch.testing.assert_close(getattr(found, name).double(), values, **near)
+    assert torch.equal(found.rank, (logits > logits.gather(1, targets[:, None])).sum(-1).int() + 1)
+
+
 @pytest.mark.parametrize(
     ("dtype", "ignored"), [(torch.uint8, -100), (torch.int8, 261), (torch.uint16, -100)], ids=str
 )

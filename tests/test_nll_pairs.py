@@ -134,6 +134,22 @@ def test_a_constant_added_to_the_logits_changes_nothing():
     torch.testing.assert_close(pairs[1].kl, pairs[0].kl, rtol=0, atol=1e-5)
 
 
+# In one tile, and in several; the largest a float32 holds is 3.4e38.
+@pytest.mark.parametrize("vocab_size", [7, 2000])
+@pytest.mark.parametrize("size", [3e38, -3e38, 1e30])
+def test_logits_of_any_size(vocab_size, size):
+    """Beside such numbers everything else vanishes, and a difference of two overflows."""
+    base_logits, targets = random_rows(6, vocab_size)
+    logits, _ = random_rows(6, vocab_size, seed=1)
+    logits = size * (logits > 0)
+    logits[:2] = size  # the same for all ids: uniform
+    logits[2] = -size * (logits[2] != size)
+    for model, base in ((logits, base_logits), (base_logits, logits)):
+        found, expected = compare_logits(model, base, targets), reference(model, base, targets)
+        for name in ("kl", "reverse_kl"):
+            torch.testing.assert_close(getattr(found, name), expected[name], rtol=1e-6, atol=2e-6)
+
+
 def test_models_that_hardly_differ():
     """A KL divergence of 1e-7 is right to 1e-8, and never below 0."""
     logits, targets = random_rows(200, 4000)

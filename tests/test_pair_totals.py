@@ -92,6 +92,15 @@ def test_infinite_divergence_is_counted():
     assert math.isnan(result["mean_kl_ci_low"])
 
 
+def test_intervals_end_where_the_quantities_do():
+    """KL divergences of 0 and 2 over two texts: mean 1, se 1, and half the texts agree."""
+    texts = [pair([1.0], [1.0], [0.0], same=1), pair([1.0], [1.0], [2.0], same=0)]
+    result = pair_totals.token_pair_result(texts)
+    assert (result["mean_kl"], result["mean_kl_ci_low"]) == (1, 0)
+    assert result["mean_kl_ci_high"] == pytest.approx(1 + 12.7062047, rel=1e-6)
+    assert [result[f"same_top{end}"] for end in ("_ci_low", "", "_ci_high")] == [0, 0.5, 1]
+
+
 def test_nothing_scored():
     result = pair_totals.token_pair_result([pair([], [])])
     assert (result["num_tokens"], result["num_infinite_kl"]) == (0, 0)

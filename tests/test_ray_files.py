@@ -476,6 +476,20 @@ def test_a_directory_on_a_full_disk_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_resume_refuses_other_groups_in_the_same_column(tmp_path):
+    out, data = tmp_path / "out", tmp_path / "data.jsonl"
+    write_rows(data, [{"text": "one", "kind": "a"}, {"text": "two", "kind": "b"}])
+    job = make_job(per_text=str(out), group_by="kind")
+    PerTextDirectory(str(out)).prepare(resume=False)
+    (answer,) = answers(job, str(data))
+    assert answer.error is None
+    (again,) = answers(job, str(data))
+    assert (list(again.groups), again.num_finished) == (["a", "b"], 2)
+    write_rows(data, [{"text": "one", "kind": "a"}, {"text": "two", "kind": "c"}])
+    (other,) = answers(job, str(data))
+    assert f"out is of other groups: the rows of {data} from 0 on were of others" in other.error
+
+
 def test_odd_numbers_are_read_as_they_were_written(tmp_path):
     sums_type = sibling("totals").TextSums
     positions = sibling("totals").np.array([[1.5, 2.0, 2.0], [float("inf"), 1.0, 1.0]])

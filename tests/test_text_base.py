@@ -38,8 +38,18 @@ def test_equals_both_models_in_memory(ppl, models, tmp_path, name):
     result = ppl.compare(TEXTS, base=tmp_path / "base", **names)
     assert_same(result, expected)
     assert result["signature"] == expected["signature"]
-    some = ppl.compare(TEXTS[:3], base=str(tmp_path / "base"), batch_size=1, **names)
-    assert_same(some, ppl.compare(TEXTS[:3], base=base, **names))
+    one_by_one = ppl.compare(TEXTS, base=str(tmp_path / "base"), batch_size=1, **names)
+    assert_same(one_by_one, expected)
+
+
+def test_fewer_texts_than_were_saved_are_refused(ppl, pair, tmp_path):
+    names, base = pair
+    ppl.save_base(TEXTS, tmp_path / "base", model=base, tokenizer=names["tokenizer"])
+    match = f"has {len(TEXTS)} texts, and 3 were compared with it. Pass the same texts, or save"
+    with pytest.raises(ValueError, match=match):
+        ppl.compare(TEXTS[:3], base=tmp_path / "base", **names)
+    # What is shown text by text stands for no corpus.
+    assert len(ppl.compare_tokens(TEXTS[:3], base=tmp_path / "base", **names)) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -105,6 +105,38 @@ def test_equals_a_loop_over_the_texts(ppl, models, name, batch_size):
     assert low < result["mean_kl"] < high
 
 
+def broken(model):
+    """A copy that gives NaN."""
+    other = copy.deepcopy(model)
+    torch.nn.init.constant_(other.lm_head.weight, math.nan)
+    return other
+
+
+def test_a_model_that_gives_nan_is_named(ppl, models):
+    model, tokenizer = models["llama"]
+    names = {"model": model, "tokenizer": tokenizer}
+    with pytest.warns(UserWarning, match=r"The base gives NaN for texts\[0\], so what compares"):
+        result = ppl.compare(TEXTS, base=broken(model), **names)
+    assert math.isnan(result["mean_nll_difference"])
+    assert not math.isnan(result["perplexity"])
+    with pytest.warns(
+        UserWarning, match=r"The model gives NaN for texts\[0\], so the perpl"
+    ) as told:
+        ppl.compare(TEXTS, base=model, **names | {"model": broken(model)})
+    assert not any("The base gives NaN" in str(each.message) for each in told)
+
+
+def test_each_perplexity_above_the_vocabulary_is_told_of(ppl, models):
+    model, tokenizer = models["llama"]  # random
+    base = variant(model, seed=7)
+    with pytest.warns(UserWarning, match="above the size of the vocabulary") as told:
+        ppl.compare(TEXTS, model=model, tokenizer=tokenizer, base=base)
+    assert [str(each.message).split(" of ")[0] for each in told] == [
+        "The perplexity",
+        "The base_perplexity",
+    ]
+
+
 class Float32Head:
     """A Llama whose last layer is applied in float64, as the module applies it in float32."""
 

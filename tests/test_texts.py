@@ -384,6 +384,17 @@ def test_a_model_that_gives_nan_is_named(ppl, models):
     assert math.isnan(result["perplexity"])
 
 
+def test_a_perplexity_above_the_vocabulary_is_told_of(ppl, models):
+    model, tokenizer = models["llama"]  # random
+    message = f"The perplexity of .* is above the size of the vocabulary, {len(tokenizer)}: "
+    with pytest.warns(
+        UserWarning, match=f"{message}worse than guessing.*an untrained model"
+    ) as told:
+        result = ppl.compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+    assert len(told) == 1
+    assert result["perplexity"] > len(tokenizer)
+
+
 # --- models -------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,15 @@ def test_equal_sequences_have_an_interval_of_no_width():
     assert totals.standard_error < 1e-7
 
 
+def test_the_interval_of_two_short_texts_ends_at_1():
+    # S = 1 and 7 over W = 2 each: mean 2, residuals -3 and 3, se = sqrt(2 * 18) / 4 = 1.5.
+    totals = NllTotals.from_sequences([1.0, 7.0], [2.0, 2.0], 4)
+    low, high = totals.perplexity_interval
+    assert low == 1
+    assert high == pytest.approx(math.exp(2 + 1.5 * STUDENT_T[1]), rel=1e-6)
+    assert totals.result()["perplexity_ci_low"] == 1
+
+
 def test_overflow_and_infinity_never_raise():
     assert NllTotals.from_sequences([800.0, 900.0], [1.0, 1.0], 2).perplexity == math.inf
     infinite = NllTotals.from_sequences([math.inf, 1.0], [1.0, 1.0], 2)

@@ -22,6 +22,10 @@ from conftest import (
 
 WORKER = ROOT / "tests" / "workers" / "trainer.py"
 SETTINGS = runpy.run_path(str(WORKER))["SETTINGS"]
+# But for that of random logits, which are worse than guessing.
+no_warnings = pytest.mark.filterwarnings(
+    "error", "ignore:The perplexity of .* is above the size of the vocabulary:UserWarning"
+)
 CASES = [(setting, model) for setting, (models, *_) in SETTINGS.items() for model in models]
 
 
@@ -212,6 +216,18 @@ def test_nothing_scored_is_nan_and_a_warning():
     assert result["num_tokens"] == 0
 
 
+def test_a_perplexity_above_the_vocabulary_is_told_of_once():
+    logits, labels = random_batch()
+    logits *= 9
+    preprocess, compute_metrics = hooks(shift=False)
+    message = "The perplexity of .* is above the size of the vocabulary, 11: worse than guessing"
+    with pytest.warns(UserWarning, match=message) as told:
+        for _ in range(2):  # a Trainer evaluates again and again
+            result = compute_metrics(as_prediction(preprocess(logits, labels)))
+    assert len(told) == 1
+    assert result["perplexity"] > 11
+
+
 def test_nan_is_kept_and_its_example_named():
     logits, labels = random_batch(batch=4)
     logits[2, 1] = math.nan
@@ -317,7 +333,7 @@ def test_examples_that_trainer_drops_on_one_process_make_it_nan(monkeypatch):
     )
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_batches_of_an_interrupted_evaluation_are_not_missed():
     """Of a dataloader that was not prepared, where nothing tells one evaluation from the next."""
     logits, labels = random_batch()
@@ -338,6 +354,7 @@ def test_batches_of_an_interrupted_evaluation_are_not_missed():
 )
 def test_examples_that_several_processes_may_count_leave_no_interval(monkeypatch, dataloader, told):
     logits, labels = random_batch(batch=3)
+    labels[:, 1:] = logits[:, :-1].argmax(-1)  # no worse than guessing
     preprocess, compute_metrics = hooks()
     last_batch_of(monkeypatch, 2)
     monkeypatch.setattr("accelerate.state.GradientState.remainder", -1)
@@ -533,7 +550,7 @@ def test_examples_in_fewer_rows_leave_no_interval(monkeypatch):
     assert math.isnan(result["perplexity_ci_low"])
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_the_last_batch_has_fewer_examples(monkeypatch):
     ends(monkeypatch, examples(3, 4, 5, 2), batch_size=3, end_of_dataloader=False)
     logits, labels = random_batch(batch=3)
@@ -551,7 +568,7 @@ class Stream:
         pass
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 @pytest.mark.parametrize("sampler", [Stream, torch.utils.data.RandomSampler])
 @pytest.mark.parametrize("end_of_dataloader", [False, True])
 def test_one_example_in_a_batch_is_one_document(monkeypatch, sampler, end_of_dataloader):
@@ -586,7 +603,7 @@ def in_groups(monkeypatch, groups, **arguments):
     return compute_metrics(as_prediction(rows[0])), logits, labels
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_groups_are_flat_numbers(monkeypatch):
     """Which a Trainer can log; a whole number is a name, too."""
     groups = ["law", 7, "law", 7]
