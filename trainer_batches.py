@@ -61,15 +61,14 @@ class EvalLoop:
     def is_last(self) -> bool | None:
         """Whether the batch is the last; None if unknown."""
         dataloader = self.torch_dataloader
-        is_prepared = hasattr(dataloader, "end_of_dataloader")
-        outer = getattr(dataloader, "batch_sampler", None)
-        sampler = getattr(outer, "batch_sampler", outer)
-        is_counted = type(sampler) is BatchSampler and isinstance(sampler.sampler, Sized)
+        if dataloader is None:
+            return None
+        is_last = getattr(dataloader, "end_of_dataloader", None)  # as accelerate's have
+        sampler = _torch_sampler(dataloader)
+        is_counted = sampler is not None and isinstance(sampler.sampler, Sized)
         # Classes of the user's own may give another number of batches than they say.
-        if is_counted and (is_prepared or type(dataloader) is DataLoader):
+        if is_counted and (is_last is not None or type(dataloader) is DataLoader):
             is_last = self.step + 1 == len(dataloader)
-        else:
-            is_last = dataloader.end_of_dataloader if is_prepared else None
         # Their iterables may end before the dataloader that they hold.
         return is_last if dataloader is self.dataloader else is_last or None
 
@@ -149,9 +148,7 @@ class EvalBatch:
     @property
     def sampler(self) -> BatchSampler | None:
         """The batch sampler, without accelerate's wrapper; None if it is not torch's own."""
-        outer = getattr(self.dataloader, "batch_sampler", None)
-        sampler = getattr(outer, "batch_sampler", outer)
-        return sampler if type(sampler) is BatchSampler else None
+        return _torch_sampler(self.dataloader)
 
     @property
     def may_be_read_by_all(self) -> bool:
@@ -198,14 +195,16 @@ class EvalBatch:
         # Trainer counts in examples, so it would drop rows if there are more rows than examples.
         return num_rows if num_real == num_examples > num_rows else None
 
-    def adds_up(self, num_rows: int) -> bool:
-        """Whether Trainer drops rows, although the one process has repeated no example.
+    def num_dropped(self, num_rows: int) -> int:
+        """How many of the last rows Trainer drops, although the one process has repeated none.
 
         `gather_for_metrics` keeps the first `remainder` rows when the dataloader of accelerate that
         began last is at its end. It takes rows for examples, and that dataloader for the
         evaluation's.
         """
-        return self.num_processes == 1 and self.num_kept is not None and self.num_kept < num_rows
+        if self.num_processes > 1 or self.num_kept is None:
+            return 0
+        return max(num_rows - self.num_kept, 0)
 
     def counted_once(self, rows: np.ndarray, blank: np.ndarray) -> np.ndarray:
         """Rows (B, n) such that those of all processes together, or the first of them if Trainer
@@ -218,9 +217,9 @@ class EvalBatch:
         It then keeps the first `remainder`, as if no example came twice. So the rows of the last
         batch change places: a gather of a few numbers for each.
         """
-        if self.adds_up(len(rows)):
-            first, rest = np.split(rows, [self.num_kept - 1])
-            blanks = np.tile(blank, (len(rest) - 1, 1))
+        if (num_dropped := self.num_dropped(len(rows))) > 0:
+            first, rest = np.split(rows, [len(rows) - num_dropped - 1])
+            blanks = np.tile(blank, (num_dropped, 1))
             rows = np.concatenate([first, rest.sum(axis=0, keepdims=True), blanks])
         if self.num_copies == 1:
             return rows
@@ -265,3 +264,10 @@ class EvalBatch:
                 'read it for all: accelerator_config={"dispatch_batches": True}.'
             )
         return None
+
+
+def _torch_sampler(dataloader) -> BatchSampler | None:
+    """The batch sampler, without accelerate's wrapper; None if it is not torch's own."""
+    outer = getattr(dataloader, "batch_sampler", None)
+    sampler = getattr(outer, "batch_sampler", outer)
+    return sampler if type(sampler) is BatchSampler else None

@@ -96,10 +96,10 @@ def _doubt(batch: EvalBatch, num_rows: int, num_names: int) -> str | None:
             f"rows are not examples: the collator made {num_rows} of {len(batch.examples)}, or "
             "packed several documents into one."
         )
-    if batch.adds_up(num_rows):
+    if (num_dropped := batch.num_dropped(num_rows)) > 0:
         return (
-            f"Trainer passes on {batch.num_kept} of {num_rows} rows, as another dataloader of "
-            "accelerate is at its end. Return accelerator.prepare(dataloader) from "
+            f"Trainer passes on {num_rows - num_dropped} of {num_rows} rows, as another dataloader "
+            "of accelerate is at its end. Return accelerator.prepare(dataloader) from "
             "get_eval_dataloader."
         )
     return None

@@ -20,7 +20,7 @@ from .totals import NllTotals
 from .trainer_batches import EvalBatch, EvalLoop
 from .trainer_documents import document_lengths, may_share_rows
 from .trainer_groups import EvaluatedGroups, check_loggable
-from .trainer_outputs import LogitsFinder, find_labels
+from .trainer_outputs import LogitsFinder, find_labels, labels_are_input_ids
 
 # A row that crosses processes holds the fields of NllTotals, which merge by addition.
 NUM_SUMS = len(fields(NllTotals))
@@ -31,6 +31,7 @@ class _Evaluation:
     """One pass over the evaluation set: its sums so far, and what puts them in doubt."""
 
     key: int | None  # of the loop that evaluates
+    options: Options
     logits: LogitsFinder
     groups: EvaluatedGroups | None  # None if not asked for
     totals: NllTotals = field(default_factory=NllTotals)
@@ -53,6 +54,7 @@ class TrainerHooks:
 
     Args:
         options: what is scored. Labels of -100 never are, because Trainer pads with them.
+        asks_model: whether the model that Trainer evaluates decides about `options.shift`.
         groups: one name for each example of the evaluation set, in its order.
         processes: those that read different examples; None for what accelerate says.
 
@@ -63,6 +65,7 @@ class TrainerHooks:
     def __init__(
         self,
         options: Options,
+        asks_model: bool = False,
         groups: Sequence[str] | None = None,
         processes: Processes | None = None,
     ):
@@ -70,6 +73,7 @@ class TrainerHooks:
             check_loggable(groups)
         ids = (*ignored_ids(options.ignore_index), IGNORE_INDEX)
         self._options = options.replace(ignore_index=ids)
+        self._asks_model = asks_model
         self._groups = groups
         self._processes = processes
         # By the key of the loop: an evaluation may begin inside of another.
@@ -79,9 +83,12 @@ class TrainerHooks:
         """The evaluation of a loop, or of hooks that are called by themselves."""
         key = None if loop is None else loop.key
         if key not in self._evaluations:
+            options = self._options
+            if self._asks_model and loop is not None:
+                options = options.replace(shift=labels_are_input_ids(loop.trainer.model))
             groups = None if self._groups is None else EvaluatedGroups(self._groups)
-            logits = LogitsFinder(self._options.unscored_ids)
-            self._evaluations[key] = _Evaluation(key, logits, groups)
+            logits = LogitsFinder(options.unscored_ids)
+            self._evaluations[key] = _Evaluation(key, options, logits, groups)
         return self._evaluations[key]
 
     def _drop_ended(self, loops: list[EvalLoop]) -> None:
@@ -115,7 +122,7 @@ class TrainerHooks:
         try:
             labels = find_labels(labels)
             logits = evaluation.logits.find(logits, labels)
-            totals = self._reduce(logits, labels, batch)
+            totals = _reduce(logits, labels, batch, evaluation.options)
         except (TypeError, ValueError) as error:
             del self._evaluations[evaluation.key]
             if "predictions" in str(error) or "references" in str(error):
@@ -134,32 +141,6 @@ class TrainerHooks:
         rows = torch.from_numpy(batch.counted_once(sums, blank))
         # A gather needs them on the device. MPS, which has no float64, runs one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
-
-    def _reduce(
-        self, logits: torch.Tensor, labels: torch.Tensor, batch: EvalBatch
-    ) -> list[NllTotals]:
-        """The totals of each of B rows; those of repeated examples are zero."""
-        # A DTensor is refused: its rows would count once for each process that Trainer gathers of.
-        check_kind(logits, "predictions")
-        shared = may_share_rows(batch, len(labels))
-        lengths = document_lengths(batch, labels) if shared else None
-        if lengths is not None:
-            documents = [part[0, : sum(lengths)].split(lengths) for part in (logits, labels)]
-            sums = reduce_batch(documents[0], documents[1], None, self._options)
-            return [_totals(sums.nll_sums, sums.weight_sums)]
-        sums = reduce_batch(logits, labels, None, self._options)
-        rows = [
-            _totals(nll_sum, weight_sum)
-            for nll_sum, weight_sum in zip(
-                sums.nll_sums[:, None], sums.weight_sums[:, None], strict=True
-            )
-        ]
-        if shared:
-            rows = [_without_interval(row) for row in rows]
-        num_real = batch.num_real_rows(len(rows))
-        if num_real is None:
-            return [NllTotals(nll_sum=math.nan)] * len(rows)
-        return rows[:num_real] + [NllTotals()] * (len(rows) - num_real)
 
     def compute_metrics(
         self, eval_prediction, compute_result: bool | None = None
@@ -206,6 +187,33 @@ class TrainerHooks:
             )
         by_group = {} if evaluation.groups is None else evaluation.groups.result()
         return totals.result() | by_group
+
+
+def _reduce(
+    logits: torch.Tensor, labels: torch.Tensor, batch: EvalBatch, options: Options
+) -> list[NllTotals]:
+    """The totals of each of B rows; those of repeated examples are zero."""
+    # A DTensor is refused: its rows would count once for each process that Trainer gathers of.
+    check_kind(logits, "predictions")
+    shared = may_share_rows(batch, len(labels))
+    lengths = document_lengths(batch, labels) if shared else None
+    if lengths is not None:
+        documents = [part[0, : sum(lengths)].split(lengths) for part in (logits, labels)]
+        sums = reduce_batch(documents[0], documents[1], None, options)
+        return [_totals(sums.nll_sums, sums.weight_sums)]
+    sums = reduce_batch(logits, labels, None, options)
+    rows = [
+        _totals(nll_sum, weight_sum)
+        for nll_sum, weight_sum in zip(
+            sums.nll_sums[:, None], sums.weight_sums[:, None], strict=True
+        )
+    ]
+    if shared:
+        rows = [_without_interval(row) for row in rows]
+    num_real = batch.num_real_rows(len(rows))
+    if num_real is None:
+        return [NllTotals(nll_sum=math.nan)] * len(rows)
+    return rows[:num_real] + [NllTotals()] * (len(rows) - num_real)
 
 
 def _totals(nll_sums: np.ndarray, num_tokens: np.ndarray) -> NllTotals:

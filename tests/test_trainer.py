@@ -291,13 +291,13 @@ def test_rows_that_trainer_drops_on_one_process_count(monkeypatch, gathered):
     assert result["num_sequences"] == 4
 
 
-def in_loop(dataloader, step, function, *args, model=None):
+def in_loop(dataloader, step, function, *args):
     """Call a hook from where Trainer calls it."""
 
     def evaluation_loop(self, dataloader, step):
         return function(*args)
 
-    return evaluation_loop(SimpleNamespace(model=model), dataloader, step)
+    return evaluation_loop(SimpleNamespace(model=torch.nn.Module()), dataloader, step)
 
 
 @pytest.mark.parametrize("gathered", [2, 6], ids=["Trainer", "Seq2SeqTrainer"])
@@ -868,3 +868,87 @@ def test_groups_of_a_plain_dataloader(gpt2, tmp_path):
     assert trainer.evaluate()["eval_perplexity_law"] == pytest.approx(law, rel=2e-5)
     with pytest.warns(UserWarning, match="passes on 2 of 4 rows, as another dataloader"):
         trainer.train()
+
+
+def bart():
+    config = transformers.BartConfig(
+        vocab_size=worker.VOCAB_SIZE,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        init_std=0.5,
+        decoder_start_token_id=0,
+    )
+    return transformers.BartForConditionalGeneration(config)
+
+
+def lora_t5():
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(worker.t5(), LoraConfig(target_modules=["q", "v"]))
+
+
+class WrappedBert(torch.nn.Module):
+    """A masked model in a module of the user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = worker.bert()
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        return self.inner(input_ids, attention_mask, labels=labels)
+
+
+MODELS = {
+    "GPT-2": (worker.gpt2, True),
+    "BERT": (worker.bert, False),
+    "a causal BERT": (
+        lambda: transformers.BertLMHeadModel(
+            transformers.BertConfig(**worker.SMALL, **worker.HEADS, is_decoder=True)
+        ),
+        True,
+    ),
+    "T5": (worker.t5, False),
+    "BART": (bart, False),
+    "BART's decoder": (lambda: transformers.BartForCausalLM(bart().config), True),
+    "T5 with LoRA": (lora_t5, False),
+    "a module that holds BERT": (WrappedBert, False),
+}
+
+
+@pytest.mark.parametrize("given", [None, True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_decides_about_the_shift(tmp_path, name, given):
+    """Unless the user does."""
+    make_model, shift = MODELS[name]
+    torch.manual_seed(0)
+    model = make_model().eval()
+    arguments = {} if given is None else {"shift": given}
+    trainer = trainer_of(model, tmp_path, hooks=load().trainer_hooks(**arguments))
+    trainer.label_names = ["labels"]
+    found = trainer.evaluate()["eval_perplexity"]
+    batch = collate(ROWS)
+    logits, labels = model(**batch).logits, batch["labels"]
+    shift = shift if given is None else given
+    expected = load().compute(predictions=logits, references=labels, shift=shift)["perplexity"]
+    assert found == pytest.approx(expected, rel=2e-5)
+
+
+def test_hooks_of_two_kinds_of_models(tmp_path):
+    """One Trainer's evaluation says nothing of the next one's."""
+    torch.manual_seed(0)
+    found = load().trainer_hooks()
+    for make_model, shift in (MODELS["T5"], MODELS["GPT-2"], MODELS["T5"]):
+        model = make_model().eval()
+        result = trainer_of(model, tmp_path, hooks=found).evaluate()
+        expected = worker.expected_perplexity(model, ROWS, shift, 1)
+        assert result["eval_perplexity"] == pytest.approx(expected, rel=2e-5)
+
+
+def test_a_shift_that_is_none():
+    with pytest.raises(TypeError, match="shift must be True or False"):
+        hooks(shift="yes")

@@ -278,7 +278,7 @@ def make_trainer(setting: str, model, shift: bool, batch_size: int, extra: dict,
         **extra,
     }
     groups = GROUPS if setting.startswith("groups") else None
-    hooks = ppl.trainer_hooks(shift=shift, groups=groups)
+    hooks = ppl.trainer_hooks(groups=groups)
     if setting == "own compute_metrics":
 
         def compute_metrics(prediction) -> dict:
