@@ -347,7 +347,7 @@ class Perplexity(evaluate.Metric):
             raise ValueError("sync goes by torch.distributed, and num_process by files; use one.")
 
     def trainer_hooks(
-        self, *, shift: bool = True, groups=None, process_group=None, **options
+        self, *, shift: bool | None = None, groups=None, process_group=None, **options
     ) -> dict[str, Callable]:
         """`preprocess_logits_for_metrics` and `compute_metrics` for a transformers Trainer.
 
@@ -358,8 +358,9 @@ class Perplexity(evaluate.Metric):
         metric.
 
         Args:
-            shift: True for a causal model, whose labels are its input ids; False for a masked or an
-                encoder-decoder one.
+            shift: True if the labels are the input ids of a causal model; False if each label
+                stands where it is predicted. Default: False for an encoder-decoder and for a
+                masked model of transformers, True for all others, and without a Trainer.
             groups: one name for each example of the evaluation set, in its order, such as
                 eval_dataset["domain"]. Trainer then also reports perplexity_<name> and
                 mean_nll_<name> of each group, macro_mean_nll and macro_perplexity; or none of
@@ -374,7 +375,8 @@ class Perplexity(evaluate.Metric):
         """
         names = None if groups is None else checked_groups(groups)
         processes = None if process_group is None else Processes.of_group(process_group)
-        hooks = TrainerHooks(self._options.replace(shift=shift, **options), names, processes)
+        options = self._options.replace(shift=True if shift is None else shift, **options)
+        hooks = TrainerHooks(options, shift is None, names, processes)
         return {
             "preprocess_logits_for_metrics": hooks.preprocess_logits_for_metrics,
             "compute_metrics": hooks.compute_metrics,

@@ -73,7 +73,7 @@ def check_loggable(names: Sequence[str]) -> None:
 
 def _doubt(batch: EvalBatch, num_rows: int, num_names: int) -> str | None:
     """Why the examples of a batch's rows are unknown; None if they are known."""
-    if batch.dataloader is None:
+    if batch.dataloader is None or batch.may_be_read_by_all:
         return "accelerate has not prepared the evaluation dataloader."
     sampler = batch.sampler
     # A subclass may read in an order of its own.
@@ -95,5 +95,11 @@ def _doubt(batch: EvalBatch, num_rows: int, num_names: int) -> str | None:
         return (
             f"rows are not examples: the collator made {num_rows} of {len(batch.examples)}, or "
             "packed several documents into one."
+        )
+    if (num_dropped := batch.num_dropped(num_rows)) > 0:
+        return (
+            f"Trainer passes on {num_rows - num_dropped} of {num_rows} rows, as another dataloader "
+            "of accelerate is at its end. Return accelerator.prepare(dataloader) from "
+            "get_eval_dataloader."
         )
     return None

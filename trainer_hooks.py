@@ -17,10 +17,10 @@ from .options import Options
 from .processes import Processes
 from .tensors import IGNORE_INDEX, check_kind, ignored_ids
 from .totals import REASONS_OF_LOGITS, NllTotals, guessing_remark
-from .trainer_batches import EvalBatch, current_evaluation
+from .trainer_batches import EvalBatch, EvalLoop
 from .trainer_documents import document_lengths, may_share_rows
 from .trainer_groups import EvaluatedGroups, check_loggable
-from .trainer_outputs import LogitsFinder, find_labels
+from .trainer_outputs import LogitsFinder, find_labels, labels_are_input_ids
 
 # A row that crosses processes holds the fields of NllTotals, which merge by addition.
 NUM_SUMS = len(fields(NllTotals))
@@ -30,26 +30,32 @@ NUM_SUMS = len(fields(NllTotals))
 class _Evaluation:
     """One pass over the evaluation set: its sums so far, and what puts them in doubt."""
 
+    key: int | None  # of the loop that evaluates
+    options: Options
     logits: LogitsFinder
     groups: EvaluatedGroups | None  # None if not asked for
-    key: tuple[int, int] | None = None  # differs from that of the next pass
     totals: NllTotals = field(default_factory=NllTotals)
     vocab_size: int = 0  # of the logits that this process has reduced
     num_batches: int = 0  # reduced by this process
-    num_reduced: int = 0  # rows of these batches
+    may_end: bool = True  # whether no batch may follow
+    num_reduced: int = 0  # rows of the batches, over all processes
     num_gathered: int = 0  # rows that Trainer has passed on, from all processes
     repeats: str | None = None  # why some examples may count more than once
-    loses_rows: bool = False  # whether Trainer drops rows that are no repeats
+    loses_rows: bool = False  # whether Trainer may drop rows that are no repeats
 
 
 class TrainerHooks:
     """`preprocess_logits_for_metrics` and `compute_metrics` of one Trainer.
 
-    With `batch_eval_metrics=True` the hooks keep sums from one batch to the next. They drop them
-    after the last batch, and when a batch raises.
+    What belongs to one evaluation is known from the run of Trainer's `evaluation_loop` that calls
+    the hooks, whatever other dataloaders begin or end meanwhile. So with `batch_eval_metrics=True`,
+    where sums are kept from one batch to the next, no other evaluation gets them. Called by
+    themselves, the hooks drop them after a call with `compute_result=True`.
+    A batch that raises drops them, too.
 
     Args:
         options: what is scored. Labels of -100 never are, because Trainer pads with them.
+        asks_model: whether the model that Trainer evaluates decides about `options.shift`.
         groups: one name for each example of the evaluation set, in its order.
         processes: those that read different examples; None for what accelerate says.
 
@@ -60,6 +66,7 @@ class TrainerHooks:
     def __init__(
         self,
         options: Options,
+        asks_model: bool = False,
         groups: Sequence[str] | None = None,
         processes: Processes | None = None,
     ):
@@ -67,14 +74,32 @@ class TrainerHooks:
             check_loggable(groups)
         ids = (*ignored_ids(options.ignore_index), IGNORE_INDEX)
         self._options = options.replace(ignore_index=ids)
+        self._asks_model = asks_model
         self._groups = groups
         self._processes = processes
-        self._evaluation = self._new_evaluation()
         self._has_told_of_guessing = False
+        # By the key of the loop: an evaluation may begin inside of another.
+        self._evaluations: dict[int | None, _Evaluation] = {}
 
-    def _new_evaluation(self, key: tuple[int, int] | None = None) -> _Evaluation:
-        groups = None if self._groups is None else EvaluatedGroups(self._groups)
-        return _Evaluation(LogitsFinder(self._options.unscored_ids), groups, key)
+    def _evaluation_of(self, loop: EvalLoop | None) -> _Evaluation:
+        """The evaluation of a loop, or of hooks that are called by themselves."""
+        key = None if loop is None else loop.key
+        if key not in self._evaluations:
+            options = self._options
+            if self._asks_model and loop is not None:
+                options = options.replace(shift=labels_are_input_ids(loop.trainer.model))
+            groups = None if self._groups is None else EvaluatedGroups(self._groups)
+            logits = LogitsFinder(options.unscored_ids)
+            self._evaluations[key] = _Evaluation(key, options, logits, groups)
+        return self._evaluations[key]
+
+    def _drop_ended(self, loops: list[EvalLoop]) -> None:
+        """Drop all evaluations but those of the loops that run, the innermost first."""
+        running = {None, *(loop.key for loop in loops)}
+        # subtle: the key of a loop that was interrupted may come again. Then this is batch 0.
+        if loops and loops[0].step < self._evaluation_of(loops[0]).num_batches:
+            running.remove(loops[0].key)
+        self._evaluations = {key: e for key, e in self._evaluations.items() if key in running}
 
     def preprocess_logits_for_metrics(self, logits, labels) -> torch.Tensor:
         """The totals of each row: (B, 7), float64; first nll_sum (nats) and number of tokens.
@@ -91,22 +116,24 @@ class TrainerHooks:
         Raises:
             TypeError, ValueError: no logits, no labels, or ones that do not fit.
         """
-        if self._evaluation.key != (key := current_evaluation()):
-            self._evaluation = self._new_evaluation(key)
-        evaluation = self._evaluation
-        batch = EvalBatch.read(evaluation.num_batches, self._processes)
+        self._drop_ended(loops := EvalLoop.running())
+        loop = loops[0] if loops else None
+        evaluation = self._evaluation_of(loop)
+        number = evaluation.num_batches if loop is None else loop.step
+        batch = EvalBatch.read(number, loop, self._processes)
         try:
             labels = find_labels(labels)
             logits = evaluation.logits.find(logits, labels)
-            totals = self._reduce(logits, labels, batch)
+            totals = _reduce(logits, labels, batch, evaluation.options)
         except (TypeError, ValueError) as error:
-            self._evaluation = self._new_evaluation()
+            del self._evaluations[evaluation.key]
             if "predictions" in str(error) or "references" in str(error):
                 error.add_note("predictions are the logits of a batch, references its labels.")
             raise
         evaluation.vocab_size = max(evaluation.vocab_size, logits.shape[-1])
         evaluation.num_batches += 1
-        evaluation.num_reduced += len(totals)
+        evaluation.may_end = batch.is_last is not False
+        evaluation.num_reduced += len(totals) * batch.num_launched
         evaluation.loses_rows |= batch.loses_rows(len(totals))
         evaluation.repeats = evaluation.repeats or batch.unseen_repeats()
         sums = np.array([astuple(row) for row in totals], dtype=np.float64).reshape(-1, NUM_SUMS)
@@ -118,45 +145,24 @@ class TrainerHooks:
         # A gather needs them on the device. MPS, which has no float64, runs one process only.
         return rows if logits.device.type == "mps" else rows.to(logits.device)
 
-    def _reduce(
-        self, logits: torch.Tensor, labels: torch.Tensor, batch: EvalBatch
-    ) -> list[NllTotals]:
-        """The totals of each of B rows; those of repeated examples are zero."""
-        # A DTensor is refused: its rows would count once for each process that Trainer gathers of.
-        check_kind(logits, "predictions")
-        shared = may_share_rows(batch, len(labels))
-        lengths = document_lengths(batch, labels) if shared else None
-        if lengths is not None:
-            documents = [part[0, : sum(lengths)].split(lengths) for part in (logits, labels)]
-            sums = reduce_batch(documents[0], documents[1], None, self._options)
-            return [_totals(sums.nll_sums, sums.weight_sums)]
-        sums = reduce_batch(logits, labels, None, self._options)
-        rows = [
-            _totals(nll_sum, weight_sum)
-            for nll_sum, weight_sum in zip(
-                sums.nll_sums[:, None], sums.weight_sums[:, None], strict=True
-            )
-        ]
-        if shared:
-            rows = [_without_interval(row) for row in rows]
-        num_real = batch.num_real_rows(len(rows))
-        if num_real is None:
-            return [NllTotals(nll_sum=math.nan)] * len(rows)
-        return rows[:num_real] + [NllTotals()] * (len(rows) - num_real)
-
     def compute_metrics(
-        self, eval_prediction, compute_result: bool = True
+        self, eval_prediction, compute_result: bool | None = None
     ) -> dict[str, float | int]:
         """The result, without its signature, because a Trainer logs numbers.
 
+        With `batch_eval_metrics=True` it is that of all batches so far, and empty if more are to
+        come. If that is unknown it is not empty: Trainer reports the last that it gets.
+
         Args:
             eval_prediction: its `predictions` are what the other hook returned, gathered.
-            compute_result: False for all but the last batch, with `batch_eval_metrics=True`.
+            compute_result: given with `batch_eval_metrics=True`: whether this is the last batch.
+                Of a Trainer it says nothing, because Trainer asks the dataloader that began last.
 
         Raises:
             ValueError: predictions that are not from the other hook.
         """
-        evaluation = self._evaluation
+        loop = next(iter(EvalLoop.running()), None)
+        evaluation = self._evaluation_of(loop)
         num_columns = NUM_SUMS + (evaluation.groups is not None)
         rows = _gathered_rows(eval_prediction.predictions, num_columns)
         _warn_of_nan(rows, evaluation.num_gathered)
@@ -164,15 +170,18 @@ class TrainerHooks:
         if evaluation.groups is not None:
             evaluation.groups.add(rows)
         evaluation.num_gathered += len(rows)
-        if not compute_result:
+        if compute_result is not None and loop is not None:
+            compute_result = evaluation.may_end
+        if compute_result is False:
             return {}
-        self._evaluation = self._new_evaluation()
+        if loop is None:
+            del self._evaluations[None]
         totals = evaluation.totals
         if evaluation.repeats is not None:
             warnings.warn(f"{evaluation.repeats} The confidence interval is NaN.", stacklevel=2)
             totals = _without_interval(totals)
         if evaluation.loses_rows and evaluation.num_gathered < evaluation.num_reduced:
-            _warn_of_dropped_examples(evaluation)
+            _warn_of_dropped_rows(evaluation)
             totals = replace(totals, nll_sum=math.nan)
         if totals.num_tokens == 0:
             warnings.warn(
@@ -193,6 +202,33 @@ class TrainerHooks:
         if remark is not None:
             self._has_told_of_guessing = True
             warnings.warn(remark, stacklevel=3)
+
+
+def _reduce(
+    logits: torch.Tensor, labels: torch.Tensor, batch: EvalBatch, options: Options
+) -> list[NllTotals]:
+    """The totals of each of B rows; those of repeated examples are zero."""
+    # A DTensor is refused: its rows would count once for each process that Trainer gathers of.
+    check_kind(logits, "predictions")
+    shared = may_share_rows(batch, len(labels))
+    lengths = document_lengths(batch, labels) if shared else None
+    if lengths is not None:
+        documents = [part[0, : sum(lengths)].split(lengths) for part in (logits, labels)]
+        sums = reduce_batch(documents[0], documents[1], None, options)
+        return [_totals(sums.nll_sums, sums.weight_sums)]
+    sums = reduce_batch(logits, labels, None, options)
+    rows = [
+        _totals(nll_sum, weight_sum)
+        for nll_sum, weight_sum in zip(
+            sums.nll_sums[:, None], sums.weight_sums[:, None], strict=True
+        )
+    ]
+    if shared:
+        rows = [_without_interval(row) for row in rows]
+    num_real = batch.num_real_rows(len(rows))
+    if num_real is None:
+        return [NllTotals(nll_sum=math.nan)] * len(rows)
+    return rows[:num_real] + [NllTotals()] * (len(rows) - num_real)
 
 
 def _totals(nll_sums: np.ndarray, num_tokens: np.ndarray) -> NllTotals:
@@ -246,11 +282,11 @@ def _warn_of_nan(rows: np.ndarray, num_before: int) -> None:
         )
 
 
-def _warn_of_dropped_examples(evaluation: _Evaluation) -> None:
+def _warn_of_dropped_rows(evaluation: _Evaluation) -> None:
     warnings.warn(
-        f"Trainer passed on {evaluation.num_gathered} of {evaluation.num_reduced} examples that "
-        "were evaluated, so the perplexity is NaN. It counts by the dataloader that accelerate "
-        "prepared last: prepare that of get_eval_dataloader, too, and let its collator make one "
-        "row of each example.",
+        f"Trainer passed on {evaluation.num_gathered} of {evaluation.num_reduced} rows that were "
+        "evaluated, so the perplexity is NaN. It counts by the dataloader of accelerate that began "
+        "last, such as that of the training: return accelerator.prepare(dataloader) from "
+        "get_eval_dataloader, and begin no other during an evaluation.",
         stacklevel=3,
     )

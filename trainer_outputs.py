@@ -1,8 +1,9 @@
-"""What a Trainer passes to its hooks -> the logits and the labels."""
+"""What a Trainer passes to its hooks -> the logits and the labels, and how these fit together."""
 
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from .tensors import is_scored
 
@@ -54,6 +55,34 @@ def find_labels(labels) -> torch.Tensor:
             "mlm=False) gives them."
         )
     return labels
+
+
+def labels_are_input_ids(model: nn.Module) -> bool:
+    """Whether a label stands where the model reads it, so that it is predicted one place before.
+
+    Those of an encoder-decoder and of a masked model stand where they are predicted. Of a model of
+    no class that transformers knows, they are taken for input ids.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+        PreTrainedModel,
+    )
+
+    # Adapters, torch.compile and the like wrap the model.
+    inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    if inner is None:
+        return True
+    if getattr(inner.config, "is_encoder_decoder", False):
+        return False
+    # XLM has one class for both kinds.
+    is_causal = _is_made_by(MODEL_FOR_CAUSAL_LM_MAPPING, inner)
+    return is_causal or not _is_made_by(MODEL_FOR_MASKED_LM_MAPPING, inner)
+
+
+def _is_made_by(mapping, model: nn.Module) -> bool:
+    """Whether the model is of the class that an AutoModel's mapping has for its configuration."""
+    return isinstance(model, mapping.get(type(model.config), ()))
 
 
 def _float_outputs(outputs) -> dict[int, torch.Tensor]:

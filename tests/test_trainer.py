@@ -4,12 +4,14 @@ import json
 import math
 import pickle
 import runpy
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import (
     ROOT,
     finish_ranks,
@@ -19,9 +21,11 @@ from conftest import (
     reference_perplexity,
     start_ranks,
 )
+from torch.utils.data import DataLoader, IterableDataset
 
 WORKER = ROOT / "tests" / "workers" / "trainer.py"
-SETTINGS = runpy.run_path(str(WORKER))["SETTINGS"]
+worker = SimpleNamespace(**runpy.run_path(str(WORKER)))
+SETTINGS = worker.SETTINGS
 # But for that of random logits, which are worse than guessing.
 no_warnings = pytest.mark.filterwarnings(
     "error", "ignore:The perplexity of .* is above the size of the vocabulary:UserWarning"
@@ -170,22 +174,6 @@ def test_sums_of_an_evaluation_that_broke_do_not_stay():
     assert result["num_sequences"] == len(labels)
 
 
-def test_sums_of_an_evaluation_that_was_interrupted_do_not_stay(monkeypatch):
-    """Neither with another dataloader, nor with the same one again."""
-    from accelerate.state import GradientState
-
-    logits, labels = random_batch()
-    preprocess, compute_metrics = hooks()
-    first, second = (SimpleNamespace(end_of_dataloader=False) for _ in range(2))
-    # Another dataloader, and with persistent workers the same one twice: the first pass stays.
-    for dataloaders in ([None, first], [None, second], [None, second, second]):
-        monkeypatch.setattr(GradientState, "active_dataloader", dataloaders[-1])
-        monkeypatch.setattr(GradientState, "dataloader_references", dataloaders)
-        compute_metrics(as_prediction(preprocess(logits, labels)), compute_result=False)
-    result = compute_metrics(as_prediction(preprocess(logits, labels)))
-    assert result["num_sequences"] == 2 * len(labels)
-
-
 def test_two_sets_of_hooks_and_the_metric_do_not_share_sums():
     logits, labels = random_batch()
     ppl = load(shift=True)
@@ -307,30 +295,46 @@ def test_rows_that_fill_up_the_last_batch_do_not_count(monkeypatch, process_inde
     assert (rows[kept:] == 0).all()
 
 
-def test_one_process_repeats_no_row(monkeypatch):
-    """Whatever the remainder of a dataloader that may be another one's."""
-    logits, labels = random_batch(batch=3)
-    preprocess, _ = hooks()
-    full = preprocess(logits, labels)
-    last_batch_of(monkeypatch, 1)
-    assert torch.equal(preprocess(logits, labels), full)
-
-
-def test_examples_that_trainer_drops_on_one_process_make_it_nan(monkeypatch):
+@pytest.mark.parametrize("gathered", [2, 4], ids=["Trainer", "Seq2SeqTrainer"])
+def test_rows_that_trainer_drops_on_one_process_count(monkeypatch, gathered):
     """As of a collator that makes more rows than examples: here 4 rows of 2 examples."""
     logits, labels = random_batch(batch=4)
+    expected = load(shift=True).compute(predictions=logits, references=labels)
     preprocess, compute_metrics = hooks()
     last_batch_of(monkeypatch, 1)
-    rows = preprocess(logits, labels)
-    with pytest.warns(UserWarning, match="passed on 2 of 4 examples"):
-        result = compute_metrics(as_prediction(rows[:2]))
+    result = compute_metrics(as_prediction(preprocess(logits, labels)[:gathered]))
+    assert result == {name: pytest.approx(expected[name]) for name in result}
+    assert result["num_sequences"] == 4
+
+
+def in_loop(dataloader, step, function, *args):
+    """Call a hook from where Trainer calls it."""
+
+    def evaluation_loop(self, dataloader, step):
+        return function(*args)
+
+    return evaluation_loop(SimpleNamespace(model=torch.nn.Module()), dataloader, step)
+
+
+@pytest.mark.parametrize("gathered", [2, 6], ids=["Trainer", "Seq2SeqTrainer"])
+def test_rows_that_trainer_drops_on_several_processes_make_it_nan(monkeypatch, gathered):
+    """The dataloader that began last is another one, at its end, with a last batch of 2."""
+    logits, labels = random_batch(batch=3)
+    preprocess, compute_metrics = hooks()
+    last_batch_of(monkeypatch, 2)
+    prepared = DataLoader(range(60), batch_size=3)
+    prepared.end_of_dataloader, prepared.remainder = False, 0
+    rows = in_loop(prepared, 0, preprocess, logits, labels)
+    prediction = as_prediction(torch.cat([rows, rows])[:gathered])
+    if gathered == 6:
+        expected = reference_perplexity(logits[:, :-1], labels[:, 1:])
+        result = in_loop(prepared, 0, compute_metrics, prediction)
+        assert result["perplexity"] == pytest.approx(expected)
+        return
+    with pytest.warns(UserWarning, match="passed on 2 of 6 rows .* of accelerate that began last"):
+        result = in_loop(prepared, 0, compute_metrics, prediction)
     assert math.isnan(result["perplexity"])
     assert math.isnan(result["perplexity_ci_low"])
-    result = compute_metrics(as_prediction(preprocess(logits, labels)))
-    assert result["num_sequences"] == 4
-    assert result["perplexity"] == pytest.approx(
-        reference_perplexity(logits[:, :-1], labels[:, 1:])
-    )
 
 
 @no_warnings
@@ -689,3 +693,279 @@ def test_groups_are_checked_before_the_training(groups):
 def test_a_group_replaces_no_number_of_the_whole(name):
     with pytest.raises(ValueError, match=f"rename the group '{name}'"):
         hooks(groups=["law", name])
+
+
+ROWS = worker.make_rows(shift=True)
+OTHER_ROWS = worker.make_rows(shift=True, seed=1)
+collate = worker.collate
+
+
+@pytest.fixture(scope="session")
+def gpt2():
+    torch.manual_seed(0)
+    return worker.gpt2().eval()
+
+
+@pytest.fixture(scope="session")
+def expected(gpt2):
+    """Perplexity, interval and number of sequences of ROWS."""
+    perplexity = worker.expected_perplexity(gpt2, ROWS, True, 1)
+    return pytest.approx(
+        {"perplexity": perplexity, **worker.expected_sequences(gpt2, ROWS)}, rel=2e-5
+    )
+
+
+def reported(metrics):
+    names = ("perplexity", "num_sequences", "perplexity_ci_low", "perplexity_ci_high")
+    return {name: metrics.get(f"eval_{name}") for name in names}
+
+
+def trainer_of(model, directory, dataloader=None, hooks=None, **arguments):
+    """A Trainer that evaluates the 11 ROWS in batches of 4, and trains on 10 in batches of 8.
+
+    Args:
+        dataloader: called for that of the evaluation set.
+    """
+    trainer = transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(
+            str(directory),
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            per_device_eval_batch_size=4,
+            num_train_epochs=1,
+            learning_rate=0.0,
+            save_strategy="no",
+            **arguments,
+        ),
+        train_dataset=OTHER_ROWS[:10],
+        eval_dataset=ROWS,
+        data_collator=collate,
+        **(hooks or load().trainer_hooks()),
+    )
+    if dataloader is not None:
+        trainer.get_eval_dataloader = lambda eval_dataset=None: dataloader()
+    return trainer
+
+
+class Rows(IterableDataset):
+    """ROWS as a stream, with a length that is too high."""
+
+    def __iter__(self):
+        return iter(ROWS)
+
+    def __len__(self):
+        return 2 * len(ROWS)
+
+
+class OneBatch(DataLoader):
+    """Ends before its sampler does."""
+
+    def __iter__(self):
+        return iter([next(super().__iter__())])
+
+
+class Held:
+    """Hands on the first batch of a dataloader that it holds."""
+
+    def __init__(self, dataloader):
+        self.dataloader = dataloader
+
+    def __iter__(self):
+        return iter([next(iter(self.dataloader))])
+
+
+def plain():
+    return DataLoader(ROWS, batch_size=4, collate_fn=collate)
+
+
+def prepared(rows=ROWS, batch_size=4):
+    from accelerate import Accelerator
+
+    dataloader = DataLoader(rows, batch_size=batch_size, collate_fn=collate)
+    return Accelerator(cpu=True).prepare(dataloader)
+
+
+# Ways to read ROWS; None for Trainer's own.
+DATALOADERS = {
+    "Trainer's": None,
+    "plain": plain,
+    "a list": lambda: [*plain()],
+    "a generator": lambda: (batch for batch in plain()),
+    "a stream": lambda: DataLoader(Rows(), batch_size=4, collate_fn=collate),
+    "a class": lambda: OneBatch(ROWS + OTHER_ROWS, batch_size=len(ROWS), collate_fn=collate),
+    "held": lambda: Held(prepared(ROWS + OTHER_ROWS, len(ROWS))),
+}
+BY_BATCH = pytest.mark.parametrize("by_batch", [True, False], ids=["by batch", "at once"])
+
+
+@BY_BATCH
+@pytest.mark.parametrize("name", DATALOADERS)
+def test_each_dataloader_is_evaluated_to_its_end(gpt2, expected, tmp_path, name, by_batch):
+    """By itself, and on the last batch of the training, whose dataloader is then at its end."""
+    trainer = trainer_of(
+        gpt2, tmp_path, DATALOADERS[name], batch_eval_metrics=by_batch, eval_strategy="epoch"
+    )
+    assert reported(trainer.evaluate()) == expected
+    trainer.train()
+    (logged,) = [log for log in trainer.state.log_history if "train_loss" not in log]
+    assert reported(logged) == expected
+
+
+class AtStep(transformers.TrainerCallback):
+    """Does something once, after a batch of an evaluation."""
+
+    def __init__(self, step, function):
+        self.remaining, self.function = step, function
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.remaining -= 1
+        if self.remaining == -1:
+            self.result = self.function()
+
+
+@BY_BATCH
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("num_rows", [2, 6], ids=["at its end", "in its middle"])
+@pytest.mark.parametrize("name", ["Trainer's", "plain"])
+def test_a_peek_at_another_dataloader(gpt2, expected, tmp_path, name, num_rows, step, by_batch):
+    trainer = trainer_of(gpt2, tmp_path, DATALOADERS[name], batch_eval_metrics=by_batch)
+    other = prepared(OTHER_ROWS[:num_rows])
+    batches = iter(other)  # stays where it is
+    trainer.add_callback(AtStep(step, lambda: next(batches)))
+    assert reported(trainer.evaluate()) == expected
+
+
+@BY_BATCH
+@pytest.mark.parametrize("step", [0, 2])
+def test_an_evaluation_inside_of_another(gpt2, expected, tmp_path, step, by_batch):
+    trainer = trainer_of(gpt2, tmp_path, batch_eval_metrics=by_batch)
+    inner = AtStep(step, lambda: trainer.evaluate(OTHER_ROWS))
+    trainer.add_callback(inner)
+    assert reported(trainer.evaluate()) == expected
+    assert inner.result["eval_perplexity"] == pytest.approx(
+        worker.expected_perplexity(gpt2, OTHER_ROWS, True, 1), rel=2e-5
+    )
+
+
+def test_an_evaluation_that_was_interrupted_leaves_nothing(gpt2, expected, tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    trainer = trainer_of(gpt2, tmp_path, batch_eval_metrics=True)
+    trainer.add_callback(AtStep(1, stop))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluate()
+    assert reported(trainer.evaluate()) == expected
+
+
+def test_the_logits_of_a_batch_do_not_stay(gpt2, tmp_path):
+    """Python 3.11 and 3.12 copy the variables of a loop that is looked into."""
+    found = load().trainer_hooks()
+    preprocess = found["preprocess_logits_for_metrics"]
+    seen = []
+
+    def watched(logits, labels):
+        seen.append(weakref.ref(logits))
+        return preprocess(logits, labels)
+
+    trainer = trainer_of(gpt2, tmp_path, hooks=found | {"preprocess_logits_for_metrics": watched})
+    trainer.add_callback(alive := AtStep(1, lambda: [logits() is not None for logits in seen]))
+    trainer.evaluate()
+    assert alive.result == [False, False]
+
+
+def test_groups_of_a_plain_dataloader(gpt2, tmp_path):
+    """Where no row is dropped its examples are known, as long as one process reads them."""
+    names = ["law"] * 4 + ["code"] * 7
+    found = load().trainer_hooks(groups=names)
+    trainer = trainer_of(gpt2, tmp_path, plain, found, eval_strategy="epoch")
+    law = worker.expected_perplexity(gpt2, ROWS[:4], True, 1)
+    assert trainer.evaluate()["eval_perplexity_law"] == pytest.approx(law, rel=2e-5)
+    with pytest.warns(UserWarning, match="passes on 2 of 4 rows, as another dataloader"):
+        trainer.train()
+
+
+def bart():
+    config = transformers.BartConfig(
+        vocab_size=worker.VOCAB_SIZE,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        init_std=0.5,
+        decoder_start_token_id=0,
+    )
+    return transformers.BartForConditionalGeneration(config)
+
+
+def lora_t5():
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(worker.t5(), LoraConfig(target_modules=["q", "v"]))
+
+
+class WrappedBert(torch.nn.Module):
+    """A masked model in a module of the user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = worker.bert()
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        return self.inner(input_ids, attention_mask, labels=labels)
+
+
+MODELS = {
+    "GPT-2": (worker.gpt2, True),
+    "BERT": (worker.bert, False),
+    "a causal BERT": (
+        lambda: transformers.BertLMHeadModel(
+            transformers.BertConfig(**worker.SMALL, **worker.HEADS, is_decoder=True)
+        ),
+        True,
+    ),
+    "T5": (worker.t5, False),
+    "BART": (bart, False),
+    "BART's decoder": (lambda: transformers.BartForCausalLM(bart().config), True),
+    "T5 with LoRA": (lora_t5, False),
+    "a module that holds BERT": (WrappedBert, False),
+}
+
+
+@pytest.mark.parametrize("given", [None, True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_decides_about_the_shift(tmp_path, name, given):
+    """Unless the user does."""
+    make_model, shift = MODELS[name]
+    torch.manual_seed(0)
+    model = make_model().eval()
+    arguments = {} if given is None else {"shift": given}
+    trainer = trainer_of(model, tmp_path, hooks=load().trainer_hooks(**arguments))
+    trainer.label_names = ["labels"]
+    found = trainer.evaluate()["eval_perplexity"]
+    batch = collate(ROWS)
+    logits, labels = model(**batch).logits, batch["labels"]
+    shift = shift if given is None else given
+    expected = load().compute(predictions=logits, references=labels, shift=shift)["perplexity"]
+    assert found == pytest.approx(expected, rel=2e-5)
+
+
+def test_hooks_of_two_kinds_of_models(tmp_path):
+    """One Trainer's evaluation says nothing of the next one's."""
+    torch.manual_seed(0)
+    found = load().trainer_hooks()
+    for make_model, shift in (MODELS["T5"], MODELS["GPT-2"], MODELS["T5"]):
+        model = make_model().eval()
+        result = trainer_of(model, tmp_path, hooks=found).evaluate()
+        expected = worker.expected_perplexity(model, ROWS, shift, 1)
+        assert result["eval_perplexity"] == pytest.approx(expected, rel=2e-5)
+
+
+def test_a_shift_that_is_none():
+    with pytest.raises(TypeError, match="shift must be True or False"):
+        hooks(shift="yes")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from conftest import found_once, load
+from torch.utils.data import DataLoader
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -231,6 +232,8 @@ SETTINGS = {
     "several datasets": (CAUSAL, True, {}),
     "streamed": (CAUSAL, True, {}),
     "while training": (CAUSAL, True, {}),
+    "plain dataloader, while training": (CAUSAL, True, {}),
+    "plain dataloader by batch, while training": (CAUSAL, True, {"batch_eval_metrics": True}),
     "own compute_metrics": (CAUSAL, True, {}),
     "aux_loss": ({"Mixtral": mixtral}, True, {}),
     "hidden states first": ({"Llama": hidden_states_first}, True, {}),
@@ -275,7 +278,7 @@ def make_trainer(setting: str, model, shift: bool, batch_size: int, extra: dict,
         **extra,
     }
     groups = GROUPS if setting.startswith("groups") else None
-    hooks = ppl.trainer_hooks(shift=shift, groups=groups)
+    hooks = ppl.trainer_hooks(groups=groups)
     if setting == "own compute_metrics":
 
         def compute_metrics(prediction) -> dict:
@@ -289,10 +292,10 @@ def make_trainer(setting: str, model, shift: bool, batch_size: int, extra: dict,
     trainer_class, arguments_class = Trainer, TrainingArguments
     if setting.endswith("encoder-decoder"):
         trainer_class, arguments_class = Seq2SeqTrainer, Seq2SeqTrainingArguments
-    if setting == "while training":
+    if setting.endswith("while training"):
         arguments |= {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
         arguments |= {"learning_rate": 0.0, "save_strategy": "no"}
-    return trainer_class(
+    trainer = trainer_class(
         model=model,
         args=arguments_class(**arguments),
         train_dataset=make_rows(shift, seed=2),
@@ -300,6 +303,10 @@ def make_trainer(setting: str, model, shift: bool, batch_size: int, extra: dict,
         data_collator=COLLATORS.get(setting, collate),
         **hooks,
     )
+    if setting.startswith("plain dataloader"):
+        dataloader = DataLoader(trainer.eval_dataset, batch_size, collate_fn=collate)
+        trainer.get_eval_dataloader = lambda eval_dataset=None: dataloader
+    return trainer
 
 
 def evaluate_in(setting: str, make_model, shift: bool, batch_size: int, extra: dict) -> list:
@@ -311,7 +318,7 @@ def evaluate_in(setting: str, make_model, shift: bool, batch_size: int, extra: d
     rows = {"a": make_rows(shift, seed=0), "b": make_rows(shift, seed=1)[:-4]}
     with tempfile.TemporaryDirectory() as directory:
         trainer = make_trainer(setting, model, shift, batch_size, extra, directory)
-        if setting == "while training":
+        if setting.endswith("while training"):
             trainer.train()
             values = [log["eval_perplexity"] for log in trainer.state.log_history[:2]]
             names = ["a", "a"]
