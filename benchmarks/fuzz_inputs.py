@@ -118,7 +118,7 @@ def forms_of(arrays: Arrays, dtype: str) -> list[str]:
 
 
 def in_form(arrays: Arrays, dtype: str, name: str) -> Any:
-    """The sequences (T_i, V) as a user passes them; lists are float64 to NumPy, whatever `dtype`."""
+    """The sequences (T_i, V) as a user passes them; lists are float64, whatever `dtype`."""
     parts = tensors(arrays, dtype)
     if name in OF_TENSOR:
         return OF_TENSOR[name](torch.stack(parts))
