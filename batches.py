@@ -5,7 +5,7 @@ This file tells the kinds of input apart and checks their shapes; `nll.py` does 
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -145,9 +145,10 @@ def _part_of_tensor(logits: torch.Tensor, references, sample_weight, options: Op
 
 def _sequences(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
     """Each sequence of a list."""
-    lists = {"predictions": list(predictions), "references": list(references)}
+    given = {"predictions": predictions, "references": references}
     if sample_weight is not None:
-        lists["sample_weight"] = list(sample_weight)
+        given["sample_weight"] = sample_weight
+    lists = {name: _entries(values, name) for name, values in given.items()}
     if len({len(values) for values in lists.values()}) > 1:
         lengths = ", ".join(f"{len(values)} {name}" for name, values in lists.items())
         raise ValueError(f"Every sequence needs its own entry in each argument, got {lengths}.")
@@ -156,11 +157,30 @@ def _sequences(predictions, references, sample_weight, options: Options) -> Iter
         logits = as_tensor(lists["predictions"][i], f"predictions{place}")
         targets = as_tensor(lists["references"][i], f"references{place}")
         _check_shapes(logits, targets, place, "", options)
-        weights = None if sample_weight is None else lists["sample_weight"][i]
-        weights = _weights(weights, targets.shape, f"sample_weight{place}")
+        weights = None
+        if sample_weight is not None:  # None for one of several is refused
+            entry = as_tensor(lists["sample_weight"][i], f"sample_weight{place}")
+            weights = _weights(entry, targets.shape, f"sample_weight{place}")
         if targets.dtype != torch.int64:
             targets = targets.to(torch.int64)
         yield _Part(i, [targets.shape[0]], logits, targets, weights)
+
+
+def _entries(values, name: str) -> list:
+    """What a list has for each sequence.
+
+    Raises:
+        TypeError: a number, or a collection whose order says nothing of the sequences.
+    """
+    try:
+        entries = None if isinstance(values, (str, bytes, Mapping, Set)) else iter(values)
+    except TypeError:  # of a number, and of an array without axes
+        entries = None
+    if entries is None:
+        raise TypeError(
+            f"{name} must be a list with one entry for each sequence, got {type(values).__name__}."
+        )
+    return list(entries)
 
 
 def _together(sequences: Iterator[_Part]) -> Iterator[_Part]:

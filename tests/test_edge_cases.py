@@ -254,6 +254,30 @@ def test_bad_weights(ppl, weights, match):
         ppl.compute(predictions=logits, references=targets, sample_weight=weights)
 
 
+ROWS = [np.zeros((2, 3)), np.zeros((2, 3))]
+NO_LISTS = {
+    "a number": ({"predictions": 3.0}, "predictions must be a list with one entry for each"),
+    "an object": ({"predictions": object()}, "predictions must be a list.*got object"),
+    "one id": ({"references": 1}, "references must be a list with one entry.*got int"),
+    "an array without axes": ({"references": np.array(1)}, "references must be a list"),
+    "a tensor without axes": ({"references": torch.tensor(1)}, "references must be a list"),
+    "one weight": ({"sample_weight": 2.0}, "sample_weight must be a list.*got float"),
+    "weights in a dict": ({"sample_weight": {0: 1.0, 1: 2.0}}, "sample_weight.*got dict"),
+    "weights in a set": ({"sample_weight": {1.0, 2.0}}, "sample_weight must be a list.*got set"),
+    "a missing weight": ({"sample_weight": [None, 2.0]}, r"sample_weight\[0\] must hold numbers"),
+}
+
+
+@pytest.mark.parametrize("case", NO_LISTS)
+def test_what_goes_with_listed_sequences_is_a_list(ppl, case):
+    """A dict would give its keys as weights, a set any order, and None the weight 1."""
+    changed, match = NO_LISTS[case]
+    right = {"predictions": ROWS, "references": [[0, 1], [0, 1]]}
+    with pytest.raises(TypeError, match=match):
+        ppl.add_batch(**right | changed)
+    assert len(ppl) == 0
+
+
 MASKED = {
     "one array": lambda masked: masked,
     "a list of arrays": list,
