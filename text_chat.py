@@ -235,11 +235,16 @@ class ChatTemplate:
         if len(ends) < 2:
             return ends[0] if ends else len(whole)
         # Of several, those that stay when another message follows: Phi 3 ends all with one more.
+        # With a content, or harmony's header would be taken for the end: it stays, too.
+        filled = [*messages[:-1], {**messages[-1], "content": CONTENT}]
         role = ASSISTANT if messages[-1]["role"] == USER else USER
         with contextlib.suppress(ValueError):  # the template may refuse it
-            longer = self.render([*messages, {"role": role, "content": CONTENT}]).text
-            same = _num_same(whole, longer)
-            ends = [end for end in ends if end <= same] or ends
+            shown = self.render(filled).text
+            longer = self.render([*filled, {"role": role, "content": CONTENT}]).text
+            same = _num_same(shown, longer)
+            stays = [end <= same for end in self._ends_of_specials(shown, start)]
+            if any(stays):
+                ends = ends[: -stays.count(False) or None] or ends
         return ends[-1]
 
     def _ends_of_specials(self, text: str, start: int) -> list[int]:

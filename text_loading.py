@@ -1,7 +1,8 @@
 """Where a model comes from: the arguments that name it, how it is loaded, the one that is kept."""
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from .nll_threads import use_one_thread_after_fork
 from .processes import Processes
@@ -24,6 +26,7 @@ from .text_model import LanguageModel, check_types
 from .text_probe import HINT_AT_PSEUDO
 from .text_weights import base_of_adapter, load_whole
 
+ADAPTER_CONFIG = "adapter_config.json"
 # What places a model, so that it is not moved.
 PLACING_KWARGS = {"device_map", "quantization_config", "tp_plan", "tp_size", "distributed_config"}
 # What a model and its tokenizer are both loaded with.
@@ -74,8 +77,24 @@ class ModelSource:
             str(self.device),
             repr(sorted(self._kwargs.items())),
             self.trust_remote_code,
-            _files_of(self.model_id, self._kwargs.get("subfolder")),
+            *map(_files_of, self._directories()),
         )
+
+    def _directories(self) -> list[str]:
+        """Where the files are that are loaded: in the named directory, and that of an adapter's
+        base."""
+        adapter_kwargs = self._kwargs.get("adapter_kwargs") or {}
+        subfolders = {kwargs.get("subfolder") or "" for kwargs in (self._kwargs, adapter_kwargs)}
+        found: list[str] = []
+        roots: list[str | os.PathLike] = [self.model_id or ""]
+        while roots:
+            root = roots.pop()
+            for subfolder in sorted(subfolders):
+                directory = os.path.realpath(os.path.join(root, subfolder))
+                if directory not in found:
+                    found.append(directory)
+                    roots += _adapter_bases(directory)
+        return found
 
     @property
     def _kwargs(self) -> dict:
@@ -242,18 +261,37 @@ def split_names(arguments: dict, *kinds: type) -> tuple[dict, ...]:
     return *found, {name: value for name, value in arguments.items() if name not in known}
 
 
-def _files_of(model_id: str | os.PathLike, subfolder: str | None) -> tuple:
-    """The directory of a model, and name, size and time of its files; empty for a Hub name."""
-    directory = Path(model_id, subfolder or "")
+def _files_of(directory: str) -> tuple:
+    """The directory of a model, and path, size and time of its files; empty for a Hub name."""
+    folders = {directory, os.path.join(directory, CHAT_TEMPLATE_DIR), *_shard_folders(directory)}
     try:
-        files = [path for path in directory.iterdir() if path.is_file()]
-        stats = [(path.name, path.stat()) for path in files]
-    except OSError:  # no directory, or a name too long for one
+        found = [entry for folder in filter(os.path.isdir, folders) for entry in os.scandir(folder)]
+        stats = [(entry.path, entry.stat()) for entry in found if entry.is_file()]
+    except OSError:  # not readable, or rewritten at this moment
         return ()
-    return (
-        str(directory.resolve()),
-        *sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats),
-    )
+    return directory, *sorted((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+
+def _shard_folders(directory: str) -> Iterator[str]:
+    """Where a checkpoint's index says that its shards are."""
+    for index in Path(directory).glob("*.index.json"):
+        for shard in _entries(index).get("weight_map", {}).values():
+            yield os.path.join(directory, os.path.dirname(shard))
+
+
+def _adapter_bases(directory: str) -> Iterator[str]:
+    """The model that the adapter in a directory belongs to; nothing where there is none."""
+    base = _entries(Path(directory, ADAPTER_CONFIG)).get("base_model_name_or_path")
+    if isinstance(base, str):
+        yield base
+
+
+def _entries(path: Path) -> dict:
+    """What a JSON file holds; nothing without one that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 class KeptModel:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .identity import quantization_name, tokenizer_id, weights_id
+from .identity import modules_of, quantization_name, tokenizer_id, weights_id
 from .nll_launch import Reduction
 from .nll_linear import OutputRows, launch_rows
 from .nll_outputs import TokenStats
@@ -87,7 +87,7 @@ class LanguageModel(ABC):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self.name = name or _name_of(model)
         self._check_kind()
         self.embeddings = _input_embeddings(model, self.name, self.kind)
         self.ranks = ModelRanks.of(model)
@@ -157,22 +157,24 @@ class LanguageModel(ABC):
 
     def settings(self) -> dict[str, str | int | None]:
         """What a signature says of the model, in its present state."""
-        return {
-            "model": self.name,
-            "weights": weights_id(self.model),
-            "model_dtype": self.dtype,
-            "quantization": quantization_name(self.model.config),
-            "tokenizer": tokenizer_id(self.tokenizer),
-        }
+        with self._lock:  # outside of a forward pass, which has a hook of its own
+            return {
+                "model": self.name,
+                "weights": weights_id(self.model),
+                "model_dtype": self.dtype,
+                "quantization": quantization_name(self.model),
+                "tokenizer": tokenizer_id(self.tokenizer),
+            }
 
     @property
     def is_current(self) -> bool:
         """Whether the model is as it was when probed, except for the values of its weights."""
-        with self._lock:  # outside of a forward pass, which has a hook of its own
+        with self._lock:  # as for `settings`
             return self._probed_state == self._state()
 
     def _state(self) -> tuple:
-        return probed_state(self.model), ModelRanks.of(self.model)
+        ranks = ModelRanks.of(self.model)
+        return probed_state(self.model), ranks, modules_of(self.model) if ranks.is_alone else []
 
     @property
     def dtype(self) -> str:
@@ -397,6 +399,12 @@ def check_types(model, tokenizer) -> None:
         raise TypeError(
             f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}."
         )
+
+
+def _name_of(model: PreTrainedModel) -> str:
+    """What an object was loaded from, and the adapters that it got."""
+    loaded_from = getattr(model, "name_or_path", "") or type(model).__name__
+    return "+".join([loaded_from, *getattr(model, "peft_config", ())])
 
 
 def _input_embeddings(model: PreTrainedModel, name: str, kind: str) -> nn.Module:

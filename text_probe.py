@@ -48,7 +48,7 @@ def probe(
     # Can the model read several rows at once?
     logits, takes_batches = _logits_of_rows(read, rows)
     # Is it causal? Then rows have the same logits as far as they are the same.
-    _check_causal(logits, prefixes, name, tolerance=0.1 if _is_quantised(model) else 1e-3)
+    _check_causal(logits, prefixes, name, tolerance=0.1 if quantization_name(model) else 1e-3)
     # Does a row have the same logits alone, and half as long?
     tolerance = tolerance_of(model)
     half = (length + 1) // 2
@@ -176,11 +176,6 @@ def dtype_of(model: nn.Module) -> str:
     if next(model.parameters(), None) is None:
         return "none"
     return str(cast_dtype(model) or model.dtype).removeprefix("torch.")
-
-
-def _is_quantised(model: "PreTrainedModel") -> bool:
-    packed = any(callable(getattr(module, "weight", None)) for module in model.modules())
-    return packed or quantization_name(model.config) is not None
 
 
 def probed_state(model: "PreTrainedModel") -> tuple:

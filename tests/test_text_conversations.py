@@ -23,6 +23,7 @@ SPECIAL = {
     "qwen3": [None, "<|im_end|>", "<|im_start|>"],
     "mistral": ["<s>", "</s>", "[INST]", "[/INST]"],
     "phi3": ["<s>", "<|im_end|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"],
+    "harmony": [None, "<|return|>", "<|end|>", "<|start|>", "<|channel|>", "<|message|>"],
 }
 END = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma3": "<end_of_turn>"}
 END |= {"qwen3": "<|im_end|>", "mistral": "</s>", "phi3": "<|end|>"}
@@ -239,6 +240,17 @@ def test_what_the_template_adds_behind_the_end_of_a_turn_is_not_scored(chats):
     _, tokenizer = chats["phi3"]
     talk = conversation("Hello!", "Hi", "And?", "Bye")
     assert scored(tokenizer, talk) == [["Hi<|end|>", "Bye<|end|>"]]
+
+
+@pytest.mark.parametrize("content", ["Bye", ""])
+def test_the_last_turn_ends_with_another_token_than_earlier_ones(chats, content):
+    """In harmony, whose header stands in front of an empty content and stays."""
+    header = "<|channel|>final<|message|>"
+    talk = conversation("Hello!", "Hi", "And?", content)
+    assert scored(chats["harmony"][1], talk) == [
+        [f"{header}Hi<|return|>"],
+        [f"{header}{content}<|return|>"],
+    ]
 
 
 @pytest.mark.parametrize(

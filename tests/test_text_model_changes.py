@@ -8,11 +8,15 @@ import re
 import shutil
 import sys
 
+import peft
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from conftest import load, sibling
+from other_models import make_seq2seq
 from text_oracles import (
+    NAMES,
     TEXTS,
     TINY,
     assert_equals,
@@ -211,6 +215,189 @@ def test_buffers_that_are_stored_count_as_weights(ppl, tokenizer):
     assert ppl.compute(**call)["signature"] == first
     model.packed.fill_(1)
     assert ppl.compute(**call)["signature"] != first
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """The directories of a LoRA adapter and of its base."""
+    base = shutil.copytree(TINY, tmp_path_factory.mktemp("adapter") / "base")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(
+        base.parent / "adapter"
+    )
+    return base.parent / "adapter", base
+
+
+def with_adapter(adapter, name="default"):
+    directory, base = adapter
+    model = AutoModelForCausalLM.from_pretrained(base)
+    return peft.PeftModel.from_pretrained(model, directory, adapter_name=name)
+
+
+def parts_of(ppl, **how):
+    """The perplexity, and the parts of the signature."""
+    result = ppl.compute(predictions=TEXTS, **how)
+    found = re.findall(r"\|(\w+):(.*?)(?=\|\w+:|$)", "|" + result["signature"])
+    return result["perplexity"], dict(found)
+
+
+def test_each_state_of_an_adapter_has_a_signature_of_its_own(ppl, adapter, tokenizer):
+    model = with_adapter(adapter)
+    call = {"model": model, "tokenizer": tokenizer}
+    on = parts_of(ppl, **call)
+    with model.disable_adapter():
+        off = parts_of(ppl, **call)
+    assert parts_of(ppl, **call) == on
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    layer.scaling["default"] *= 2
+    scaled = parts_of(ppl, **call)
+    layer.scaling["default"] /= 2
+    assert parts_of(ppl, **call) == on
+    model.merge_adapter()
+    merged = parts_of(ppl, **call)
+    assert merged[0] == pytest.approx(on[0], rel=1e-5)
+    assert len({perplexity for perplexity, _ in (on, off, scaled)}) == 3
+    assert len({parts["weights"] for _, parts in (on, off, scaled, merged)}) == 4
+
+
+def test_an_adapter_is_one_model_however_it_was_loaded(ppl, adapter, tokenizer):
+    directory, base = adapter
+    found = [
+        parts_of(ppl, model_id=str(directory), tokenizer=tokenizer),
+        parts_of(ppl, model=with_adapter(adapter), tokenizer=tokenizer),
+        parts_of(ppl, model=with_adapter(adapter, "mine"), tokenizer=tokenizer),
+    ]
+    assert [parts.pop("model") for _, parts in found] == [
+        str(directory),
+        f"{base}+default",
+        f"{base}+mine",
+    ]
+    assert found[1:] == found[:1] * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
+def test_weights_that_were_quantised_in_memory_are_named(ppl, tokenizer, dtype):
+    model = AutoModelForCausalLM.from_pretrained(TINY)
+    packed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=dtype)
+    _, parts = parts_of(ppl, model=packed, tokenizer=tokenizer)
+    assert parts["quantization"] == "DynamicQuantizedLinear"
+
+
+class EightBits(torch.Tensor):
+    """A weight in the form of torchao's, which is not installed where tests run."""
+
+    @staticmethod
+    def __new__(cls, packed, activations):
+        return torch.Tensor._make_wrapper_subclass(cls, packed.shape, dtype=torch.float32)
+
+    def __init__(self, packed, activations):
+        self.packed, self.activations = packed, activations
+
+    def __tensor_flatten__(self):
+        return ["packed"], {"activations": self.activations, "device": self.device}
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        assert function is torch.ops.aten.detach.default  # as nn.Parameter does
+        return cls(args[0].packed, args[0].activations)
+
+
+def test_weights_of_a_class_of_their_own_are_named(tokenizer):
+    identity = sibling("identity")
+    found = set()
+    for activations in (None, "int8"):
+        model = fresh("llama", tokenizer)
+        packed = torch.ones(64, 32, dtype=torch.int8)
+        weight = nn.Parameter(EightBits(packed, activations), requires_grad=False)
+        model.model.layers[0].mlp.up_proj.weight = weight
+        assert identity.quantization_name(model) == "EightBits"
+        found.add(identity.weights_id(model))
+    assert len(found) == 2
+
+
+STATES = {
+    "a hook": CHANGES["a hook on the model"],
+    "a forward of its own": patch_forward,
+    "another activation": lambda model: setattr(model.model.layers[0].mlp, "act_fn", nn.ReLU()),
+    "a number of a module": lambda model: setattr(model.model.layers[0].self_attn, "scaling", 0.9),
+    "rounded rotary frequencies": lambda model: model.model.rotary_emb.to(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("change", STATES)
+def test_what_takes_part_in_a_forward_pass_is_in_the_signature(ppl, tokenizer, change):
+    call = {"model": AutoModelForCausalLM.from_pretrained(TINY), "tokenizer": tokenizer}
+    before, parts = parts_of(ppl, **call)
+    STATES[change](call["model"])
+    after, changed = parts_of(ppl, **call)
+    assert after != before
+    assert {name for name in parts if parts[name] != changed[name]} == {"weights"}
+
+
+def model_of_family(name):
+    """(model, what it is called with for so many ids)"""
+    if name == "m2m100":
+        model, _ = make_seq2seq(name)
+        return model, lambda ids: {"input_ids": ids, "decoder_input_ids": ids}
+    config = config_of(name.partition(":")[0], 64)
+    if name == "llama:dynamic":
+        config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    torch.manual_seed(0)
+    return grown(AutoModelForCausalLM.from_config(config)), lambda ids: {"input_ids": ids}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "llama:dynamic", "m2m100"])
+def test_passes_training_and_loading_leave_the_identity(name, tmp_path):
+    """Caches of positions grow, and gradients may be asked for; the model stays what it is."""
+    weights_id = sibling("identity").weights_id
+    model, inputs = model_of_family(name)
+    before = weights_id(model)
+    for length in (8, 20, 9, 40 if ":" in name or name == "m2m100" else 10):
+        with torch.no_grad():
+            model(**inputs(torch.arange(length)[None]), output_hidden_states=True)
+        assert weights_id(model) == before
+    model.save_pretrained(tmp_path)
+    model.train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable()
+    assert weights_id(model) == before
+    for place in ({}, {"device_map": {"": "cpu"}}):
+        assert weights_id(type(model).from_pretrained(tmp_path, **place)) == before
+
+
+def test_an_adapter_whose_base_was_rewritten_is_loaded_anew(ppl, adapter, tokenizer, tmp_path):
+    base = shutil.copytree(adapter[1], tmp_path / "base")
+    directory = shutil.copytree(adapter[0], tmp_path / "adapter")
+    settings = json.loads((directory / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(base)
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    call = {"predictions": TEXTS, "model_id": str(directory), "tokenizer": tokenizer}
+    before = ppl.compute(**call)
+    assert ppl.compute(**call) == before
+    rewrite_weights(base)
+    after, expected = ppl.compute(**call), load().compute(**call)
+    assert after == expected
+    assert after["perplexity"] != before["perplexity"]
+
+
+def test_shards_in_a_folder_of_their_own_that_were_rewritten(ppl, directory, tokenizer):
+    weights, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    names = list(AutoModelForCausalLM.from_pretrained(directory).state_dict())
+    (directory / "shards").mkdir()
+    shard = weights.rename(directory / "shards" / "model-00001-of-00001.safetensors")
+    places = dict.fromkeys(names, f"shards/{shard.name}")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    call = {"predictions": TEXTS, "model_id": str(directory)}
+    before = ppl.compute(**call)
+    other = AutoModelForCausalLM.from_pretrained(TINY)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(1.5)
+    safetensors.torch.save_model(other, str(shard), metadata={"format": "pt"})
+    after, expected = ppl.compute(**call), load().compute(**call)
+    assert after == expected
+    assert after["perplexity"] != before["perplexity"]
 
 
 def test_a_run_is_not_resumed_with_other_weights(directory, tmp_path, capsys):
