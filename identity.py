@@ -1,8 +1,8 @@
 """Short hashes for the signature, which tell models, or tokenizers, of the same name apart.
 
 They are cheap enough for every call: they take a few numbers of each weight, and read a tokenizer's
-rules once. They show a training step, another checkpoint or quantisation, but perhaps not a single
-changed number.
+rules once. They show a training step, another checkpoint or quantisation, or an adapter that was
+switched off, but perhaps not a single changed weight.
 """
 
 import hashlib

@@ -7,6 +7,7 @@ import multiprocessing
 import re
 import shutil
 import sys
+from typing import Any
 
 import peft
 import pytest
@@ -249,7 +250,7 @@ def test_each_state_of_an_adapter_has_a_signature_of_its_own(ppl, adapter, token
     with model.disable_adapter():
         off = parts_of(ppl, **call)
     assert parts_of(ppl, **call) == on
-    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    layer: Any = model.get_base_model().get_submodule("model.layers.0.mlp.up_proj")
     layer.scaling["default"] *= 2
     scaled = parts_of(ppl, **call)
     layer.scaling["default"] /= 2

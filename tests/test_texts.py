@@ -79,7 +79,7 @@ def test_result_of_texts(ppl):
     assert result["perplexity_ci_low"] < result["perplexity"] < result["perplexity_ci_high"]
     assert "num_truncated" not in result
     assert result["signature"] == (
-        f"model:{TINY}|weights:77fe6750|model_dtype:float32|quantization:none|tokenizer:21674b14|preset:none|start:<|bos|>|start_each_window:yes|max_length:none|window:512|"
+        f"model:{TINY}|weights:ca7b6549|model_dtype:float32|quantization:none|tokenizer:21674b14|preset:none|start:<|bos|>|start_each_window:yes|max_length:none|window:512|"
         "stride:256|contexts:no|dtype:float32|backend:auto|"
         f"version:{sibling('options').VERSION}"
     )
