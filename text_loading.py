@@ -263,6 +263,8 @@ def split_names(arguments: dict, *kinds: type) -> tuple[dict, ...]:
 
 def _files_of(directory: str) -> tuple:
     """The directory of a model, and path, size and time of its files; empty for a Hub name."""
+    if not os.path.isdir(directory):
+        return ()
     folders = {directory, os.path.join(directory, CHAT_TEMPLATE_DIR), *_shard_folders(directory)}
     try:
         found = [entry for folder in filter(os.path.isdir, folders) for entry in os.scandir(folder)]

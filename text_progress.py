@@ -73,6 +73,8 @@ class Progress:
             scored = expected = 1
         # Texts that are done, times `expected`, in whole numbers: that is exact.
         texts = self._texts_before * expected + self._texts * scored
+        if texts == 0:  # the first batch held no token that is scored
+            return expected
         total = self._done * self._num_texts * expected // texts
         done_before, total_before = self._shown
         if done_before > 0:  # rounding must not turn it back

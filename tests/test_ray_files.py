@@ -480,8 +480,8 @@ def test_resume_refuses_other_groups_in_the_same_column(tmp_path):
     out, data = tmp_path / "out", tmp_path / "data.jsonl"
     write_rows(data, [{"text": "one", "kind": "a"}, {"text": "two", "kind": "b"}])
     job = make_job(per_text=str(out), group_by="kind")
-    PerTextDirectory(str(out)).prepare(resume=False)
-    (answer,) = answers(job, str(data))
+    with PerTextDirectory(str(out)).prepared(resume=False):
+        (answer,) = answers(job, str(data))
     assert answer.error is None
     (again,) = answers(job, str(data))
     assert (list(again.groups), again.num_finished) == (["a", "b"], 2)

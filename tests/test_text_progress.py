@@ -31,6 +31,18 @@ def shown(monkeypatch):
     return told
 
 
+def test_a_first_batch_without_a_token_that_is_scored():
+    """As of the word that would follow a text, which is read by itself."""
+    told = []
+    with sibling("text_progress").Progress(lambda *numbers: told.append(numbers), 2) as progress:
+        progress.begin(2)
+        progress.expect(5)
+        progress.show()
+        progress.add(np.ones(5), 1.0)
+        progress.show()
+    assert told == [(0, 5), (5, 5)]
+
+
 def check_runs_to_the_end(told):
     """Never back, and exactly to the end."""
     parts = [Fraction(done, total) for done, total in told if done > 0]

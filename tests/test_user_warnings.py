@@ -6,7 +6,7 @@ from conftest import ROOT, load
 
 NAN = {"predictions": np.full((1, 1, 2), np.nan), "references": [[0]]}
 UNSCORED = {"predictions": np.zeros((1, 1, 2)), "references": [[-100]]}
-TEXTS = {"predictions": ["a text", ""], "model_id": str(ROOT / "tiny_model")}
+TEXTS = {"predictions": ["Return the number of items.", ""], "model_id": str(ROOT / "tiny_model")}
 CALLS = {
     "add_batch": lambda ppl: ppl.add_batch(**NAN),
     "add": lambda ppl: ppl.add(prediction=NAN["predictions"][0], reference=[0]),
