@@ -2,20 +2,29 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: run test lint bench
+.PHONY: run test test-long lint digest bench
 
 run: $(VENV)/installed
-	@HF_HUB_OFFLINE=1 HF_EVALUATE_OFFLINE=1 $(BIN)/python cli.py --model tiny_model \
-	    tiny_model/held_out.jsonl
+	@HF_HUB_OFFLINE=1 $(BIN)/ppleval compute --model tiny_model tiny_model/held_out.jsonl
 
-test: $(VENV)/installed-ray
+test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(VENV)/installed-ray
+# What takes many seconds for one answer: by hand, before a release.
+test-long: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
+
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/python .ci/release.py
+
+# Write into perplexity.py which ppleval/ it belongs to.
+digest: $(VENV)/installed-dev
+	$(BIN)/python .ci/release.py --write-digest
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/bench_nll.py
@@ -26,18 +35,14 @@ bench: $(VENV)/installed-bench
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: requirements.txt constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -c constraints.txt -r requirements.txt
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e .
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-dev.txt
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e ".[dev]"
 	touch $@
 
-$(VENV)/installed-ray: requirements-ray.txt $(VENV)/installed-dev
-	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-ray.txt
-	touch $@
-
-$(VENV)/installed-bench: requirements-bench.txt $(VENV)/installed-dev
-	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-bench.txt
+$(VENV)/installed-bench: $(VENV)/installed-dev
+	$(INSTALL) -e ".[bench]"
 	touch $@

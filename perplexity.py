@@ -1,211 +1,218 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The evaluate.Metric: what users call, and the result they get. The arithmetic is in its siblings.
+"""Perplexity as a metric of Hugging Face evaluate: `evaluate.load("perplexity.py")`.
 
-evaluate's loader copies only the siblings that this file itself imports, so all are named here,
-and no comment may stand behind such an import.
+Everything is done by the library ppleval, whose class this metric is made of. evaluate copies this
+one file into a cache and imports the copy, so the file first finds the library that belongs to it.
 """
 
-# evaluate's methods take any keyword; a misspelt one must not vanish here.
+# The methods of evaluate's class take any keyword; these name theirs.
 # pyright: reportIncompatibleMethodOverride=false
 
+import hashlib
+import importlib.util
 import inspect
-from collections.abc import Callable
-from typing import Any
+import json
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import datasets
 import evaluate
+import evaluate.config
+import filelock
+import huggingface_hub
 
-from .batches import reduce_batch
-from .dtensors import Part
-from .groups import checked_groups
-from .heatmap import heatmap
-from .identity import weights_id
-from .nll import token_nll, token_stats
-from .nll_gradients import LogitsNll
-from .nll_launch import launch
-from .nll_linear import linear_token_nll
-from .nll_linear_gradients import LinearNll
-from .nll_outputs import TokenStats
-from .nll_pairs import PairStats
-from .nll_product import Product
-from .nll_shards import LogitSums
-from .nll_share import share_nll
-from .nll_threads import share
-from .nll_tiles import product_nll
-from .nll_torch import BLOCK_ON_CPU
-from .nll_transform import LogitTransform
-from .nll_triton import why_not
-from .options import Options, TextOptions, check_names
-from .pair_totals import PairSums
-from .pending import Batch, Pending
-from .plot_axes import check_matplotlib
-from .plot_tokens import plot_score
-from .plots import plot
-from .positions import bucket_edges
-from .presets import PRESETS
-from .process_files import add_over_files
-from .processes import ALONE, Processes
-from .runs import Run
-from .tensors import as_tensor
-from .text_base import SavedBase, check_place
-from .text_causal import CausalModel
-from .text_chat import ChatTemplate
-from .text_comparison import ByteComparer, TextComparer, TextComparison
-from .text_conversations import ConversationEncoder
-from .text_corpus import corpus_result
-from .text_encoder_decoder import Seq2SeqModel
-from .text_encoding import TextEncoder
-from .text_head import OutputLayer
-from .text_input import check_collection, checked_pairs, with_kind
-from .text_labels import Seq2SeqScorer
-from .text_lengths import context_length
-from .text_loading import BaseSource, KeptModel, ModelSource, split_names
-from .text_masked import MaskedModel
-from .text_model import LanguageModel
-from .text_pair import ModelPair, same_tokens
-from .text_probe import probe
-from .text_progress import Progress
-from .text_pseudo import MaskedScorer
-from .text_ranks import ModelRanks
-from .text_report import TextReport
-from .text_saving import TextSaver
-from .text_schedule import portions
-from .text_score import TextScore
-from .text_scoring import TextScorer
-from .text_totals import TextTotals
-from .text_weights import load_whole
-from .text_windows import Window
-from .text_word_starts import word_start_ids
-from .text_words import Word
-from .totals import NllTotals, Result
-from .trainer_batches import EvalBatch
-from .trainer_documents import document_lengths
-from .trainer_groups import EvaluatedGroups
-from .trainer_hooks import TrainerHooks
-from .trainer_outputs import LogitsFinder
-from .user_warnings import warn_user
+# Of the library that this file was made with; `make digest` writes it.
+DIGEST = "90833ac2e8511a39"
 
-# What scores texts with each kind of model.
-SCORERS = {CausalModel: TextScorer, MaskedModel: MaskedScorer, Seq2SeqModel: Seq2SeqScorer}
+
+def digest_of(folder: Path) -> str:
+    """A hash of the places and texts of a library's Python files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        text = path.read_bytes().replace(b"\r\n", b"\n")  # git writes the former on Windows
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(text)}\n".encode() + text)
+    return digest.hexdigest()[:16]
+
+
+def find_library() -> ModuleType:
+    """ppleval with the digest above, imported under its own name, wherever it is.
+
+    If nothing else is found, the one beside the original of this file is taken although it was
+    changed since, with a warning.
+
+    Raises:
+        ImportError: there is none, or another one is imported already.
+    """
+    imported = sys.modules.get("ppleval")
+    if imported is None:
+        for folder in all_folders():
+            if digest_of(folder) == DIGEST:
+                return import_library(folder)
+    elif digest_of(folder_of(imported)) == DIGEST:
+        return imported
+    beside = next(folders_beside(), None)
+    if imported is not None and (beside is None or not beside.samefile(folder_of(imported))):
+        raise ImportError(
+            f"This perplexity.py needs ppleval with the digest {DIGEST}, and ppleval "
+            f"{imported.__version__} of {folder_of(imported)} is imported already, with the digest "
+            f"{digest_of(folder_of(imported))}. A process can use one of them."
+        )
+    if beside is None:
+        raise ImportError(
+            f"ppleval with the digest {DIGEST} was not found: not installed, not beside the file "
+            "that was loaded, not on the Hub. Load perplexity.py where its whole repository is, or "
+            "install that: pip install ."
+        )
+    warnings.warn(
+        f"{beside} was changed since perplexity.py beside it was made. It is used as it is; "
+        "`make digest` makes the two agree.",
+        stacklevel=2,
+    )
+    return imported or import_library(beside)
+
+
+def folder_of(library: ModuleType) -> Path:
+    """Where an imported library lies."""
+    return Path(library.__path__[0])
+
+
+def import_library(folder: Path) -> ModuleType:
+    """Import the library of a folder as ppleval. The search path is left alone."""
+    spec = importlib.util.spec_from_file_location(
+        "ppleval", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    library = importlib.util.module_from_spec(spec)
+    sys.modules["ppleval"] = library
+    spec.loader.exec_module(library)
+    return library
+
+
+def all_folders() -> Iterator[Path]:
+    """Where the library may be, from what is installed to what has to be fetched."""
+    spec = importlib.util.find_spec("ppleval")
+    if spec is not None and spec.origin is not None:
+        yield Path(spec.origin).parent
+    yield from folders_beside()
+    yield from folders_on_hub()
+
+
+def folders_beside() -> Iterator[Path]:
+    """ppleval beside the original of this file, which `evaluate.load` was asked for.
+
+    Its place is kept beside the copy, for processes that import the copy by its name, as those do
+    that get a pickled metric. evaluate keeps it, too, but a relative one as it is, and of equal
+    scripts that of the first.
+    """
+    kept = Path(__file__).with_name("original_place")
+    original = original_asked_for()
+    if original is None:
+        original = kept.read_text("utf-8") if kept.is_file() else original_noted_by_evaluate()
+    elif not kept.is_file() or kept.read_text("utf-8") != original:
+        write_if_possible(kept, original)
+    for path in (__file__, original):
+        if path is not None and Path(path).with_name("ppleval").is_dir():
+            yield Path(path).with_name("ppleval")
+
+
+def original_asked_for() -> str | None:
+    """The script that `evaluate.load`, which imports this file right now, was asked for."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not evaluate.load.__code__:
+        frame = frame.f_back
+    path = None if frame is None else Path(frame.f_locals["path"]).absolute()
+    if path is None or not path.exists():  # a name on the Hub
+        return None
+    return str(path / f"{path.name}.py" if path.is_dir() else path)
+
+
+def original_noted_by_evaluate() -> str | None:
+    """The script that this file is a copy of, as evaluate noted it beside the copy."""
+    # Where evaluate puts it: under ~/.pyenv it is ~/.json, for the copies of all scripts.
+    note = Path(__file__.split(".py")[0] + ".json")
+    if not note.exists():
+        return None
+    found = json.loads(note.read_text("utf-8"))
+    is_of_this = os.path.realpath(found["local file path"]) == os.path.realpath(__file__)
+    return os.path.abspath(found["original file path"]) if is_of_this else None
+
+
+def write_if_possible(path: Path, text: str) -> None:
+    """Write a file as a whole, for whoever reads it meanwhile; nothing in a read-only folder."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        new.write_text(text, "utf-8")
+        new.replace(path)
+    except OSError:
+        pass
+
+
+def folders_on_hub() -> Iterator[Path]:
+    """ppleval of the Hub's repository that this file came from, at the same revision; fetched once.
+
+    Its folder is named by the digest, so it is right for each revision that has the same library.
+    """
+    original = original_noted_by_evaluate()  # in the cache of downloads, beside its address
+    note = None if original is None else Path(f"{original}.json")
+    if note is None or not note.exists():
+        return
+    url = json.loads(note.read_text("utf-8"))["url"]
+    found = re.match(r"(https?://[^/]+)/spaces/([^/]+/[^/]+)/resolve/([^/]+)/", url)
+    if found is None:
+        return
+    folder = Path(evaluate.config.HF_EVALUATE_CACHE, f"ppleval-{DIGEST}")
+    if not folder.is_dir():
+        # Of processes that start at once, one fetches the files.
+        with filelock.FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                fetch_library(folder, *found.groups())
+    yield folder
+
+
+def fetch_library(folder: Path, endpoint: str, repo: str, revision: str) -> None:
+    """Bring ppleval from the Hub, by one request for each file; snapshot_download makes two."""
+    info = huggingface_hub.HfApi(endpoint).space_info(repo, revision=revision)
+    names = [file.rfilename for file in info.siblings or []]
+    names = [name for name in names if name.startswith("ppleval/") and name.endswith(".py")]
+
+    def fetch(name: str) -> None:
+        url = huggingface_hub.hf_hub_url(
+            repo, name, repo_type="space", revision=info.sha, endpoint=endpoint
+        )
+        response = huggingface_hub.utils.get_session().get(
+            url, headers=huggingface_hub.utils.build_hf_headers()
+        )
+        response.raise_for_status()
+        path = Path(new, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(response.content)
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as new, ThreadPoolExecutor(8) as pool:
+        list(pool.map(fetch, names))
+        if digest_of(Path(new, "ppleval")) == DIGEST:
+            Path(new, "ppleval").rename(folder)
+
+
+if TYPE_CHECKING:
+    import ppleval
+    from ppleval.stats.runs import Run
+else:
+    ppleval = find_library()
 
 _DESCRIPTION = """\
 Perplexity: exp of the mean negative log-likelihood that a language model gives to the tokens of a \
 corpus. It takes logits or probabilities, with masks, weights and the causal shift, or texts and a \
-model, and gives the corpus value with a 95% confidence interval. The range is [1, inf); lower is \
+model, and gives the corpus value with a 95% confidence interval. The range is [1, inf]; lower is \
 better.
-"""
-
-_KWARGS_DESCRIPTION = """
-Args:
-    predictions: logits of shape (B, T, V): B sequences, T tokens, a vocabulary of V. Tensors on any
-        device, arrays, nested lists, or B sequences of unequal length, each (T_i, V).
-    references: token ids of shape (B, T), or B sequences of T_i ids.
-    sample_weight: weights (B, T), or (B,) for one per sequence; fractions are allowed. Default 1.
-    groups: one name for each sequence or text, such as its domain; the result then has one result
-        for each group. Default: none.
-
-Options, here and at `evaluate.load`:
-    from_logits (bool): predictions are scores before softmax, or log-probabilities (True, the
-        default), or probabilities, which are divided by their row sum (False).
-    ignore_index (int, several, or None): references with such an id are not scored. Default -100.
-    mask_token_id (int or None): one more id that is not scored, such as the padding. Default None.
-    shift (bool): True if references are the input ids of a causal model: position t of the logits
-        is then scored against id t+1. Default False.
-    dtype (str): precision of the reduction, "float32" or "float64". Default "float32".
-    backend (str): what reduces the logits: "triton", "torch", or "auto", the default, for Triton on
-        CUDA and else torch.
-
-Texts and a language model, in place of logits and references:
-    predictions: texts: a list, a column of a dataset, any iterable. A generator streams. Or
-        conversations: lists of messages, each with a role and a content.
-    model_id (str): a name on the Hub or a directory; or model= and tokenizer=, objects of
-        transformers, which are used as and where they are.
-    contexts: one prompt for each text, which conditions it and is not scored. The encoder of an
-        encoder-decoder reads it.
-    join_contexts (str): "text", the default, tokenises a context and its text as one string, and a
-        token that spans both belongs to the text; "ids" tokenises each by itself.
-    add_start_token (bool or int): put the tokenizer's BOS, or this id, before a text that does
-        not bring it. Default True.
-    max_length (int): the most tokens of a text, start token and context included; longer ones
-        are cut. Default: never cut.
-    window, stride (int): tokens that the model reads at once, by default its context length, and
-        tokens that each further window of a long text scores, by default half of that.
-    start_each_window (bool): the start token takes the place of the first id of a window that
-        begins inside a text, which some models need. Default True; presets have their own way.
-    positions (bool or tuple): also a result for each bucket of tokens of context: True for 0, 1,
-        2-3, 4-7 and so on, or the least context of each bucket. Default False.
-    preset (str): whose numbers to give, such as "lm-eval"; presets.py lists them. Default: none.
-    roles: whose messages of a conversation are scored. Default ("assistant",).
-    chat_template (str), chat_template_kwargs (dict): a template for conversations in place of the
-        tokenizer's, and what else it gets, such as {"enable_thinking": False}.
-    pseudo (str): for a masked language model, its pseudo-perplexity: "original" masks the token
-        that is scored, "within_word_l2r" also the later ones of its word. Default: none.
-    batch_size (int): the most windows at once, besides the bound on their tokens.
-    device, model_kwargs (dict), trust_remote_code (bool, default False): how the model is loaded.
-    dtype, backend (str): as above.
-
-Several processes, launched by torchrun or accelerate:
-    sync (bool): the result, on every one of them, is that of all. Batches are added up over the
-        processes; texts, which all have to pass alike, are shared out over the copies of the model.
-        Default False.
-    process_group: those of torch.distributed among which this is done. Default: all.
-
-Returns:
-    perplexity: exp(mean_nll), over all scored tokens of the corpus.
-    mean_nll: nats per token.
-    bits_per_token: mean_nll / ln 2.
-    perplexity_ci_low, perplexity_ci_high: its 95% confidence interval, at least 1, with each
-        sequence as one independent sample; NaN for fewer than two sequences, also where they are so
-        unequal that they count as fewer than two equal ones.
-    num_tokens, num_sequences: how many were scored.
-    groups: with groups, a dict from each name to a result of its own; macro_mean_nll, the
-        unweighted mean of the groups' mean_nll, and macro_perplexity, its exp.
-    signature: every setting that changes the number.
-    positions: with positions, a dict from each bucket, such as "4-7", to a result of its own.
-    For texts also: perplexities, one for each text; mean_perplexity, their mean; bits_per_byte,
-    byte_perplexity and word_perplexity; num_bytes (UTF-8) and num_words of the scored text;
-    num_truncated, the number of texts that lost tokens, where max_length was given;
-    num_truncated_contexts, the number of contexts longer than the window; and with
-    preset="llama.cpp" perplexity_standard_error, the +- that the tool prints.
-
-Examples:
-
-    A uniform guess over four tokens has perplexity 4:
-
-    >>> import evaluate, numpy as np
-    >>> ppl = evaluate.load("perplexity.py")
-    >>> result = ppl.compute(predictions=np.zeros((2, 3, 4)), references=np.zeros((2, 3), int))
-    >>> round(result["perplexity"], 6), result["num_tokens"]
-    (4.0, 6)
-
-    Batches add up; what is -100 is not scored:
-
-    >>> logits = np.array([[[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
-    >>> ppl.add_batch(predictions=logits, references=[[0, 1]])
-    >>> ppl.add_batch(predictions=logits, references=[[2, -100]])
-    >>> ppl.add_batch(predictions=logits, references=[[1, 1]])
-    >>> {name: value if isinstance(value, int) else round(value, 4)
-    ...  for name, value in ppl.compute().items() if name != "signature"}
-    ... # doctest: +NORMALIZE_WHITESPACE
-    {'perplexity': 3.2037, 'mean_nll': 1.1643, 'bits_per_token': 1.6797,
-     'perplexity_ci_low': 1.0, 'perplexity_ci_high': 31.9907,
-     'num_tokens': 5, 'num_sequences': 3}
-
-    Probabilities, as keras_hub takes them:
-
-    >>> rng = np.random.RandomState(42)
-    >>> target, probabilities = rng.randint(10, size=[2, 5]), rng.uniform(size=(2, 5, 10))
-    >>> probabilities /= probabilities.sum(-1, keepdims=True)
-    >>> result = ppl.compute(predictions=probabilities, references=target, from_logits=False)
-    >>> round(result["perplexity"], 4)
-    14.3525
-
-    Texts and a model:
-
-    >>> texts = ["Return the number of items.", "Return items number the of."]
-    >>> result = ppl.compute(predictions=texts, model_id="tiny_model")
-    >>> [round(perplexity) for perplexity in result["perplexities"]]
-    [32, 706]
 """
 
 _CITATION = """\
@@ -220,33 +227,24 @@ _CITATION = """\
 }
 """
 
+# The arguments, the result and examples.
+_, _, _KWARGS_DESCRIPTION = inspect.cleandoc(ppleval.Perplexity.compute.__doc__ or "").partition(
+    "\n\n"
+)
+
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class Perplexity(evaluate.Metric):
-    """Corpus perplexity from logits, from probabilities, or from texts and a model; see `compute`.
-
-    Every batch is reduced to a few sums in the call that brings it, so logits are never stored and
-    never pass through Arrow, and a single process writes no file. A call that raises changes
-    nothing that was accumulated. Threads may add at once: each batch counts in one result.
-    """
-
-    token_nll = staticmethod(token_nll)
-    token_stats = staticmethod(token_stats)
-    linear_token_nll = staticmethod(linear_token_nll)
-    plot = staticmethod(plot)
+class Perplexity(ppleval.Perplexity, evaluate.Metric):
+    """Perplexity of the library ppleval, as a metric of evaluate."""
 
     def __init__(self, *args, **kwargs):
         # A keyword that evaluate does not have is an option. evaluate itself ignores unknown
         # keywords, but a misspelt option must not vanish like that.
         own = inspect.signature(evaluate.Metric.__init__).parameters
-        self._options = Options().replace(**{k: v for k, v in kwargs.items() if k not in own})
-        super().__init__(*args, **{k: v for k, v in kwargs.items() if k in own})
-        self._kept, self._kept_base = KeptModel(), KeptModel()
-        self._pending = Pending(self._options)
-
-    def __getstate__(self) -> dict:
-        # A model is loaded anew where it is needed, rather than sent along.
-        return {**self.__dict__, "_kept": KeptModel(), "_kept_base": KeptModel()}
+        ppleval.Perplexity.__init__(self, **{k: v for k, v in kwargs.items() if k not in own})
+        evaluate.Metric.__init__(self, *args, **{k: v for k, v in kwargs.items() if k in own})
+        # evaluate's copies of these, with more documentation, hide the library's, which has all.
+        del self.add, self.add_batch, self.compute
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -264,410 +262,11 @@ class Perplexity(evaluate.Metric):
             reference_urls=["https://huggingface.co/docs/transformers/perplexity"],
         )
 
-    def reset(self) -> None:
-        """Drop everything that was added."""
-        self._pending.clear()
+    def _over_files(self, run: "Run") -> "Run | None":
+        from ppleval.evaluate_files import add_over_files
 
-    def __len__(self) -> int:
-        """Number of sequences and texts accumulated since the last `compute` or `reset`."""
-        return len(self._pending)
+        return add_over_files(run, self)
 
-    def add_batch(
-        self, *, predictions=None, references=None, sample_weight=None, groups=None
-    ) -> None:
-        """Add a batch of sequences, or of texts, which wait for the model of `compute`.
-
-        Raises:
-            TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
-        """
-        batch = Batch(predictions, references, sample_weight, groups)
-        if not batch.holds_texts:
-            self._pending.add_batch(batch)
-        elif sample_weight is None:
-            pairs = checked_pairs(batch.predictions, None, with_kind(batch.predictions)[1])
-            texts = [text for text, _ in pairs]
-            self._pending.add_texts(texts, None if groups is None else checked_groups(groups))
-        else:
-            raise ValueError("Texts go without sample_weight.")
-
-    def add(self, *, prediction=None, reference=None, sample_weight=None, group=None) -> None:
-        """Add one sequence, logits (T, V) and ids (T,), with one weight or T weights; or one text.
-
-        Raises:
-            TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
-        """
-        self.add_batch(
-            predictions=[prediction],
-            references=None if reference is None else [reference],
-            sample_weight=None if sample_weight is None else [sample_weight],
-            groups=None if group is None else [group],
-        )
-
-    def __call__(self, *, predictions=None, references=None, sample_weight=None) -> float:
-        """Add a batch, and return the perplexity of that batch alone.
-
-        Raises:
-            TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
-        """
-        batch = Batch(predictions, references, sample_weight)
-        return self._pending.add_batch(batch).totals.perplexity
-
-    def merge(self, other: "Perplexity") -> None:
-        """Add everything that was added to `other`, which keeps it.
-
-        Raises:
-            TypeError: `other` is not of this class.
-            ValueError: its options differ from these, or `sync` was called on one of the two.
-        """
-        if not isinstance(other, Perplexity):
-            raise TypeError(f"merge takes another Perplexity, got {type(other).__name__}.")
-        self._pending.merge(other._pending)
-
-    def sync(self, process_group=None) -> None:
-        """Add up the sums of all processes of torchrun or accelerate, on each of them.
-
-        One all-reduce of a few float64 numbers. The processes may have different numbers of
-        batches, also none. Call `compute` or `reset` next: more batches would count once for each
-        process. `compute(sync=True)` syncs and computes.
-
-        Args:
-            process_group: those of torch.distributed that have different batches; by default all.
-
-        Raises:
-            TypeError: a process_group that is none.
-            ValueError: `sync` was called before, texts are pending, the processes are not
-                connected, or this one is not in the group.
-            ConnectionError: another process failed or is gone; nothing changes here.
-        """
-        self._check_one_protocol(sync=True)
-        self._pending.sync(Processes.to_sync(True, process_group))
-
-    def _check_one_protocol(self, sync: bool) -> None:
-        if sync and self.num_process > 1:
-            raise ValueError("sync goes by torch.distributed, and num_process by files; use one.")
-
-    def trainer_hooks(
-        self, *, shift: bool | None = None, groups=None, process_group=None, **options
-    ) -> dict[str, Callable]:
-        """`preprocess_logits_for_metrics` and `compute_metrics` for a transformers Trainer.
-
-            Trainer(model=model, args=args, eval_dataset=data, **ppl.trainer_hooks())
-
-        Trainer then reports perplexity, mean_nll and the rest of the result, under its prefix
-        `eval_`. It gathers seven sums for each row, no logits. The hooks keep nothing in this
-        metric.
-
-        Args:
-            shift: True if the labels are the input ids of a causal model; False if each label
-                stands where it is predicted. Default: False for an encoder-decoder and for a
-                masked model of transformers, True for all others, and without a Trainer.
-            groups: one name for each example of the evaluation set, in its order, such as
-                eval_dataset["domain"]. Trainer then also reports perplexity_<name> and
-                mean_nll_<name> of each group, macro_mean_nll and macro_perplexity; or none of
-                these, with a warning, where it is not known which row is which example.
-            process_group: the processes that evaluate different examples, where ranks that share a
-                model evaluate the same. Default: as accelerate's ParallelismConfig says.
-            options: as for `compute`; by default those of this metric.
-
-        Raises:
-            TypeError, ValueError: an option that does not exist, or with a bad value; groups that
-                are no names, or whose metrics would replace others.
-        """
-        names = None if groups is None else checked_groups(groups)
-        processes = None if process_group is None else Processes.of_group(process_group)
-        options = self._options.replace(shift=True if shift is None else shift, **options)
-        hooks = TrainerHooks(options, shift is None, names, processes)
-        return {
-            "preprocess_logits_for_metrics": hooks.preprocess_logits_for_metrics,
-            "compute_metrics": hooks.compute_metrics,
-        }
-
-    def compute(
-        self,
-        *,
-        predictions=None,
-        references=None,
-        sample_weight=None,
-        contexts=None,
-        groups=None,
-        batch_size: int | None = None,
-        sync: bool = False,
-        process_group=None,
-        **options,
-    ) -> Result | None:
-        """Perplexity of everything added before and of the batch given here; then start afresh.
-
-        With `model_id`, or `model` and `tokenizer`, the predictions are texts. The model is kept
-        for the next call.
-
-        Args:
-            options: those described above. With texts also the arguments that name the model:
-                model_id, model, tokenizer, device, model_kwargs, trust_remote_code.
-
-        Raises:
-            TypeError, ValueError: input of the wrong type, shape or range, nothing to compute
-                from, a model that cannot be used, or options that differ from those of the batches
-                added before; these stay as they were.
-            ConnectionError: with `sync`, another process failed or is gone.
-        """
-        if options.get("model_id") is not None or options.get("model") is not None:
-            if references is not None or sample_weight is not None:
-                raise ValueError("Texts and a model go without references and sample_weight.")
-            options |= {"sync": sync, "process_group": process_group}
-            return self._compute_texts(predictions, contexts, groups, batch_size, options)
-        options = self._options_of_logits(options, contexts=contexts, batch_size=batch_size)
-        processes = Processes.to_sync(sync, process_group)
-        batch = Batch(predictions, references, sample_weight, groups)
-        return self._compute_logits(batch, options, processes if sync else None)
-
-    def _compute_texts(
-        self, texts, contexts, groups, batch_size: int | None, options: dict
-    ) -> Result:
-        check_collection(texts, "predictions")
-        check_collection(contexts, "contexts")
-        groups = None if groups is None else checked_groups(groups)
-        if self.num_process > 1:
-            raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
-        with self._pending.all_texts(texts, groups) as (all_texts, all_groups):
-            all_texts, options = _with_kind_in(all_texts, options)
-            scorer = self.text_scorer(**options)
-            processes = Processes.to_sync(options["sync"], options["process_group"])
-            return _corpus_result(scorer, all_texts, contexts, all_groups, batch_size, processes)
-
-    def _compute_logits(
-        self, batch: Batch, options: Options, processes: Processes | None
-    ) -> Result | None:
-        sync = processes is not None
-        self._check_one_protocol(sync)
-        is_added = sync or self.num_process > 1
-        with self._pending.all_batches(
-            batch, options, processes, counted_here=is_added
-        ) as local_run:
-            run = add_over_files(local_run, self)
-            if run is None:
-                return None
-            if run.num_batches == 0:
-                raise ValueError(
-                    "Nothing to compute: pass predictions and references, or call add_batch first."
-                )
-            if (remark := run.remark()) is not None:
-                warn_user(remark)
-            return {**run.result(), "signature": options.signature}
-
-    def _options_of_logits(self, options: dict, **of_texts) -> Options:
-        """The options of this metric with those of a call for logits."""
-        check_names(options, Options, ModelSource)
-        source, options = split_names(options, ModelSource)
-        source.pop("trust_remote_code", None)  # may stand in every call
-        for name, value in (source | of_texts).items():
-            if value is not None:
-                raise ValueError(f"{name}= goes with texts and model_id= or model=.")
-        return self._options.replace(**options)
-
-    def score(
-        self,
-        texts,
-        *,
-        contexts=None,
-        batch_size: int | None = None,
-        top_k: int = 0,
-        corrected: bool = False,
-        **options,
-    ) -> list[TextScore]:
-        """Each text token by token: its tokens and their places, and for each its nll and rank and
-        the entropy of the prediction, both in nats. `words` has the nll of each word.
-
-        Args:
-            texts, contexts, batch_size, options: as for `compute`; the options name the model.
-            top_k: also give the `top_k` tokens that the model expected most in each place.
-            corrected: also give each word's `corrected_nll`, in which the probability that it ends
-                counts for it and not for the next word.
-
-        Raises:
-            TypeError, ValueError: as `compute`; with `corrected`, tokens that do not carry the
-                space in front of them, as BERT's.
-        """
-        check_collection(texts, "texts")
-        texts, options = _with_kind_in(texts, options)
-        scorer = self.text_scorer(**options)
-        return list(
-            scorer.score(
-                texts,
-                contexts,
-                batch_size=batch_size,
-                top_k=top_k,
-                corrected=corrected,
-                progress=_progress_is_shown(),
-            )
-        )
-
-    def text_scorer(self, *, sync: bool = False, process_group=None, **options) -> TextScorer:
-        """What `compute` and `score` use for texts, for programs that handle them one by one.
-
-        The model is loaded, and probed, once, and kept until another is asked for.
-
-        Args:
-            sync, process_group: whether processes will share the texts out, and which: an error
-                of one is then one of all.
-            options: as for `compute`; they name the model.
-
-        Raises:
-            TypeError, ValueError: a model, tokenizer or option that does not fit, named.
-            ConnectionError: with `sync`, another process refused its model.
-        """
-        check_names(options, TextOptions, ModelSource)
-        source, options = split_names(options, ModelSource)
-        text_options = self._text_options(options)
-        processes = Processes.to_sync(sync, process_group)
-        kinds = (CausalModel, Seq2SeqModel) if text_options.pseudo is None else (MaskedModel,)
-        model = self._kept.get(ModelSource(**source), processes, kinds)
-        # A rank that refuses its options tells the others, which would wait for it.
-        return processes.require_all(processes.attempt(SCORERS[type(model)], model, text_options))
-
-    def _text_options(self, options: dict) -> TextOptions:
-        own: dict[str, Any] = {"dtype": self._options.dtype, "backend": self._options.backend}
-        return TextOptions(**own | options)
-
-    def _causal_options(self, options: dict, name: str) -> TextOptions:
-        """The options of a method that takes causal models only; raises ValueError for others."""
-        text_options = self._text_options(options)
-        if text_options.pseudo is not None:
-            raise ValueError(f"{name} takes causal models only, so pseudo= does not go with it.")
-        return text_options
-
-    def compare(
-        self,
-        texts,
-        *,
-        contexts=None,
-        groups=None,
-        batch_size: int | None = None,
-        sync: bool = False,
-        process_group=None,
-        **options,
-    ) -> Result:
-        """How far a model is from a base on the same texts, with paired 95% intervals.
-
-            ppl.compare(texts, base_id="gpt2", model_id="./gpt2-int4")
-
-        Args:
-            texts, contexts, groups, batch_size, sync, process_group, options: as for `compute`;
-                they name the model. The base is base_id, a name or a directory, or base, a model or
-                the path that `save_base` wrote; with base_tokenizer, base_device and base_kwargs as
-                those of the model.
-
-        Returns:
-            perplexity, mean_nll and bits_per_byte of both, the base's as base_...;
-            bits_per_byte_difference; num_tokens, num_sequences, num_bytes, signature. Where both
-            read the same tokens also mean_nll_difference, perplexity_ratio (its exp), mean_kl,
-            mean_reverse_kl, quantiles of the KL divergence, same_top, the share of tokens at which
-            both expect the same one most, and the distribution of delta_p, the model's probability
-            of the token that came less the base's. ..._ci_low and ..._ci_high are intervals.
-
-        Raises:
-            TypeError, ValueError: as `compute`; no base, tokenizers that do not fit together, a
-                saved base of other texts or settings.
-        """
-        check_collection(texts, "texts")
-        check_collection(contexts, "contexts")
-        groups = None if groups is None else checked_groups(groups)
-        texts, options = _with_kind_in(texts, options)
-        comparer = self.text_comparer(sync=sync, process_group=process_group, **options)
-        processes = Processes.to_sync(sync, process_group)
-        return _corpus_result(comparer, texts, contexts, groups, batch_size, processes)
-
-    def compare_tokens(
-        self, texts, *, contexts=None, batch_size: int | None = None, **options
-    ) -> list[TextComparison]:
-        """Each text token by token under two models: both nll, the KL divergence, and the token
-        that each expected most. Arguments and errors as for `compare`."""
-        check_collection(texts, "texts")
-        texts, options = _with_kind_in(texts, options)
-        comparer = self.text_comparer(**options)
-        if isinstance(comparer, ByteComparer):
-            raise ValueError("The two models have different tokens, so none can be compared.")
-        shown = _progress_is_shown()
-        return list(comparer.comparisons(texts, contexts, batch_size=batch_size, progress=shown))
-
-    def text_comparer(
-        self, *, sync: bool = False, process_group=None, **options
-    ) -> TextComparer | ByteComparer:
-        """What `compare` uses, for programs that handle texts one by one.
-
-        Args, Raises: as for `compare`.
-        """
-        check_names(options, TextOptions, ModelSource, BaseSource)
-        names, base_names, options = split_names(options, ModelSource, BaseSource)
-        source, base_source = ModelSource(**names), BaseSource(**base_names)
-        text_options = self._causal_options(options, "compare")
-        processes = Processes.to_sync(sync, process_group)
-        model = self._kept.get(source, processes)
-        if base_source.saved is not None:
-            base = SavedBase(base_source.saved, model.device)
-            return TextComparer(ModelPair(model, base), text_options)
-        base = self._kept_base.get(base_source.model_source(source, model.tokenizer), processes)
-        if same_tokens(model.tokenizer, base.tokenizer):
-            return TextComparer(ModelPair(model, base), text_options)
-        return ByteComparer(TextScorer(model, text_options), TextScorer(base, text_options))
-
-    def save_base(
-        self, texts, path, *, contexts=None, batch_size: int | None = None, **options
-    ) -> None:
-        """Write a base for `compare(texts, base=path)`, where two models do not fit at once.
-
-        Kept are, for each token, the hidden state that enters the output layer, in the model's
-        dtype, and that layer once; logits where no output layer was found. An interrupted call is
-        continued by the same call.
-
-        Args:
-            path: a directory, which is made.
-            texts, contexts, batch_size, options: as for `compute`; the options name the model.
-
-        Raises:
-            TypeError, ValueError: as `compute`; or something else is at `path`, a base of other
-                texts or settings, or a torn one.
-            OSError: the disk is full, or cannot be written to; what is complete stays.
-        """
-        check_collection(texts, "texts")
-        texts, options = _with_kind_in(texts, options)
-        check_names(options, TextOptions, ModelSource)
-        source, options = split_names(options, ModelSource)
-        text_options = self._causal_options(options, "save_base")
-        check_place(path)
-        saver = TextSaver(self._kept.get(ModelSource(**source), ALONE), text_options)
-        saver.save(path, texts, contexts, batch_size=batch_size, progress=_progress_is_shown())
-
-
-def _with_kind_in(texts, options: dict) -> tuple[Any, dict]:
-    """The texts, and the options with whether they are conversations, if these do not say it."""
-    texts, are_conversations = with_kind(texts)
-    return texts, {"conversations": are_conversations} | options
-
-
-def _corpus_result(
-    scorer: TextScorer | ByteComparer,
-    texts,
-    contexts,
-    groups,
-    batch_size: int | None,
-    processes: Processes,
-) -> Result:
-    """The result of all texts; the user is warned of what is odd in them."""
-    result, remarks = corpus_result(
-        scorer,
-        texts,
-        contexts,
-        groups,
-        batch_size=batch_size,
-        progress=_progress_is_shown(),
-        processes=processes,
-    )
-    for remark in remarks:
-        warn_user(remark)
-    return result
-
-
-def _progress_is_shown() -> bool:
-    """Both libraries have a switch for progress bars."""
-    enabled = evaluate.utils.logging.is_progress_bar_enabled()
-    return enabled and not datasets.utils.are_progress_bars_disabled()
+    def _shows_progress(self) -> bool:
+        enabled = evaluate.utils.logging.is_progress_bar_enabled()
+        return enabled and not datasets.utils.are_progress_bars_disabled()

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import regex
 from rapidfuzz.distance import LCSseq
 
-import metric_package
+from ppleval.show import heatmap
 
 if TYPE_CHECKING:
-    from text_score import TextScore
+    from ppleval.texts.score import TextScore
 
-heatmap = metric_package.sibling("heatmap")
 # As Unicode has words (UAX 29): "don't" and "3.14" are one, so is a mark, or a Chinese character.
 # Flags come first, as in a heatmap, because many would take long.
 WORD = regex.compile(r"\p{RI}{2}[\p{M}\p{Cf}]*|.+?\b", regex.DOTALL | regex.WORD)

@@ -14,7 +14,6 @@ except ImportError:
 
 import gradio as gr
 
-import metric_package
 from demo.logits_file import write_example
 from demo.models import Visible
 from demo.pair_data import pair_data, same_tokens_data
@@ -30,8 +29,8 @@ from demo.views import (
     logits_table,
     verdict,
 )
+from ppleval.show import heatmap
 
-heatmap = metric_package.sibling("heatmap")
 MESSAGE_CHARACTERS = 400  # of a message to a visitor, which may repeat what they sent
 logger = logging.getLogger(__name__)
 

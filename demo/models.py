@@ -4,11 +4,11 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-import metric_package
 from demo.settings import Model, Settings
+from ppleval import Perplexity
 
 if TYPE_CHECKING:
-    from text_scoring import TextScorer
+    from ppleval.texts.engine import TextScorer
 
 RETRY_S = 300  # until the models that failed to load are tried again
 PATIENCE_S = 3  # how long one visitor waits for a model that is being loaded
@@ -87,7 +87,7 @@ class Models:
 
 def _load(model: Model) -> "TextScorer":
     kwargs = {"revision": model.revision, "dtype": model.dtype}
-    return metric_package.load().text_scorer(
+    return Perplexity().text_scorer(
         model_id=model.source,
         model_kwargs={name: value for name, value in kwargs.items() if value is not None},
         positions=True,

@@ -6,14 +6,12 @@ All is in bits, as token_data.py writes it. No Gradio here.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import metric_package
 from demo.alignment import AlignedPiece, align
 from demo.token_data import bits, rounded, scored_token, token
+from ppleval.show import heatmap
 
 if TYPE_CHECKING:
     from demo.views import LabelledComparison, LabelledScore
-
-heatmap = metric_package.sibling("heatmap")
 
 
 def pair_data(a: "LabelledScore", b: "LabelledScore") -> dict:

@@ -10,9 +10,8 @@ import gradio as gr
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
-import metric_package
+from ppleval.show import heatmap
 
-heatmap = metric_package.sibling("heatmap")
 FOLDER = Path(__file__).parent / "view"
 FILES = sorted(FOLDER.iterdir())
 # Another version has another address, so no browser mixes files of two.

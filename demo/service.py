@@ -6,7 +6,6 @@ All numbers come from the metric. No Gradio here.
 import contextlib
 import dataclasses
 import functools
-import inspect
 import math
 import threading
 import time
@@ -15,24 +14,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import metric_package
 from demo.conversation import Message, read_conversation
 from demo.logits_file import read_logits_file
 from demo.models import Models, Visible
 from demo.settings import HeldOut, Settings
 from demo.views import LabelledComparison, LabelledConversation, LabelledScore
+from ppleval import Perplexity
+from ppleval.models.pair import ModelPair, same_tokens
+from ppleval.stats.positions import position_results
+from ppleval.stats.texts import TextTotals
+from ppleval.texts.compare import TextComparer
+from ppleval.texts.engine import TextScorer
+from ppleval.user_warnings import PerplexityWarning
 
 if TYPE_CHECKING:
-    from text_score import TextScore
-    from text_scoring import TextScorer
-    from totals import Result
+    from ppleval.stats.totals import Result
+    from ppleval.texts.score import TextScore
 
-positions = metric_package.sibling("positions")
-text_comparison = metric_package.sibling("text_comparison")
-text_pair = metric_package.sibling("text_pair")
-text_scoring = metric_package.sibling("text_scoring")
-text_totals = metric_package.sibling("text_totals")
-HERE = Path(__file__).resolve().parent
 TOP_K = 5
 MOST_IGNORED_IDS = 16  # each takes a pass over the labels
 INT64 = range(-(2**63), 2**63)
@@ -48,7 +46,7 @@ class Metrics:
         self._listed = {model.label: model for model in settings.models}
         self._slots = threading.Semaphore(settings.queue.concurrency)
         self._ends_at = math.inf
-        self._logits = metric_package.load()
+        self._logits = Perplexity()
         # Each visitor sees the warnings about their own file; Python records those of all threads.
         self._logits_lock = threading.Lock()
         self.models = Models(settings)
@@ -135,11 +133,11 @@ class Metrics:
             _special_tokens(scorer),
         )
 
-    def _conversation_scorer(self, scorer: "TextScorer", label: str) -> "TextScorer":
+    def _conversation_scorer(self, scorer: TextScorer, label: str) -> TextScorer:
         """A scorer of conversations with the model of a scorer of texts."""
         template = self._listed[label].chat_template
         options = dataclasses.replace(scorer.options, conversations=True, chat_template=template)
-        return text_scoring.TextScorer(scorer.model, options)
+        return TextScorer(scorer.model, options)
 
     def compare(
         self, text: str, label_a: str, label_b: str, progress: Callable[[int, int], None]
@@ -158,9 +156,8 @@ class Metrics:
         with self._slot(progress):
             if self._ids(a, text, label_a) != self._ids(b, text, label_b):
                 return None
-            comparer = text_comparison.TextComparer(
-                text_pair.ModelPair(b.model, a.model), b.options
-            )
+            models: Any = b.model, a.model  # each is a single one
+            comparer = TextComparer(ModelPair(*models), b.options)
             tell = self._bounded(progress, num_models=2)
             (found,) = comparer.comparisons([text], progress=tell)
         return LabelledComparison(label_a, label_b, found)
@@ -181,7 +178,7 @@ class Metrics:
             raise Visible(f"The {kind} holds half a character (a lone surrogate).") from None
 
     def _ids(
-        self, scorer: "TextScorer", text: str | list[Message], label: str, kind: str = "text"
+        self, scorer: TextScorer, text: str | list[Message], label: str, kind: str = "text"
     ) -> Sequence[int]:
         """The tokens of a text, or of all the texts that a conversation needs.
 
@@ -214,7 +211,7 @@ class Metrics:
 
         return tell
 
-    def _signature(self, scorer: "TextScorer", label: str) -> str:
+    def _signature(self, scorer: TextScorer, label: str) -> str:
         """All settings in one line, without this machine's paths."""
         model = self._listed[label]
         return scorer.signature(with_contexts=False).replace(model.source, model.id)
@@ -259,16 +256,13 @@ class Metrics:
         except (ValueError, TypeError) as error:
             raise Visible(_names_of_the_file(str(error))) from None
         assert result is not None  # `compute` returns None only to further processes of a launch
-        notes = [str(warning.message) for warning in caught if self._is_of_metric(warning)]
+        notes = [
+            str(warning.message) for warning in caught if warning.category is PerplexityWarning
+        ]
         return result, [_names_of_the_file(note) for note in notes]
 
-    def _is_of_metric(self, warning: warnings.WarningMessage) -> bool:
-        """Whether it comes from the metric; other threads warn too."""
-        package = Path(inspect.getfile(type(self._logits))).parent
-        return warning.category is UserWarning and Path(warning.filename).parent in (package, HERE)
 
-
-def _special_tokens(scorer: "TextScorer") -> frozenset[str]:
+def _special_tokens(scorer: TextScorer) -> frozenset[str]:
     """The special tokens of a scorer of conversations, as its scores show them."""
     encoder: Any = scorer.encoder  # of conversations
     decode = scorer.model.tokenizer.decode
@@ -276,7 +270,7 @@ def _special_tokens(scorer: "TextScorer") -> frozenset[str]:
 
 
 def _score_of(
-    scorer: "TextScorer",
+    scorer: TextScorer,
     text: Any,  # or the messages of a conversation
     progress: Callable[[int, int], None],
 ) -> "TextScore":
@@ -288,15 +282,15 @@ def _score_of(
     return score
 
 
-def _positions(scorer: "TextScorer", score: "TextScore") -> "Result":
+def _positions(scorer: TextScorer, score: "TextScore") -> "Result":
     """Its results by how many tokens the model could see, by their labels; none without tokens."""
-    totals = text_totals.TextTotals.of([score.sums])
-    return positions.position_results(totals.positions, scorer.edges, scorer.window)
+    totals = TextTotals.of([score.sums])
+    return position_results(totals.positions, scorer.edges, scorer.window)
 
 
-def _have_same_tokens(a: "TextScorer", b: "TextScorer") -> bool:
+def _have_same_tokens(a: TextScorer, b: TextScorer) -> bool:
     try:
-        return text_pair.same_tokens(a.model.tokenizer, b.model.tokenizer)
+        return same_tokens(a.model.tokenizer, b.model.tokenizer)
     except ValueError:  # the same tokens, but under other ids
         return False
 

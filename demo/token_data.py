@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-import metric_package
+from ppleval.show import heatmap
 
 if TYPE_CHECKING:
     from demo.views import LabelledScore
-    from text_comparison import TextComparison
-    from text_score import TextScore
+    from ppleval.texts.compare import TextComparison
+    from ppleval.texts.score import TextScore
 
-heatmap = metric_package.sibling("heatmap")
 DIGITS = 7  # float32, which models compute in, has no more
 
 

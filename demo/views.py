@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import metric_package
 from demo.settings import HeldOut
+from ppleval.stats.pairs import token_pair_result
+from ppleval.stats.texts import TextTotals
+from ppleval.stats.totals import NllTotals, student_t_95
 
 if TYPE_CHECKING:
-    from text_comparison import TextComparison
-    from text_score import TextScore
-    from totals import Result, TextSums
+    from ppleval.stats.totals import Result, TextSums
+    from ppleval.texts.compare import TextComparison
+    from ppleval.texts.score import TextScore
 
-pair_totals = metric_package.sibling("pair_totals")
-text_totals = metric_package.sibling("text_totals")
-totals = metric_package.sibling("totals")
 # `compute` gives no interval for one text, so the demo uses the spread of its consecutive parts. A
 # part has at least about eight tokens.
 BYTES_PER_PART = 32
@@ -47,7 +46,7 @@ class Side:
     @property
     def bits_per_byte(self) -> float:
         """Of the scored text; NaN if nothing was scored."""
-        return text_totals.TextTotals.of([self.score.sums]).result()["bits_per_byte"]
+        return TextTotals.of([self.score.sums]).result()["bits_per_byte"]
 
     @cached_property
     def parts(self) -> "Parts | None":
@@ -153,7 +152,7 @@ def parts_of(score: "TextScore | OneOfTwo", has_bytes: np.ndarray | bool = True)
 
 def figures(labelled: LabelledScore) -> dict:
     """The result of `compute` for this text, with the interval from its parts."""
-    result = text_totals.TextTotals.of([labelled.score.sums]).result()
+    result = TextTotals.of([labelled.score.sums]).result()
     del result["num_truncated"], result["num_truncated_contexts"]
     low, high = perplexity_interval(labelled)
     parts = labelled.parts
@@ -171,7 +170,7 @@ def perplexity_interval(side: Side) -> tuple[float, float]:
     parts = side.parts
     if parts is None:
         return math.nan, math.nan
-    of_parts = totals.NllTotals.from_sequences(parts.nll, parts.num_tokens, parts.num_tokens.sum())
+    of_parts = NllTotals.from_sequences(parts.nll, parts.num_tokens, parts.num_tokens.sum())
     return of_parts.perplexity_interval
 
 
@@ -234,17 +233,16 @@ def difference(a: Side, b: Side) -> Difference:
         return Difference(value, math.nan, math.nan)
     if a.score.text == b.score.text:
         num_bytes = np.maximum(parts_a.num_bytes, parts_b.num_bytes)
-        pairs = totals.NllTotals.from_sequences(parts_b.nll - parts_a.nll, num_bytes, 0)
+        pairs = NllTotals.from_sequences(parts_b.nll - parts_a.nll, num_bytes, 0)
         margin = pairs.margin / math.log(2)
     else:
         both = [
-            totals.NllTotals.from_sequences(parts.nll, parts.num_bytes, 0)
-            for parts in (parts_a, parts_b)
+            NllTotals.from_sequences(parts.nll, parts.num_bytes, 0) for parts in (parts_a, parts_b)
         ]
         error = math.hypot(*(one.standard_error for one in both))
         # The smaller number of degrees of freedom, because it gives the wider interval.
         degrees = min(one.effective_sequences for one in both) - 1
-        margin = totals.student_t_95(degrees) * error / math.log(2)
+        margin = student_t_95(degrees) * error / math.log(2)
     return Difference(value, value - margin, value + margin)
 
 
@@ -284,7 +282,7 @@ def comparison_table(a: Side, b: Side, pair: LabelledComparison | None = None) -
     difference_bits = bits[1] - bits[0]
     if math.isnan(difference_bits):
         return ""
-    results = [text_totals.TextTotals.of([side.score.sums]).result() for side in (a, b)]
+    results = [TextTotals.of([side.score.sums]).result() for side in (a, b)]
     perplexities = [result["perplexity"] for result in results]
     ratio = "not comparable"
     if pair is not None or a.label == b.label:
@@ -297,7 +295,7 @@ def comparison_table(a: Side, b: Side, pair: LabelledComparison | None = None) -
         rows.insert(1, _row("95% interval", *map(_perplexity_range, (a, b)), ""))
         rows.append(_row("Tokens", *(number(result["num_tokens"]) for result in results), ""))
     else:
-        found = pair_totals.token_pair_result([pair.comparison.sums])
+        found = token_pair_result([pair.comparison.sums])
         kl = f"{_digits(found['mean_kl'] / math.log(2))} bits per token"
         same = f"{100 * found['same_top']:.0f}% of {found['num_tokens']:,} tokens"
         rows.append(f'<tr><th>Mean KL(A‖B)</th><td colspan="3">{kl}</td></tr>')

@@ -1,0 +1,398 @@
+"""What a user passes -> sums of nll and weight for each sequence.
+
+This file tells the kinds of input apart and checks their shapes; `nll.py` does the arithmetic.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ppleval.logits.dtensors import Part, part_of, whole_of
+from ppleval.logits.kernels import Reduction, TargetOutOfRangeError, launch
+from ppleval.logits.options import Options
+from ppleval.logits.outputs import ROW_SUM_TOLERANCE
+from ppleval.logits.tensors import (
+    as_tensor,
+    check_kind,
+    check_types,
+    is_dtensor,
+    is_scored,
+    to_device,
+)
+from ppleval.logits.threads import use_one_thread_after_fork
+from ppleval.logits.vocab_parallel import PartWork, reduce_part, with_all_rows, work_on_logits
+from ppleval.user_warnings import warn_user
+
+# Short sequences are copied together and reduced at once, up to this many logits: 4 MB of float32.
+# A reduction of its own takes longer than this copy.
+TOGETHER = 2**20
+# The interval needs squares of sums of weights, which end at 1e308.
+LARGEST_WEIGHT = 1e100
+
+
+@dataclass(frozen=True)
+class SequenceSums:
+    """Per sequence d of a batch: S_d = sum_t w_t nll_t in nats and W_d = sum_t w_t, float64."""
+
+    nll_sums: np.ndarray  # (batch,)
+    weight_sums: np.ndarray  # (batch,)
+    num_tokens: np.ndarray  # (batch,) int64, scored tokens
+    guess_nll_sum: float  # nats, sum w_t log V: what a uniform guess over V ids would give
+    nan_place: tuple[int, int] | None  # the first (sequence, position) whose nll is NaN
+    # Whether this process counts them where processes are added up: one of those that share logits.
+    is_counted_here: bool = True
+
+
+@dataclass(slots=True)
+class _Part:
+    """Sequences whose logits are one tensor; it is reduced at once."""
+
+    first_sequence: int  # its number in the batch
+    lengths: list[int]  # of the sequences; their sum is N
+    logits: torch.Tensor  # (..., V), N rows in all
+    targets: torch.Tensor  # (N,) int64
+    weights: torch.Tensor | None  # (N,), None for 1
+
+    def ends(self) -> np.ndarray:
+        """For each sequence, the number of the row after its last one."""
+        return np.cumsum(self.lengths, dtype=np.int64)
+
+    def place_of(self, row: int) -> tuple[int, int]:
+        """The number of its sequence in the batch, and the position there."""
+        ends = self.ends()
+        i = int(np.searchsorted(ends, row, side="right"))
+        return self.first_sequence + i, row - int(ends[i]) + self.lengths[i]
+
+    def sums(self, values: torch.Tensor) -> np.ndarray:
+        """The sum of the values (N,) of each sequence; 0 of an empty one."""
+        lengths = np.array(self.lengths, dtype=np.int64)
+        some = lengths > 0
+        sums = np.zeros(len(lengths), dtype=values.numpy().dtype)
+        # subtle: for an empty part reduceat gives the value after it.
+        sums[some] = np.add.reduceat(values.numpy(), (self.ends() - lengths)[some])
+        return sums
+
+
+def reduce_batch(predictions, references, sample_weight, options: Options) -> SequenceSums:
+    """Reduce the logits of a batch to sums, on the device that they are on.
+
+    Args:
+        predictions: (B, T, V) tensor or array, or B sequences of shape (T_i, V). Of a DTensor every
+            process gets the sums of the whole.
+        references: (B, T) integer ids, or B sequences of shape (T_i,).
+        sample_weight: None, (B,) or (B, T), or B sequences of shape (T_i,); 0 to 1e100. With
+            `options.shift` a weight belongs to the reference of the same place.
+        options: what is scored, and how.
+
+    Raises:
+        TypeError, ValueError: input of the wrong type, shape or range, named.
+        ConnectionError: another process that shares a DTensor failed, or is gone.
+    """
+    shared = part_of(predictions, "predictions", None, None)
+    if shared is not None:
+        launched = _launch_shared(shared, predictions, references, sample_weight, options)
+        return replace(_sums(*launched, options), is_counted_here=shared.is_first)
+    use_one_thread_after_fork()
+    predictions, references, sample_weight = (
+        _listed(value) for value in (predictions, references, sample_weight)
+    )
+    sums = [SequenceSums(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64), 0.0, None)]
+    parts = _parts(predictions, references, sample_weight, options)
+    sums += [_sums(part, *_launch(part, options), options) for part in parts]
+    return SequenceSums(
+        nll_sums=np.concatenate([part.nll_sums for part in sums]),
+        weight_sums=np.concatenate([part.weight_sums for part in sums]),
+        num_tokens=np.concatenate([part.num_tokens for part in sums]),
+        guess_nll_sum=sum(part.guess_nll_sum for part in sums),
+        nan_place=next((part.nan_place for part in sums if part.nan_place is not None), None),
+    )
+
+
+def _listed(value):
+    """A nested or jagged tensor as the list of its sequences; anything else as it is."""
+    is_nested = isinstance(value, torch.Tensor) and value.is_nested
+    return list(value.unbind()) if is_nested else value
+
+
+def _parts(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
+    """The input, checked: all of it if it is one tensor, else sequence by sequence or several."""
+    _check_kinds(predictions, references, sample_weight)
+    logits = _as_one_array(predictions)
+    if logits is not None:
+        yield _part_of_tensor(as_tensor(logits, "predictions"), references, sample_weight, options)
+    else:
+        yield from _together(_sequences(predictions, references, sample_weight, options))
+
+
+def _check_kinds(predictions, references, sample_weight) -> None:
+    for name, value in (("predictions", predictions), ("references", references)):
+        if value is None:
+            raise ValueError(f"{name} is missing: predictions and references go together.")
+        if isinstance(value, (str, Mapping)):
+            raise TypeError(
+                f"{name} must be tensors, arrays or lists of numbers, got {type(value).__name__}."
+                + (" Pass its .logits." if hasattr(value, "logits") else "")
+            )
+        check_kind(value, name)
+    check_kind(sample_weight, "sample_weight")
+
+
+def _part_of_tensor(logits: torch.Tensor, references, sample_weight, options: Options) -> _Part:
+    """All sequences, whose logits are one tensor."""
+    targets = as_tensor(references, "references")
+    _check_shapes(logits, targets, "", "B, ", options)
+    weights = _weights(sample_weight, targets.shape, "sample_weight")
+    weights = None if weights is None else weights.flatten()
+    batch, length = targets.shape
+    return _Part(0, [length] * batch, logits, targets.to(torch.int64).flatten(), weights)
+
+
+def _sequences(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
+    """Each sequence of a list."""
+    given = {"predictions": predictions, "references": references}
+    if sample_weight is not None:
+        given["sample_weight"] = sample_weight
+    lists = {name: _entries(values, name) for name, values in given.items()}
+    if len({len(values) for values in lists.values()}) > 1:
+        lengths = ", ".join(f"{len(values)} {name}" for name, values in lists.items())
+        raise ValueError(f"Every sequence needs its own entry in each argument, got {lengths}.")
+    for i in range(len(lists["predictions"])):
+        place = f"[{i}]"
+        logits = as_tensor(lists["predictions"][i], f"predictions{place}")
+        targets = as_tensor(lists["references"][i], f"references{place}")
+        _check_shapes(logits, targets, place, "", options)
+        weights = None
+        if sample_weight is not None:  # None for one of several is refused
+            entry = as_tensor(lists["sample_weight"][i], f"sample_weight{place}")
+            weights = _weights(entry, targets.shape, f"sample_weight{place}")
+        if targets.dtype != torch.int64:
+            targets = targets.to(torch.int64)
+        yield _Part(i, [targets.shape[0]], logits, targets, weights)
+
+
+def _entries(values, name: str) -> list:
+    """What a list has for each sequence.
+
+    Raises:
+        TypeError: a number, or a collection whose order says nothing of the sequences.
+    """
+    try:
+        entries = None if isinstance(values, (str, bytes, Mapping, Set)) else iter(values)
+    except TypeError:  # of a number, and of an array without axes
+        entries = None
+    if entries is None:
+        raise TypeError(
+            f"{name} must be a list with one entry for each sequence, got {type(values).__name__}."
+        )
+    return list(entries)
+
+
+def _together(sequences: Iterator[_Part]) -> Iterator[_Part]:
+    """The same sequences; neighbours that are short and alike are joined.
+
+    Each reduction costs some hundred microseconds, however few its rows.
+    """
+    run, size, kind_of_run = [], 0, None
+    for part in sequences:
+        part_size, kind = part.logits.numel(), _kind(part)
+        if run and (size + part_size > TOGETHER or kind != kind_of_run):
+            yield _joined(run)
+            run, size = [], 0
+        run.append(part)
+        size, kind_of_run = size + part_size, kind
+    if run:
+        yield _joined(run)
+
+
+def _kind(part: _Part) -> tuple:
+    """Parts of equal kind can be joined."""
+    logits, weights = part.logits, part.weights
+    device_of_weights = None if weights is None else weights.device
+    return logits.dtype, logits.device, logits.shape[-1], part.targets.device, device_of_weights
+
+
+def _joined(parts: list[_Part]) -> _Part:
+    """The parts one after the other. A single part is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    weights = [part.weights for part in parts if part.weights is not None]  # of all, or of none
+    return _Part(
+        parts[0].first_sequence,
+        [length for part in parts for length in part.lengths],
+        torch.cat([part.logits for part in parts]),
+        torch.cat([part.targets for part in parts]),
+        torch.cat(weights) if weights else None,
+    )
+
+
+def _as_one_array(value) -> torch.Tensor | np.ndarray | None:
+    """The batch as one tensor or array; None for a collection of sequences."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if hasattr(value, "__array__"):  # NumPy, JAX, TensorFlow
+        array = np.asarray(value)
+        return array if array.dtype != object else None
+    return None
+
+
+def _check_shapes(
+    logits: torch.Tensor, targets: torch.Tensor, place: str, batch: str, options: Options
+) -> None:
+    predictions, references = f"predictions{place}", f"references{place}"
+    check_types(logits, targets, predictions, references)
+    if logits.dim() == (3 if batch else 2) and logits.shape[:-1] == targets.shape:
+        if logits.shape[-1] == 1:
+            raise ValueError(
+                f"{predictions} has the shape {tuple(logits.shape)}, a vocabulary of one: these "
+                "are no logits, and every perplexity would be 1. Pass the logits or "
+                "log-probabilities of the whole vocabulary. Of the log-probabilities of the "
+                "references alone the perplexity is exp(-mean)."
+            )
+        return
+    message = (
+        f"{predictions} must have the shape ({batch}T, V) and {references} ({batch}T), "
+        f"got {tuple(logits.shape)} and {tuple(targets.shape)}."
+    )
+    if logits.dim() == 2 and batch:
+        message += " A single sequence goes to add(prediction=, reference=)."
+    elif logits.dim() == targets.dim() + 1 and abs(logits.shape[-2] - targets.shape[-1]) == 1:
+        message += (
+            " With shift=True, pass the logits of all T positions and all T ids."
+            if options.shift
+            else " For the input ids of a causal model pass logits and ids of equal length and "
+            "shift=True: position t is then scored against id t+1."
+        )
+    raise ValueError(message)
+
+
+def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None:
+    """Weights of the shape of the targets. One weight per sequence is spread over its tokens."""
+    if sample_weight is None:
+        return None
+    weights = as_tensor(sample_weight, name)
+    if weights.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {weights.dtype}.")
+    # One type for all. MPS has no float64.
+    weights = weights.float() if weights.device.type == "mps" else weights.double()
+    if weights.shape == shape[:-1]:
+        weights = weights[..., None].expand(shape)
+    if weights.shape != shape:
+        raise ValueError(
+            f"{name} must have the shape {tuple(shape)} of the references, or "
+            f"{tuple(shape[:-1])} with one weight per sequence, got {tuple(weights.shape)}."
+        )
+    return weights
+
+
+def _launch(part: _Part, options: Options) -> tuple[Reduction, torch.Tensor]:
+    """The reduction of each row, and the rows' weights."""
+    targets, scored, weights = _aligned(part, options)
+    return launch(part.logits, targets, scored, **_how(options)), weights
+
+
+def _launch_shared(
+    shared: Part, predictions, references, sample_weight, options: Options
+) -> tuple[_Part, Reduction, torch.Tensor]:
+    """All sequences of a DTensor, the reduction of each row, and the rows' weights.
+
+    Raises: as `reduce_part`.
+    """
+    references, sample_weight = whole_of(references), whole_of(sample_weight)
+
+    def checked() -> tuple[_Part, torch.Tensor, PartWork]:
+        _check_kinds(shared.local, references, sample_weight)
+        shared.check_shape("predictions")
+        part = _part_of_tensor(predictions, references, sample_weight, options)
+        *flat, weights = _aligned(part, options)
+        rows = (values.view(predictions.shape[:-1]) for values in flat)
+        work = work_on_logits(as_tensor(shared.local, "predictions"), *rows, **_how(options))
+        return part, weights, replace(work, weights=weights)
+
+    mine = shared.attempt(checked)
+    reduction = with_all_rows(reduce_part(shared, mine.then(lambda own: own[2])), shared)
+    part, weights, _ = mine.value
+    return part, reduction, weights
+
+
+def _how(options: Options) -> dict:
+    """How rows are reduced, for `launch` and `work_on_logits`."""
+    return {name: getattr(options, name) for name in ("from_logits", "dtype", "backend")}
+
+
+def _aligned(part: _Part, options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each row (N,): its target, whether it is scored, and its weight."""
+    targets, weights = part.targets, part.weights
+    scored = is_scored(targets, options.unscored_ids)
+    if weights is None:
+        weights = torch.ones((), dtype=torch.float64, device="cpu").expand(targets.shape)
+    else:
+        scored &= to_device(weights > 0, scored.device)
+    if options.shift:
+        # The targets move, so that the logits stay one block of memory. The last position of a
+        # sequence has no next token; the target that rolls in from elsewhere is not scored.
+        targets, weights, scored = (values.roll(-1) for values in (targets, weights, scored))
+        last = torch.from_numpy(part.ends()[np.array(part.lengths) > 0] - 1)
+        scored.index_fill_(0, to_device(last, scored.device), False)
+    return targets, scored, weights
+
+
+def _sums(
+    part: _Part, reduction: Reduction, weights: torch.Tensor, options: Options
+) -> SequenceSums:
+    """The sums of each sequence of a part."""
+    # The only wait for an accelerator.
+    try:
+        stats, weights, scored = reduction.on_host(weights, reduction.scored)
+    except TargetOutOfRangeError as error:
+        (row,) = error.place
+        raise ValueError(error.message("references", part.place_of(row + options.shift))) from None
+    weights = weights.double()
+    bad_rows = (~((weights >= 0) & (weights <= LARGEST_WEIGHT))).nonzero()
+    if len(bad_rows) > 0:
+        row = int(bad_rows[0])
+        sequence, _ = part.place_of((row + options.shift) % len(weights))
+        raise ValueError(
+            f"sample_weight[{sequence}] must be finite, not negative and at most "
+            f"{LARGEST_WEIGHT:.0e}, got {weights[row]}. Only the ratios of weights matter: divide "
+            "them by their largest."
+        )
+    nll = stats.nll.double()
+    # Rows of a DTensor are spread over processes.
+    can_judge = options.from_logits and not is_dtensor(part.logits)
+    if can_judge and _look_like_probabilities(part.logits, scored, nll):
+        warn_user(
+            "predictions look like probabilities: every value lies in [0, 1] and rows sum to 1. "
+            "They were taken for logits, as asked; for probabilities pass from_logits=False.",
+        )
+    nan_rows = (nll.isnan() & scored).nonzero()
+    weights = weights.where(scored, 0)
+    return SequenceSums(
+        # An unscored nll is 0 and never inf, so that the product with weight 0 is 0.
+        nll_sums=part.sums(nll * weights),
+        weight_sums=part.sums(weights),
+        num_tokens=part.sums(scored.to(torch.int64)),
+        guess_nll_sum=weights.sum().item() * math.log(max(part.logits.shape[-1], 1)),
+        nan_place=part.place_of(int(nan_rows[0])) if len(nan_rows) > 0 else None,
+    )
+
+
+def _look_like_probabilities(logits: torch.Tensor, scored: torch.Tensor, nll: torch.Tensor) -> bool:
+    """Judge by the first scored rows.
+
+    For V values p in [0, 1] that sum to 1, log(sum(exp p)) lies between log V and log(V + 2). The
+    nll, which is on the host, mostly rules that out without reading a row of logits.
+    """
+    numbers = scored.nonzero()[:16, 0]
+    log_vocab_size = math.log(max(logits.shape[-1], 1))
+    first_nll = nll[numbers]
+    if not ((first_nll > log_vocab_size - 1.1) & (first_nll < log_vocab_size + 1.2)).all():
+        return False
+    places = zip(*np.unravel_index(numbers.numpy(), logits.shape[:-1]), strict=True)
+    rows = (logits[place].cpu().double() for place in places)
+    return len(numbers) > 0 and all(
+        row.min() >= 0 and row.max() <= 1 and abs(row.sum() - 1) <= ROW_SUM_TOLERANCE
+        for row in rows
+    )

@@ -1,0 +1,1 @@
+"""Models of transformers: load and check one, run it, tell two apart."""

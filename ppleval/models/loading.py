@@ -1,0 +1,346 @@
+"""Where a model comes from: the arguments that name it, how it is loaded, the one that is kept."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
+
+from ppleval.distributed import Processes
+from ppleval.logits.threads import use_one_thread_after_fork
+from ppleval.models.kinds import CausalModel, Seq2SeqModel
+from ppleval.models.language_model import LanguageModel, check_types
+from ppleval.models.probe import HINT_AT_PSEUDO
+from ppleval.models.weights import base_of_adapter, load_whole
+
+ADAPTER_CONFIG = "adapter_config.json"
+# What places a model, so that it is not moved.
+PLACING_KWARGS = {"device_map", "quantization_config", "tp_plan", "tp_size", "distributed_config"}
+# What a model and its tokenizer are both loaded with.
+SHARED_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The arguments that name a model: `model_id`, which is loaded, or `model` and `tokenizer`.
+
+    model_id: a name on the Hub, in its cache, or a directory.
+    model, tokenizer: objects of transformers, used as and where they are. A tokenizer beside
+        `model_id` takes the place of the model's own.
+    device: whatever torch takes; "gpu" for "cuda". None for CUDA where there is one, else the CPU.
+        Not used where `model_kwargs` place the model (PLACING_KWARGS).
+    model_kwargs: passed to `from_pretrained` of the model's class.
+    trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        TypeError, ValueError: arguments that do not name one model, or do not go together.
+    """
+
+    model_id: str | os.PathLike | None = None
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    device: str | torch.device | None = None
+    model_kwargs: dict | None = None
+    trust_remote_code: bool = False
+    argument: ClassVar[str] = "model_id"  # as errors name it
+
+    def __post_init__(self) -> None:
+        if (self.model_id is None) == (self.model is None):
+            raise ValueError("Pass either model_id=, or model= and tokenizer=.")
+        if self.model_id is not None and not isinstance(self.model_id, (str, os.PathLike)):
+            raise TypeError(f"model_id must be a name or a path, got {self.model_id!r}.")
+        if self.model is not None and (self.device is not None or self.model_kwargs):
+            raise ValueError(
+                "device= and model_kwargs= go with model_id=; model= is used as it is."
+            )
+
+    def key(self) -> tuple:
+        """Equal for sources that give the same model; it changes when its files do."""
+        if self.model_id is None:
+            return id(self.model), id(self.tokenizer)
+        return (
+            self.model_id,
+            id(self.tokenizer),
+            str(self.device),
+            repr(sorted(self._kwargs.items())),
+            self.trust_remote_code,
+            *map(_files_of, self._directories()),
+        )
+
+    def _directories(self) -> list[str]:
+        """Where the files are that are loaded: in the named directory, and that of an adapter's
+        base."""
+        adapter_kwargs = self._kwargs.get("adapter_kwargs") or {}
+        subfolders = {kwargs.get("subfolder") or "" for kwargs in (self._kwargs, adapter_kwargs)}
+        found: list[str] = []
+        roots: list[str | os.PathLike] = [self.model_id or ""]
+        while roots:
+            root = roots.pop()
+            for subfolder in sorted(subfolders):
+                directory = os.path.realpath(os.path.join(root, subfolder))
+                if directory not in found:
+                    found.append(directory)
+                    roots += _adapter_bases(directory)
+        return found
+
+    @property
+    def _kwargs(self) -> dict:
+        return self.model_kwargs or {}
+
+    def kind(self, kinds: Sequence[type[LanguageModel]]) -> type[LanguageModel]:
+        """Which of the kinds the model is: an encoder-decoder if its configuration says so and that
+        is one of them, else the first, which `load` and then the kind itself check.
+
+        Raises:
+            ValueError: an encoder-decoder, which is not among the kinds.
+        """
+        config = self._config()
+        if not getattr(config, "is_encoder_decoder", False):
+            return kinds[0]
+        if Seq2SeqModel not in kinds:
+            name = self.model_id or getattr(config, "name_or_path", "") or type(self.model).__name__
+            raise ValueError(f"{name} is an encoder-decoder; a {kinds[0].kind} is needed here.")
+        return Seq2SeqModel
+
+    def _config(self) -> PretrainedConfig | None:
+        """The configuration of the model, or of an adapter's base; None where there is none."""
+        if self.model_id is None:
+            return getattr(self.model, "config", None)
+        if "config" in self._kwargs:
+            return self._kwargs["config"]
+        try:
+            return AutoConfig.from_pretrained(
+                base_of_adapter(self.model_id, self._shared_kwargs()) or self.model_id,
+                trust_remote_code=self.trust_remote_code,
+                **self._shared_kwargs(),
+            )
+        except (OSError, ValueError, KeyError):  # `load` tells what is wrong, if anything is
+            return None
+
+    def load(
+        self, kind: type[LanguageModel]
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
+        """The model, its tokenizer, and their name with the revision; for `model=`, no name.
+
+        Raises:
+            ValueError: the model or its tokenizer cannot be loaded, or is of another kind.
+        """
+        if self.model_id is None:
+            # `check_types` tells what the user passed, and refuses None.
+            return self.model, self.tokenizer, None  # pyright: ignore[reportReturnType]
+        use_one_thread_after_fork()  # transformers loads weights in threads of its own
+        try:
+            tokenizer = (
+                self._load_tokenizer(self.model_id) if self.tokenizer is None else self.tokenizer
+            )
+            model = self._load_model(self.model_id, kind)
+        # torch, transformers and PEFT raise these for an unknown model, dtype, device or token.
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            RuntimeError,
+            AssertionError,
+        ) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            hint = self._hint(kind)
+            raise ValueError(
+                f"{self.argument}={self.model_id!r} could not be loaded as a {kind.kind}: "
+                + (f"{reason.removesuffix('.')}. {hint}" if hint else reason)
+            ) from error
+        revision = self._kwargs.get("revision")
+        name = str(self.model_id)
+        return model, tokenizer, name if revision is None else f"{name}@{revision}"
+
+    def _load_tokenizer(self, model_id: str | os.PathLike) -> PreTrainedTokenizerBase:
+        return AutoTokenizer.from_pretrained(
+            model_id, trust_remote_code=self.trust_remote_code, **self._shared_kwargs()
+        )
+
+    def _shared_kwargs(self) -> dict:
+        return {name: self._kwargs[name] for name in SHARED_KWARGS if name in self._kwargs}
+
+    def _load_model(
+        self, model_id: str | os.PathLike, kind: type[LanguageModel]
+    ) -> PreTrainedModel:
+        kwargs = self._kwargs | {"trust_remote_code": self.trust_remote_code}
+        model = load_whole(kind.auto_class, model_id, self._shared_kwargs(), kwargs)
+        if not PLACING_KWARGS & set(self._kwargs):
+            device = self.device
+            if device is None:
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            # transformers declares `to` without its `self`.
+            model.to("cuda" if device == "gpu" else device)  # pyright: ignore[reportArgumentType]
+        return model
+
+    def _hint(self, kind: type[LanguageModel]) -> str:
+        if kind is CausalModel and type(self._config()) in MODEL_FOR_MASKED_LM_MAPPING:
+            return HINT_AT_PSEUDO
+        return ""
+
+
+class _BaseModelSource(ModelSource):
+    argument = "base_id"
+
+
+@dataclass(frozen=True)
+class BaseSource:
+    """The arguments that name the base of a comparison: `base_id`, which is loaded, or `base`.
+
+    base_id: as `model_id`.
+    base: an object of transformers, or the path of a base that `save_base` wrote.
+    base_tokenizer: that of the base; by default its own, or for an object that of the model.
+    base_device, base_kwargs: as `device` and `model_kwargs`; the device is by default the same.
+
+    Raises:
+        TypeError, ValueError: arguments that do not name one base.
+    """
+
+    base_id: str | os.PathLike | None = None
+    base: PreTrainedModel | str | os.PathLike | None = None
+    base_tokenizer: PreTrainedTokenizerBase | None = None
+    base_device: str | torch.device | None = None
+    base_kwargs: dict | None = None
+
+    def __post_init__(self) -> None:
+        if (self.base_id is None) == (self.base is None):
+            raise ValueError(
+                "A comparison needs a base: pass base_id= (a name or a directory), or base= (a "
+                "model, or the path that save_base wrote)."
+            )
+        if self.base is not None and (self.base_device is not None or self.base_kwargs):
+            raise ValueError(
+                "base_device= and base_kwargs= go with base_id=; base= is used as it is."
+            )
+
+        if self.saved is not None and self.base_tokenizer is not None:
+            raise ValueError(
+                "base_tokenizer= does not go with a saved base, which holds token ids."
+            )
+
+    @property
+    def saved(self) -> str | os.PathLike | None:
+        """The path of a saved base."""
+        return self.base if isinstance(self.base, (str, os.PathLike)) else None
+
+    def model_source(self, model: ModelSource, tokenizer: PreTrainedTokenizerBase) -> ModelSource:
+        """Where the base comes from, beside this model with its tokenizer."""
+        device = model.device if self.base_device is None else self.base_device
+        uses_that_of_model = self.base_tokenizer is None and self.base is not None
+        assert not isinstance(self.base, (str, os.PathLike))  # that is `saved`
+        return _BaseModelSource(
+            model_id=self.base_id,
+            model=self.base,
+            tokenizer=tokenizer if uses_that_of_model else self.base_tokenizer,
+            device=None if self.base_id is None else device,
+            model_kwargs=self.base_kwargs,
+            trust_remote_code=model.trust_remote_code,
+        )
+
+
+def split_names(arguments: dict, *kinds: type) -> tuple[dict, ...]:
+    """The arguments that are fields of each dataclass, and the others."""
+    names = [[f.name for f in fields(kind)] for kind in kinds]
+    found = tuple({name: arguments[name] for name in own if name in arguments} for own in names)
+    known = set().union(*names)
+    return *found, {name: value for name, value in arguments.items() if name not in known}
+
+
+def _files_of(directory: str) -> tuple:
+    """The directory of a model, and path, size and time of its files; empty for a Hub name."""
+    if not os.path.isdir(directory):
+        return ()
+    folders = {directory, os.path.join(directory, CHAT_TEMPLATE_DIR), *_shard_folders(directory)}
+    try:
+        found = [entry for folder in filter(os.path.isdir, folders) for entry in os.scandir(folder)]
+        stats = [(entry.path, entry.stat()) for entry in found if entry.is_file()]
+    except OSError:  # not readable, or rewritten at this moment
+        return ()
+    return directory, *sorted((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+
+def _shard_folders(directory: str) -> Iterator[str]:
+    """Where a checkpoint's index says that its shards are."""
+    for index in Path(directory).glob("*.index.json"):
+        for shard in _entries(index).get("weight_map", {}).values():
+            yield os.path.join(directory, os.path.dirname(shard))
+
+
+def _adapter_bases(directory: str) -> Iterator[str]:
+    """The model that the adapter in a directory belongs to; nothing where there is none."""
+    base = _entries(Path(directory, ADAPTER_CONFIG)).get("base_model_name_or_path")
+    if isinstance(base, str):
+        yield base
+
+
+def _entries(path: Path) -> dict:
+    """What a JSON file holds; nothing without one that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+class KeptModel:
+    """The last model that was asked for, loaded and probed once. Threads may ask at once."""
+
+    def __init__(self):
+        self._kept: tuple[tuple, LanguageModel] | None = None  # with the key of its source
+
+    def get(
+        self,
+        source: ModelSource,
+        processes: Processes,
+        kinds: tuple[type[LanguageModel], ...] = (CausalModel,),
+    ) -> LanguageModel:
+        """The model of `source`: the kept one if it is the same, else a new one, kept from now on.
+
+        Args:
+            kinds: which it may be; the first, unless its configuration tells another.
+            processes: those that will share texts. If one of them has no model, all get an error.
+
+        Raises:
+            TypeError, ValueError: a model that cannot be loaded or used.
+            ConnectionError: another process refused its model.
+        """
+        key = source.key()
+        kept = self._kept  # read once: another thread may ask for another model meanwhile
+        known = kept[1] if kept is not None and kept[0] == key else None
+        known = known if isinstance(known, kinds) else None
+        # Before the probe, which may run a model that these processes hold together.
+        loaded = processes.require_all(processes.attempt(self._loaded, source, kinds, known))
+        if known is None or not known.is_current:
+            kind, *parts = loaded
+            known = kind(*parts)
+            self._kept = key, known
+        return known
+
+    def _loaded(
+        self,
+        source: ModelSource,
+        kinds: tuple[type[LanguageModel], ...],
+        known: LanguageModel | None,
+    ) -> tuple:
+        """The class of the model, and what it is made of: that of the known one, or a new one."""
+        if known is not None:
+            return type(known), known.model, known.tokenizer, known.name
+        kind = source.kind(kinds)
+        if source.model is None:
+            self._kept = None  # makes room before the next one is loaded
+        model, tokenizer, name = source.load(kind)
+        check_types(model, tokenizer)
+        return kind, model, tokenizer, name

@@ -1,0 +1,201 @@
+"""A model is loaded whole, or not at all.
+
+Where a checkpoint lacks a weight, transformers puts random numbers in its place and goes on; a
+score would depend on them. What its loading report lists is refused here, but for tensors that hold
+nothing learned, and weights that no score depends on. Which arguments name a model is not known
+here.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.import_utils import is_peft_available
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from ppleval.logits.tensors import is_dtensor
+from ppleval.models.probe import NUM_IDS, random_ids
+
+NAMES_SHOWN = 5  # of tensors in an error
+# A folder that no model has: transformers looks there for an adapter, and loads the base alone.
+NO_FOLDER = "without an adapter"
+
+
+def load_whole(
+    auto_class: Any, model_id: str | os.PathLike, where: dict, kwargs: dict
+) -> PreTrainedModel:
+    """The model, or the adapter with its base, that `from_pretrained` of the class loads.
+
+    Args:
+        auto_class: of transformers, for models of one kind.
+        where: the arguments that tell where its files are, which the adapter and its base share.
+        kwargs: these and all others of `from_pretrained`.
+
+    Raises:
+        ValueError: a checkpoint, a base or an adapter lacks weights, or has some of other shapes.
+    """
+    # Shapes that differ are then reported with their names, and refused here.
+    kwargs = kwargs | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    where = where | (kwargs.pop("adapter_kwargs", None) or {})
+    base = base_of_adapter(model_id, where)
+    if base is None:
+        model, report = auto_class.from_pretrained(model_id, **kwargs)
+        _check_report(model, report, "its checkpoint")
+        return model
+    if not is_peft_available():
+        raise ValueError("it is an adapter, which needs PEFT: pip install peft")
+    # Together they would give the adapter's report only.
+    name = kwargs.pop("adapter_name", None)
+    model, report = auto_class.from_pretrained(
+        base, **kwargs, adapter_kwargs={"subfolder": NO_FOLDER}
+    )
+    _check_report(model, report, f"the base of its adapter, {base},")
+    if "disk" in getattr(model, "hf_device_map", {}).values():  # transformers drops what goes there
+        raise ValueError("its adapter cannot be on disk, where device_map= puts parts of its base")
+    report = model.load_adapter(
+        os.fspath(model_id), name, adapter_kwargs=where, ignore_mismatched_sizes=True
+    )
+    _check_report(model, report.to_dict(), "its adapter")
+    return model
+
+
+def base_of_adapter(model_id: str | os.PathLike, where: dict) -> str | os.PathLike | None:
+    """The model that an adapter changes: of a directory that holds both the same one, else the one
+    that its configuration names. None where `model_id` names no adapter.
+
+    Raises:
+        ValueError: the configuration names none.
+    """
+    path = find_adapter_config_file(os.fspath(model_id), **where)
+    if path is None:
+        return None
+    if Path(model_id, where.get("subfolder", ""), "config.json").is_file():
+        return model_id
+    base = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if base is None:
+        raise ValueError("base_model_name_or_path in its adapter_config.json names no base")
+    return base
+
+
+def _check_report(model: PreTrainedModel, report: dict[str, Collection], owner: str) -> None:
+    """Raises ValueError where transformers reports that `owner` lacks weights."""
+    missing = sorted(report["missing_keys"])
+    if all(_is_computed(model, name) for name in missing) or _are_idle(model, missing):
+        missing = []
+    mismatched = [
+        f"{name} ({_shape(saved)}, not {_shape(expected)})"
+        for name, saved, expected in sorted(report["mismatched_keys"])
+    ]
+    if missing or mismatched:
+        unknown = sorted(report["unexpected_keys"])
+        raise ValueError(_does_not_fit(model, owner, missing, mismatched, unknown))
+
+
+def _does_not_fit(
+    model: PreTrainedModel,
+    owner: str,
+    missing: list[str],
+    mismatched: list[str],
+    unknown: list[str],
+) -> str:
+    """One line: what is wrong with the weights of `owner`, why that may be, and what to do."""
+    kind = type(model).__name__
+    found = [
+        f"{len(names)} {what} ({_listed(names)})"
+        for what, names in (
+            ("missing", missing),
+            ("of another shape", mismatched),
+            ("of names that it does not know", unknown),
+        )
+        if names
+    ]
+    message = (
+        f"{owner} does not have all weights of {kind}, and transformers would put random numbers "
+        f"in their place: {', '.join(found)}. "
+    )
+    saved = getattr(model.config, "architectures", None) or [kind]
+    if kind not in saved:
+        message += f"Its configuration says that it was saved as {' or '.join(saved)}. "
+    return f"{message}Save it whole with save_pretrained, or complete it yourself and pass model=."
+
+
+def _listed(names: list[str]) -> str:
+    shown, others = ", ".join(names[:NAMES_SHOWN]), len(names) - NAMES_SHOWN
+    return f"{shown}, and {others} more" if others > 0 else shown
+
+
+def _shape(sizes: Collection[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+@torch.no_grad()
+def _is_computed(model: PreTrainedModel, name: str) -> bool:
+    """Whether a tensor follows from the configuration, as sinusoidal positions and masks do.
+
+    Made again it is the same; and not one number throughout, as norms and biases are made.
+    """
+    owner_name, _, own_name = name.rpartition(".")
+    if not owner_name:
+        return False
+    found = getattr(model.get_submodule(owner_name), own_name)
+    if found.is_meta or is_dtensor(found) or bool((found == found.flatten()[0]).all()):
+        return False
+    remade = copy.deepcopy(model.get_submodule(owner_name))
+    getattr(remade, own_name).zero_()
+    with torch.random.fork_rng():
+        _innermost(model, owner_name)._init_weights(remade)
+    return torch.equal(getattr(remade, own_name), found)
+
+
+def _innermost(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The innermost of the models around a module, which knows how its weights are made."""
+    parts = name.split(".")
+    around = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts) + 1)]
+    return [module for module in around if isinstance(module, PreTrainedModel)][-1]
+
+
+@torch.no_grad()
+def _are_idle(model: PreTrainedModel, names: list[str]) -> bool:
+    """Whether the logits are the same with NaN for these weights, as for a pooler's.
+
+    Not asked of layers, experts and whatever else stands in a list: which of them run may depend on
+    the text.
+    """
+    if any(_is_in_list(model, name) for name in names):
+        return False
+    state = model.state_dict()
+    weights = [state[name] for name in names]
+    if any(w.is_meta or is_dtensor(w) or not w.is_floating_point() for w in weights):
+        return False
+    kept = [weight.clone() for weight in weights]
+    try:
+        before = _logits(model)
+        for weight in weights:
+            weight.fill_(torch.nan)
+        return torch.equal(_logits(model), before)
+    except (RuntimeError, ValueError, TypeError):  # does not read ids alone
+        return False
+    finally:
+        for weight, values in zip(weights, kept, strict=True):
+            weight.copy_(values)
+
+
+def _is_in_list(model: PreTrainedModel, name: str) -> bool:
+    parts = name.split(".")
+    around = (model.get_submodule(".".join(parts[:end])) for end in range(1, len(parts)))
+    return any(isinstance(module, (nn.ModuleList, nn.ModuleDict)) for module in around)
+
+
+def _logits(model: Any) -> torch.Tensor:
+    """Of some ids, which the decoder of an encoder-decoder reads as well."""
+    ids = random_ids(NUM_IDS // 2, model.get_input_embeddings().num_embeddings, num_rows=1)
+    inputs = {"input_ids": ids.to(model.device)}
+    if getattr(model.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    return model(**inputs).logits

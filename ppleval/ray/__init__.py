@@ -1,0 +1,1 @@
+"""Texts scored by the workers of a Ray cluster, which may die."""

@@ -1,0 +1,1 @@
+"""Sums -> perplexity, intervals, comparisons; by group, by position. NumPy only."""

@@ -1,0 +1,1 @@
+"""Texts or conversations -> ids -> windows -> a model -> the score of each text."""

@@ -1,0 +1,243 @@
+"""Two models on the same texts: token by token where both read the same tokens, else by bytes.
+
+A `TextComparer` yields `TokenPairSums`, a `ByteComparer` `PairSums`; stats/pairs.py makes the
+results of them.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppleval.logits.options import signature
+from ppleval.logits.two_models import PairStats
+from ppleval.models.pair import ModelPair
+from ppleval.models.saved_base import SavedBase
+from ppleval.show.heatmap import difference_heatmap
+from ppleval.stats.pairs import (
+    PairSums,
+    TokenPairSums,
+    pair_result,
+    token_pair_errors,
+    token_pair_result,
+)
+from ppleval.stats.positions import position_pair_results
+from ppleval.stats.totals import Result, TextSums, exp_or_inf
+from ppleval.texts.encoding import EncodedText
+from ppleval.texts.engine import TextScorer, encoder_of
+from ppleval.texts.options import TextOptions
+from ppleval.texts.schedule import Portion
+from ppleval.texts.score import Draft
+
+
+@dataclass(frozen=True)
+class TextComparison:
+    """One text under two models, token by token.
+
+    The lists have one entry for each token of the text; start token and context are left out, and
+    numbers are NaN, strings empty where nothing was scored.
+    """
+
+    text: str
+    tokens: list[str]
+    offsets: list[tuple[int, int]] | None  # characters [start, end)
+    nll: list[float]  # of the model, nats
+    base_nll: list[float]  # nats
+    kl: list[float]  # of the base's prediction from the model's, nats
+    top: list[str]  # the token that the model expected most
+    base_top: list[str]
+    sums: TokenPairSums
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """exp of the mean nll under the model less that under the base; NaN if nothing scored."""
+        if self.sums.weight_sum == 0:
+            return float("nan")
+        return exp_or_inf((self.sums.nll_sum - self.sums.base.nll_sum) / self.sums.weight_sum)
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return difference_heatmap(self)
+
+
+class PairDraft(Draft):
+    """The comparison of a text, filled window by window with `PairStats`."""
+
+    def sums(self) -> TokenPairSums:
+        """The text's part in the result of a corpus."""
+        own, base = self._sums("nll"), self._sums("base_nll")
+        nll, weights = self._scored("nll")
+        base_nll, kl, reverse_kl, top, base_top = (
+            self._scored(name)[0] for name in ("base_nll", "kl", "reverse_kl", "top", "base_top")
+        )
+        counts = weights > 0
+        weights, kl = weights[counts], kl[counts]
+        return TokenPairSums(
+            **vars(own),
+            base=base,
+            kl_sum=float(kl @ weights),
+            reverse_kl_sum=float(reverse_kl[counts] @ weights),
+            same_top_sum=float((top == base_top)[counts] @ weights),
+            nll_product_sum=float(nll @ base_nll),
+            kl=kl.astype(np.float32),
+            delta_p=(np.exp(-nll) - np.exp(-base_nll))[counts].astype(np.float32),
+        )
+
+    def comparison(self, decode: Callable[[int], str]) -> TextComparison:
+        """The comparison as callers get it; `decode` gives the string of an id."""
+        text, begin = self.encoded, self.encoded.num_prefix
+        size = len(text.ids)
+        nll, base_nll, kl = np.full((3, size), np.nan)
+        top, base_top = [""] * size, [""] * size
+        for window, found in self._found:
+            assert isinstance(found, PairStats)  # of a ModelPair
+            here = window.scored
+            nll[here], base_nll[here] = found.nll.numpy(), found.base_nll.numpy()
+            kl[here] = found.kl.numpy()
+            tops = zip(found.top.tolist(), found.base_top.tolist(), strict=True)
+            for place, (own, other) in zip(here, tops, strict=True):
+                top[place], base_top[place] = decode(own), decode(other)
+        return TextComparison(
+            text=text.text,
+            tokens=[decode(i) for i in text.ids[begin:]],
+            offsets=text.offsets(),
+            nll=nll[begin:].tolist(),
+            base_nll=base_nll[begin:].tolist(),
+            kl=kl[begin:].tolist(),
+            top=top[begin:],
+            base_top=base_top[begin:],
+            sums=self.sums(),
+        )
+
+
+class TextComparer(TextScorer):
+    """Compares a model with a base that reads the same tokens, under one set of options.
+
+    Raises:
+        TypeError, ValueError: as `TextScorer`, or a saved base that was read with other settings.
+    """
+
+    new_draft, sums_type = PairDraft, TokenPairSums
+
+    def __init__(self, pair: ModelPair, options: TextOptions):
+        super().__init__(pair, options)
+        self._saved = pair.base if isinstance(pair.base, SavedBase) else None
+        self._base_encoder = (
+            None if pair.base_tokenizer is None else encoder_of(pair.base_tokenizer, options)
+        )
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """How many ids the model and the base choose among: those that both have."""
+        return self.model.vocab_size, self.model.vocab_size
+
+    def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result:
+        """The result of `compare` without its signature, from the sums of texts."""
+        pairs = [text for text in sums if isinstance(text, TokenPairSums)]
+        result = token_pair_result(pairs)
+        if self.rules.tokens_are_independent:
+            result |= token_pair_errors(pairs)
+        if self.edges:
+            result["positions"] = position_pair_results(pairs, self.edges, self.window)
+        return result
+
+    def comparisons(
+        self,
+        texts: Iterable[str],
+        contexts: Iterable[str] | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: bool | Callable[[int, int], None] = False,
+    ) -> Iterator[TextComparison]:
+        """The comparison of each text, in the order of the texts; arguments as for `score`."""
+        self._check_reading(contexts)
+        decode = functools.cache(lambda token_id: str(self.model.tokenizer.decode([token_id])))
+        for draft in self.drafts(texts, contexts, batch_size=batch_size, progress=progress):
+            assert isinstance(draft, PairDraft)  # because of new_draft
+            yield draft.comparison(decode)
+
+    def sums(self, texts, contexts=None, **options) -> Iterator[tuple[str, TextSums]]:
+        """Each text with its sums; as `TextScorer.sums`.
+
+        Raises:
+            ValueError: also a saved base of other texts or settings.
+        """
+        self._check_reading(contexts)
+        return super().sums(texts, contexts, **options)
+
+    def check_number(self, num_texts: int) -> None:
+        """Raises ValueError if a saved base has more texts than were compared with it."""
+        if self._saved is not None:
+            self._saved.check_number(num_texts)
+
+    def _check_reading(self, contexts: Iterable[str] | None) -> None:
+        if self._saved is not None:
+            self._saved.check_reading(self.reading_settings(contexts is not None))
+
+    def _drafts(self, portion: Portion, numbers: Sequence[int]) -> Iterator[Draft]:
+        for draft in super()._drafts(portion, numbers):
+            if self._saved is not None:
+                self._saved.check_text(draft.number, draft.encoded.ids)
+            yield draft
+
+    def _encoded(self, portion: Portion) -> Iterable[EncodedText]:
+        """Each text of a portion; both tokenizers have to give the same ids."""
+        encoded = super()._encoded(portion)
+        if self._base_encoder is None or not portion:
+            yield from encoded
+            return
+        texts, contexts = zip(*portion, strict=True)
+        others = self._base_encoder.encode(texts, None if contexts[0] is None else contexts)
+        for text, other in zip(encoded, others, strict=True):
+            if text.ids != other.ids:
+                raise ValueError(
+                    "The tokenizers of the two models share a vocabulary, but give other ids for "
+                    f"the text that begins {text.text[:40]!r}. Pass tokenizer= and base_tokenizer=."
+                )
+            yield text
+
+
+class ByteComparer:
+    """Compares two models with different tokens: bits per byte, paired text by text.
+
+    It has what `TextScorer` has for a corpus.
+
+    Raises:
+        ValueError: results by position are asked for.
+    """
+
+    sums_type = PairSums
+
+    def __init__(self, scorer: TextScorer, base: TextScorer):
+        if scorer.edges:
+            raise ValueError("positions= needs two models with the same tokens; these differ.")
+        self.scorer, self.base = scorer, base
+        self.options, self.window = scorer.options, scorer.window
+        self.joins_texts = scorer.joins_texts
+        self.shortened_contexts = scorer.shortened_contexts
+        self.vocab_sizes = scorer.vocab_sizes + base.vocab_sizes
+
+    def signature(self, with_contexts: bool) -> str:
+        """Every setting that changes the numbers, in one line."""
+        own, base = (side.settings(with_contexts) for side in (self.scorer, self.base))
+        return signature(own | {f"base_{name}": value for name, value in base.items()})
+
+    def sums(self, texts, contexts=None, **options) -> Iterator[tuple[str, PairSums]]:
+        """Each text with its sums under both models; arguments and errors as `TextScorer.sums`."""
+        # A list stays one, of which the progress knows the length.
+        texts, base_texts = (
+            (texts, texts) if isinstance(texts, Collection) else itertools.tee(texts)
+        )
+        contexts, base_contexts = (None, None) if contexts is None else itertools.tee(contexts)
+        base = self.base.sums(base_texts, base_contexts, **{**options, "progress": False})
+        for (text, own), (_, other) in zip(
+            self.scorer.sums(texts, contexts, **options), base, strict=True
+        ):
+            yield text, PairSums(**vars(own), base=other)
+
+    def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result:
+        """The result of `compare` without its signature, from the sums of texts."""
+        pairs = [text for text in sums if isinstance(text, PairSums)]
+        return pair_result(pairs)

@@ -1,0 +1,151 @@
+"""An encoder-decoder, sources and texts -> the nll of each text given its source.
+
+    nll_t = -log p(label t | the source, the labels before it)
+
+The labels are the ids that the tokenizer gives a text as a target, with the special tokens that it
+adds, as `Seq2SeqTrainer` has them; all are scored.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ppleval.models.kinds import Seq2SeqModel
+from ppleval.models.language_model import Span
+from ppleval.texts.encoding import EncodedText, Places, TextEncoder
+from ppleval.texts.engine import Job, TextScorer
+from ppleval.texts.options import TextOptions
+
+
+@dataclass(frozen=True)
+class TargetText(EncodedText):
+    """What the decoder reads first and then the labels of a text, and the ids of its source."""
+
+    source: Sequence[int] = ()
+
+
+class Seq2SeqEncoder(TextEncoder):
+    """Encodes texts and their sources for an encoder-decoder."""
+
+    def __init__(self, model: Seq2SeqModel, options: TextOptions):
+        super().__init__(model.tokenizer, options)
+        self._model = model
+
+    def _start_id(self) -> None:
+        """None: the model says what its decoder begins with."""
+        return None
+
+    def encode(self, texts: Sequence[str], contexts: Sequence[str] | None) -> list[EncodedText]:
+        """Encode a batch of texts, each with its source."""
+        assert contexts is not None  # the scorer asks for them
+        targets, sources = self._targets(list(texts)), self._sources(list(contexts))
+        return [
+            self._cut(replace(target, source=source, context_truncated=is_cut))
+            for target, (source, is_cut) in zip(targets, sources, strict=True)
+        ]
+
+    def _targets(self, texts: list[str]) -> Iterator[TargetText]:
+        encoded = self._call_tokenizer(text_target=texts, return_special_tokens_mask=True)
+        places: list[Places | None] = [None] * len(texts)
+        if self._is_fast:
+            rows = zip(texts, encoded["offset_mapping"], encoded["input_ids"], strict=True)
+            masks = encoded["special_tokens_mask"]
+            places = [
+                self._places(*row).with_text_up_to(_num_of_text(mask), row[0])
+                for row, mask in zip(rows, masks, strict=True)
+            ]
+        for text, labels, place in zip(texts, encoded["input_ids"], places, strict=True):
+            first = self._first_input(labels)
+            yield TargetText(text, [*first, *labels], len(first), place and place.behind("", 1))
+
+    def _first_input(self, labels: list[int]) -> list[int]:
+        """What the decoder reads before the labels; empty without any label.
+
+        Raises:
+            ValueError: the decoder reads something else than the labels, one place behind.
+        """
+        if not labels:
+            return []
+        inputs = self._model.decoder_inputs(labels)
+        if inputs[1:] != labels[:-1]:
+            raise ValueError(
+                f"The decoder of {self._model.name} does not read the labels one place behind: for "
+                f"{labels[:8]} it reads {inputs[:8]}."
+            )
+        return inputs[:1]
+
+    def _sources(self, contexts: list[str]) -> Iterator[tuple[list[int], bool]]:
+        """The ids of each source, and whether they are cut to what the encoder reads."""
+        limit = self._model.source_length
+        for context, ids in zip(contexts, self._call_tokenizer(contexts).input_ids, strict=True):
+            is_cut = len(ids) > limit
+            if is_cut:  # by the tokenizer, which keeps its special tokens
+                (ids,) = self._call_tokenizer(
+                    [context], truncation=True, max_length=limit
+                ).input_ids
+            self._model.check_source(ids)
+            yield ids, is_cut
+
+
+def _num_of_text(special_tokens_mask: list[int]) -> int:
+    """How many ids there are up to the last one that is no special token."""
+    return int(np.flatnonzero([not special for special in special_tokens_mask]).max(initial=-1)) + 1
+
+
+class Seq2SeqScorer(TextScorer):
+    """Scores texts with one encoder-decoder under one set of options.
+
+    Raises:
+        ValueError: as `TextScorer`; an option that has no meaning for an encoder-decoder.
+    """
+
+    model: Seq2SeqModel
+
+    def __init__(self, model: Seq2SeqModel, options: TextOptions):
+        options.refuse(
+            ("preset", "add_start_token", "start_each_window", "join_contexts", "conversations"),
+            f"for {model.name}, which is an encoder-decoder",
+        )
+        super().__init__(model, options)
+
+    def _new_encoder(self) -> Seq2SeqEncoder:
+        assert isinstance(self.model, Seq2SeqModel)
+        return Seq2SeqEncoder(self.model, self.options)
+
+    def reading_settings(self, with_contexts: bool) -> dict[str, str | int | bool | None]:
+        """The settings that decide which tokens are scored, and what the model sees of them."""
+        return {
+            "source_length": self.model.source_length,
+            "max_length": self.options.max_length,
+            "window": self.window,
+            "stride": self.stride,
+        }
+
+    @property
+    def shortened_contexts(self) -> str:
+        """How a warning names contexts that the model did not read as a whole."""
+        return (
+            f"are longer than the {self.model.source_length} tokens that the encoder of "
+            f"{self.model.name} reads and were cut from the right"
+        )
+
+    def _pairs(
+        self, texts: Iterable[str], contexts: Iterable[str] | None
+    ) -> Iterator[tuple[str, str | None]]:
+        if contexts is None:
+            raise ValueError(
+                f"{self.model.name} is an encoder-decoder: pass contexts=, one source for each "
+                "text, such as a sentence for its translation. Its encoder reads them."
+            )
+        return super()._pairs(texts, contexts)
+
+    def _num_inputs(self, job: Job) -> int:
+        source = job.draft.encoded
+        assert isinstance(source, TargetText)  # of the encoder
+        return job.window.num_inputs + len(source.source)
+
+    def _span(self, job: Job) -> Span:
+        text = job.draft.encoded
+        assert isinstance(text, TargetText)  # of the encoder
+        return replace(super()._span(job), source=text.source)

@@ -1,0 +1,214 @@
+"""The score of one text: a `Draft` collects the nll of its windows and becomes a `TextScore`.
+
+engine.py scores many texts in batches; stats/totals.py adds up their sums.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppleval.logits.outputs import TokenStats
+from ppleval.show.heatmap import heatmap
+from ppleval.show.plot_tokens import plot_score
+from ppleval.stats.positions import bucket_sums
+from ppleval.stats.totals import NO_POSITIONS, TextSums
+from ppleval.texts.encoding import EncodedText
+from ppleval.texts.presets import Preset
+from ppleval.texts.windows import Window
+from ppleval.texts.words import Word, words_of
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """One text: its tokens, how surprising each is, and the sums over the scored ones.
+
+    The lists have one entry for each token of the text; start token and context are left out. The
+    offsets cover the text without gaps; a space belongs to the token behind it. They are None
+    without a fast tokenizer.
+    """
+
+    text: str
+    tokens: list[str]
+    offsets: list[tuple[int, int]] | None  # characters [start, end)
+    nll: list[float]  # nats; NaN where not scored
+    entropy: list[float]  # of the prediction: the nll it expects, nats; NaN where not scored
+    ranks: list[int]  # 1 + the number of likelier tokens; 0 where not scored
+    expected: list[list[tuple[str, float]]] | None  # likeliest tokens with their nll; None: top_k=0
+    sums: TextSums
+    # -log P(a new word begins) before each token and behind the last, nats; NaN where not known.
+    # None: corrected=False.
+    word_start_nll: list[float] | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean nll); NaN when nothing was scored."""
+        return self.sums.perplexity
+
+    @property
+    def words(self) -> list[Word]:
+        """The words between white space, each with the nll of its tokens; see `words_of`.
+
+        Raises:
+            ValueError: there are no offsets.
+        """
+        return words_of(self)
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return heatmap(self)
+
+    def plot(self, ax=None):
+        """Draw the surprisal of each token in bits, with the entropy of its prediction as a line.
+
+        Returns (figure, axes) of matplotlib; `ax` are axes to draw in.
+        """
+        return plot_score(self, ax)
+
+
+class Draft:
+    """The score of a text, filled window by window.
+
+    Args:
+        number: that of the text among all texts.
+        encoded: the text.
+        windows: they score no id twice.
+        num_bytes, num_words: of the scored text, from `count_scored`.
+        edges: of the buckets by position, if any.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        encoded: EncodedText,
+        windows: list[Window],
+        num_bytes: int,
+        num_words: int,
+        edges: Sequence[int] = (),
+    ):
+        self.number, self.encoded, self.windows = number, encoded, windows
+        self.num_bytes, self.num_words = num_bytes, num_words
+        self._edges = edges
+        self._found: list[tuple[Window, TokenStats]] = []
+        self._end_share_nll = np.nan
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all windows are filled in."""
+        return len(self._found) == len(self.windows)
+
+    def fill(self, window: Window, found: TokenStats) -> None:
+        """Take the result of a window; those of a text come in any order."""
+        if window.reads_end and found.share_nll is not None:  # the end is no scored token
+            self._end_share_nll = float(found.share_nll[-1])
+            found = found[:-1]
+        self._found.append((window, found))
+
+    def _in_order(self) -> list[tuple[Window, TokenStats]]:
+        """The windows that are filled in, in the order of their ids, with their results."""
+        return sorted(self._found, key=lambda part: part[0].first)
+
+    def _scored(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(what `TokenStats` has under this name, weight) of each scored id, in order, float64."""
+        if not self._found:
+            return np.zeros(0), np.zeros(0)
+        found = self._in_order()
+        values = [getattr(stats, name).numpy() for _, stats in found]
+        weights = [np.full(len(stats.nll), window.weight) for window, stats in found]
+        return np.concatenate(values).astype(np.float64), np.concatenate(weights)
+
+    def sums(self) -> TextSums:
+        """The text's part in the result of a corpus."""
+        return self._sums("nll")
+
+    def _sums(self, name: str) -> TextSums:
+        """The sums of the nll that `TokenStats` has under this name."""
+        unweighted, weights = self._scored(name)
+        has_weight = weights > 0  # a preset may give a scored token no weight
+        return TextSums(
+            nll_sum=float(unweighted[has_weight] @ weights[has_weight]),
+            weight_sum=float(weights.sum()),
+            unweighted_nll_sum=float(unweighted.sum()),
+            token_nll_sq_sum=float(unweighted @ unweighted),
+            num_tokens=int(np.count_nonzero(has_weight)),
+            num_bytes=self.num_bytes,
+            num_words=self.num_words,
+            truncated=self.encoded.truncated,
+            context_truncated=self.encoded.context_truncated
+            or (bool(self.windows) and self.windows[0].start > 0),
+            positions=bucket_sums(self._contexts(), unweighted, weights, self._edges)
+            if self._edges
+            else NO_POSITIONS,
+        )
+
+    def _contexts(self) -> np.ndarray:
+        """How many ids the model could see before each scored id, in order."""
+        if not self._found:
+            return np.zeros(0, dtype=np.int64)
+        return np.concatenate(
+            [np.asarray(window.scored, np.int64) - window.start for window, _ in self._in_order()]
+        )
+
+    def score(
+        self, decode: Callable[[int], str], with_expected: bool, with_word_starts: bool = False
+    ) -> TextScore:
+        """The score as callers get it; `decode` gives the string of an id."""
+        text, begin = self.encoded, self.encoded.num_prefix
+        size = len(text.ids)
+        nll, entropy = np.full(size, np.nan), np.full(size, np.nan)
+        ranks = np.zeros(size, dtype=np.int64)
+        share_nll = np.append(np.full(size, np.nan), self._end_share_nll)
+        expected: list[list[tuple[str, float]]] = [[] for _ in range(size)]
+        for window, found in self._found:
+            here = window.scored
+            nll[here] = found.nll.numpy()
+            if found.entropy is not None and found.rank is not None:
+                entropy[here], ranks[here] = found.entropy.numpy(), found.rank.numpy()
+            if found.share_nll is not None:
+                share_nll[here] = found.share_nll.numpy()
+            if found.expected_ids is not None and found.expected_nll is not None:
+                rows = zip(found.expected_ids.tolist(), found.expected_nll.tolist(), strict=True)
+                for place, row in zip(here, rows, strict=True):
+                    expected[place] = [(decode(i), value) for i, value in zip(*row, strict=True)]
+        return TextScore(
+            text=text.text,
+            tokens=[decode(i) for i in text.ids[begin:]],
+            offsets=text.offsets(),
+            nll=nll[begin:].tolist(),
+            entropy=entropy[begin:].tolist(),
+            ranks=ranks[begin:].tolist(),
+            expected=expected[begin:] if with_expected else None,
+            sums=self.sums(),
+            word_start_nll=share_nll[begin:].tolist() if with_word_starts else None,
+        )
+
+
+def count_scored(
+    text: EncodedText, windows: list[Window], rules: Preset, tokenizer
+) -> tuple[int, int]:
+    """UTF-8 bytes and words of the scored text, or of all of it where the preset counts so."""
+    if not windows:
+        return 0, 0
+    ranges = _scored_ranges(windows)
+    all_is_scored = ranges == [(text.num_prefix, len(text.ids))] and not text.truncated
+    if rules.counts_whole_text or all_is_scored:
+        return len(text.text.encode()), rules.count_words(text.text)
+    if text.places is not None:
+        parts = [text.text_of(first, stop) for first, stop in ranges]
+        # Not of the parts: a character may have both scored and unscored tokens.
+        num_bytes = sum(text.num_bytes(first, stop) for first, stop in ranges)
+    else:
+        parts = [tokenizer.decode(text.ids[first:stop]) for first, stop in ranges]
+        num_bytes = sum(len(part.encode()) for part in parts)
+    return num_bytes, sum(rules.count_words(part) for part in parts)
+
+
+def _scored_ranges(windows: list[Window]) -> list[tuple[int, int]]:
+    """The ids [first, stop) that the windows score; adjacent ranges are joined."""
+    ranges: list[tuple[int, int]] = []
+    for first, stop in itertools.chain(*(window.ranges for window in windows)):
+        if ranges and ranges[-1][1] == first:
+            first, _ = ranges.pop()
+        ranges.append((first, stop))
+    return ranges
