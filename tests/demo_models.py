@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
-import metric_package
+import demo.models
 from demo.service import Metrics
 from demo.settings import Model, Settings, read_settings
+from ppleval import Perplexity
 
 LABEL = "Bundled model"
 ABSENT = Model("Absent", "nobody/nothing", None, None, None, "nowhere", None)
@@ -34,14 +35,13 @@ def loaded(settings: Settings) -> Metrics:
 
 def load_absent_by(of_absent: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """This function loads the model ABSENT instead of the metric."""
-    load = metric_package.load
 
     def patched():
-        metric = load()
+        metric = Perplexity()
         text_scorer = metric.text_scorer
         metric.text_scorer = lambda **options: (
             of_absent() if options["model_id"] == ABSENT.id else text_scorer(**options)
         )
         return metric
 
-    monkeypatch.setattr(metric_package, "load", patched)
+    monkeypatch.setattr(demo.models, "Perplexity", patched)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from conftest import WITH_NETWORK
+from support import WITH_NETWORK
 from text_oracles import grown
 from tokenizers import (
     Tokenizer,

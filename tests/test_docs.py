@@ -1,14 +1,17 @@
 """Every example of README.md and docs/ is run, every link leads somewhere, README stays short."""
 
+import ast
 import doctest
 import re
+import sys
 import warnings
+from fnmatch import fnmatch
 
 import pytest
 import yaml
-from conftest import ROOT
+from support import ROOT
 
-README = ROOT / "README.md"
+README, LIBRARY = ROOT / "README.md", ROOT / "ppleval"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -76,17 +79,43 @@ def test_the_first_perplexity_stands_on_the_first_screen():
     assert first.lineno + first.source.count("\n") + 1 < 30
 
 
-def test_the_map_has_every_module_and_folder():
-    (tree,) = re.findall(r"## Map\n\n```\n(.*?)```", read(README), flags=re.DOTALL)
-    named = {
-        name
-        for names in re.findall(r"^(\S+(?:, \S+)*)  ", tree, flags=re.MULTILINE)
-        for name in names.split(", ")
-    }
-    assert [name for name in named if not list(ROOT.glob(name))] == []
-    assert {path.name for path in ROOT.glob("*.py")} <= {
-        path.name for name in named for path in ROOT.glob(name)
-    }
+def names_in_map(indent: str) -> list[str]:
+    """What stands in the first column of the map, behind so much white space."""
+    (tree,) = re.findall(r"## Map\n.*?```\n(.*?)```", read(README), flags=re.DOTALL)
+    columns = re.findall(rf"^{indent}(\S+(?:, \S+)*)  ", tree, flags=re.MULTILINE)
+    return sorted(name for names in columns for name in names.split(", "))
+
+
+def entries(folder) -> list[str]:
+    """The names in a folder, those of folders with a slash, but for what is hidden or ignored."""
+    ignored = [*read(ROOT / ".gitignore").split(), ".*"]
+    names = [path.name + "/" * path.is_dir() for path in folder.iterdir()]
+    return sorted(name for name in names if not any(fnmatch(name, p) for p in ignored))
+
+
+def test_the_map_has_every_room_and_every_root_entry():
+    assert names_in_map("  ") == [e for e in entries(LIBRARY) if not e.startswith(("__", "py."))]
+    assert names_in_map("") == [entry for entry in entries(ROOT) if entry != "README.md"]
+
+
+def test_the_root_is_one_screen():
+    assert len(entries(ROOT)) <= 20  # and .ci, .gitignore
+
+
+def test_requirements_txt_lists_what_is_imported():
+    """The Space installs nothing else; ppleval and demo lie beside app.py."""
+    programs = [ROOT / "app.py", ROOT / "perplexity.py"]
+    programs += [path for folder in (LIBRARY, ROOT / "demo") for path in folder.rglob("*.py")]
+    nodes = [node for path in programs for node in ast.walk(ast.parse(read(path)))]
+    imported = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    names = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
+    names -= {"ppleval", "demo", "spaces"}  # the last is there on the machines of Spaces
+    names -= {"matplotlib", "ray", "torchao", "triton"}  # asked for where they are needed
+    names = {{"yaml": "PyYAML"}.get(name, name).replace("_", "-") for name in names}
+    listed = re.findall(r"^[\w-]+", read(ROOT / "requirements.txt"), flags=re.MULTILINE)
+    assert listed == sorted({name.replace("_", "-") for name in listed}, key=str.lower)
+    assert set(listed) == names
 
 
 def test_the_space_gets_what_the_demo_needs():

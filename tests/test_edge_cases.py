@@ -6,12 +6,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, as_objects, load, random_batch, reference_perplexity
+from support import ROOT, as_objects, random_batch, reference_perplexity
 from transformers.modeling_outputs import CausalLMOutput
+
+from ppleval import Perplexity
 
 
 def compute(logits, targets, **kwargs):
-    return load().compute(predictions=logits, references=targets, **kwargs)
+    return Perplexity().compute(predictions=logits, references=targets, **kwargs)
 
 
 @pytest.mark.parametrize("why", ["ignored", "weight", "one position and shift"])
@@ -393,7 +395,7 @@ WRONG_LABELS = {
 @pytest.mark.parametrize("case", WRONG_LABELS)
 def test_a_perplexity_above_the_vocabulary_is_told_of_once(case):
     logits, ids, weights, shift = WRONG_LABELS[case](*sure_model())
-    ppl = load(shift=shift)
+    ppl = Perplexity(shift=shift)
     batch = {"predictions": logits, "references": ids, "sample_weight": weights}
     if case == "padding is scored":
         batch = {name: value if value is None else value[1:] for name, value in batch.items()}
@@ -423,7 +425,7 @@ def test_what_is_no_worse_than_guessing_is_not_told_of(ppl):
 def test_batches_of_different_vocabularies_are_judged_by_both(ppl):
     """Guesses over 1000 and 10 ids, of as many tokens: together as good as over 100."""
     ppl.add_batch(predictions=torch.zeros(1, 6, 1000), references=torch.zeros(1, 6, dtype=int))
-    other = load()
+    other = Perplexity()
     other.add_batch(predictions=torch.zeros(1, 6, 10), references=torch.zeros(1, 6, dtype=int))
     other.merge(ppl)
     assert other.compute()["perplexity"] == pytest.approx(100)
@@ -462,8 +464,8 @@ def use_of(ppl, name):
         "add texts": lambda: ppl.add_batch(predictions=["one"]),
         "call": lambda: ppl(**batch),
         "reset": ppl.reset,
-        "merge": lambda: ppl.merge(load()),
-        "merge into another": lambda: load().merge(ppl),
+        "merge": lambda: ppl.merge(Perplexity()),
+        "merge into another": lambda: Perplexity().merge(ppl),
         "sync": ppl.sync,
     }[name]
 
@@ -498,6 +500,6 @@ def test_a_metric_is_not_used_in_what_its_compute_reads(ppl, name, kind):
     ):
         ppl.compute(**given | {"predictions": read(use_of(ppl, name))})
     assert len(ppl) == count
-    found = ppl.compute(**given | {"predictions": read(lambda: use_of(load(), name)())})
+    found = ppl.compute(**given | {"predictions": read(lambda: use_of(Perplexity(), name)())})
     assert found["perplexity"] == expected
     use_of(ppl, name)()  # afterwards it may be used again

@@ -1,16 +1,18 @@
 """The programs under examples/ print what docs/ says; benchmarks say what they need."""
 
+import functools
 import importlib.util
 import math
 import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import ROOT, load
+from support import ROOT
+
+from ppleval import Perplexity
 
 WHY_PAGE = ROOT / "docs" / "why_numbers_differ.md"
 PEERS_ARE_INSTALLED = all(map(importlib.util.find_spec, ("lm_eval", "torchmetrics")))
@@ -23,22 +25,18 @@ def picture(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def printed(picture):
-    """{example: what it prints}; the longest beside the others, each on one core.
-
-    That one with the packages' own numbers where they are installed.
-    """
+    """What an example prints, by its name; that one with the packages' own numbers where they are
+    installed."""
     arguments = {
         "why_numbers_differ": ["--peers"] if PEERS_ARE_INSTALLED else [],
-        "eval_loss_is_not_perplexity": [],
-        "quantisation": [],
         "perplexity_by_position": [picture],
-        "ray_corpus": [],
     }
 
+    @functools.cache
     def run(name):
         done = subprocess.run(
-            [sys.executable, ROOT / "examples" / f"{name}.py", *arguments[name]],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [sys.executable, ROOT / "examples" / f"{name}.py", *arguments.get(name, [])],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=600,
@@ -46,8 +44,7 @@ def printed(picture):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(arguments, pool.map(run, arguments), strict=True))
+    return run
 
 
 def program_of(name):
@@ -66,8 +63,9 @@ def figures(text: str) -> dict[tuple[str, str], list[float]]:
     }
 
 
+@pytest.mark.long
 def test_eval_loss_is_not_perplexity(printed):
-    found = figures(printed["eval_loss_is_not_perplexity"])
+    found = figures(printed("eval_loss_is_not_perplexity"))
     stated = figures((ROOT / "docs" / "trainer.md").read_text(encoding="utf-8"))
     assert set(found) == set(stated)
     assert len(found) == 4
@@ -78,6 +76,7 @@ def test_eval_loss_is_not_perplexity(printed):
         assert exp_eval_loss != pytest.approx(perplexity, rel=0.05)
 
 
+@pytest.mark.long
 def test_quantisation(printed):
     """docs/compare.md shows what the program prints, to the last digit but one."""
 
@@ -85,7 +84,7 @@ def test_quantisation(printed):
         lines = re.findall(r"^\| (\d bits) \| (.*) \|$", text, flags=re.MULTILINE)
         return {name: [float(v) for v in re.findall(r"[\d.]+", rest)] for name, rest in lines}
 
-    found = rows(printed["quantisation"])
+    found = rows(printed("quantisation"))
     stated = rows((ROOT / "docs" / "compare.md").read_text(encoding="utf-8"))
     assert list(found) == list(stated) == ["8 bits", "6 bits", "4 bits"]
     for name, values in found.items():
@@ -97,7 +96,7 @@ NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 
 @pytest.fixture(scope="module")
 def why_printed(printed):
-    return printed["why_numbers_differ"]
+    return printed("why_numbers_differ")
 
 
 def section(text: str, name: str) -> str:
@@ -124,16 +123,19 @@ def check_same_words_and_numbers(text: str, expected: str) -> None:
         assert found == pytest.approx(wanted, rel=1e-3, abs=last_digit if "." in number else 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["conventions", "key"])
 def test_why_numbers_differ_is_what_its_program_prints(why_printed, name):
     check_same_words_and_numbers(stated(name), section(why_printed, name))
 
 
-@pytest.mark.skipif(not PEERS_ARE_INSTALLED, reason="requirements-bench.txt is not installed")
+@pytest.mark.long
+@pytest.mark.skipif(not PEERS_ARE_INSTALLED, reason="the extra bench is not installed")
 def test_why_numbers_differ_has_the_numbers_of_the_packages(why_printed):
     check_same_words_and_numbers(stated("peers"), section(why_printed, "peers"))
 
 
+@pytest.mark.long
 def test_why_numbers_differ_puts_the_packages_beside_their_rows(why_printed):
     numbers = {row[0]: float(row[1].replace(",", "")) for row in cells(why_printed, "conventions")}
     rows = cells(WHY_PAGE.read_text(encoding="utf-8"), "peers")
@@ -143,6 +145,7 @@ def test_why_numbers_differ_puts_the_packages_beside_their_rows(why_printed):
         assert float(number) == pytest.approx(float(ours), rel=1e-5), package
 
 
+@pytest.mark.long
 def test_the_key_to_strange_numbers_tells_the_units(why_printed):
     """Its rules, by the numbers of the table."""
     numbers = {row[0]: float(row[1].replace(",", "")) for row in cells(why_printed, "conventions")}
@@ -177,8 +180,8 @@ def test_ray_corpus(printed):
     program = program_of("ray_corpus")
     texts = [row["text"] for row in program.held_out_texts()]
     groups = [row["domain"] for row in program.held_out_texts()]
-    expected = load().compute(predictions=texts, groups=groups, model_id=str(program.MODEL))
-    whole, flush, indented, *_ = re.findall(r"([\d.]+) over (\d+) tokens", printed["ray_corpus"])
+    expected = Perplexity().compute(predictions=texts, groups=groups, model_id=str(program.MODEL))
+    whole, flush, indented, *_ = re.findall(r"([\d.]+) over (\d+) tokens", printed("ray_corpus"))
     for (perplexity, num_tokens), result in (
         (whole, expected),
         (flush, expected["groups"]["flush"]),
@@ -186,10 +189,11 @@ def test_ray_corpus(printed):
     ):
         assert float(perplexity) == pytest.approx(result["perplexity"], abs=0.006)
         assert int(num_tokens) == result["num_tokens"]
-    assert printed["ray_corpus"].count(" nats, ") == 3
+    assert printed("ray_corpus").count(" nats, ") == 3
 
 
 def test_perplexity_by_position(printed, picture):
+    printed("perplexity_by_position")
     assert picture.read_bytes().startswith(b"\x89PNG")
     shown = ROOT / "docs" / "perplexity_by_position.png"
     assert max(picture.stat().st_size, shown.stat().st_size) < 60_000

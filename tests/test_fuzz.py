@@ -8,9 +8,10 @@ import fuzz_texts
 import numpy as np
 import pytest
 import torch
-from conftest import kernels, sibling
 from fuzz_oracle import student_t_95
 from fuzz_runs import Calls, CrashedError, WrongError, failures, kind_of
+
+from ppleval.stats import totals as stats_totals
 
 # They take about five and ten seconds on one core.
 LOGIT_SEEDS = range(120)
@@ -36,7 +37,7 @@ def test_random_texts_equal_the_loop_or_are_refused(one_thread):
 
 def test_a_wrong_number_is_found(monkeypatch):
     """A metric whose mean nll is off by 4e-6 is wrong in float32."""
-    totals = sibling("totals").NllTotals
+    totals = stats_totals.NllTotals
     right = totals.result
 
     def off(self):
@@ -63,7 +64,8 @@ def test_what_a_call_leaves_behind_is_found():
 
 
 def test_the_fuzzers_have_a_quantile_of_their_own():
-    own = kernels("totals").student_t_95
+    from ppleval.stats.totals import student_t_95 as own
+
     for degrees in (1, 1.3, 2, 7.5, 40, 1000):
         assert student_t_95(degrees) == pytest.approx(own(degrees), rel=1e-8)
 

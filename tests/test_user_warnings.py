@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import ROOT, load
+from support import ROOT
+
+from ppleval import Perplexity
 
 NAN = {"predictions": np.full((1, 1, 2), np.nan), "references": [[0]]}
 UNSCORED = {"predictions": np.zeros((1, 1, 2)), "references": [[-100]]}
@@ -21,7 +23,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_a_warning_names_the_line_of_the_call(name):
     with pytest.warns(UserWarning, match="holds NaN|No token|have no token") as caught:
-        CALLS[name](load())
+        CALLS[name](Perplexity())
     (warning,) = caught
     place = (warning.filename, warning.lineno)
     assert place == (__file__, CALLS[name].__code__.co_firstlineno)

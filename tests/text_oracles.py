@@ -5,6 +5,7 @@ same ones. GPT-2 (no BOS in front by itself), Llama (RoPE), Qwen (no BOS at all)
 Gemma, whose logits are not those of its output layer.
 """
 
+import copy
 import itertools
 import math
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import ROOT
+from support import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TINY = str(ROOT / "tiny_model")
@@ -60,6 +61,18 @@ def grown(model):
             if parameter.dim() > 1:
                 parameter.mul_(4)
     return model.eval()
+
+
+def variant(model, seed, scale=0.3):
+    """A copy of the model with noise in its weights."""
+    other = AutoModelForCausalLM.from_config(copy.deepcopy(model.config))
+    other.load_state_dict(model.state_dict())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(scale * parameter.std() * noise if parameter.numel() > 1 else 0)
+    return other.eval()
 
 
 def make_models():

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 import triton
-from conftest import kernels
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-nll_triton, reduction = kernels("nll_triton"), kernels("nll_outputs")
-LogitTransform = kernels("nll_transform").LogitTransform
+from ppleval.logits import outputs as reduction
+from ppleval.logits import triton_kernel as nll_triton
+from ppleval.logits.outputs import LogitTransform
+
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 ALIGNED, ODD = 128256, 50257

@@ -14,7 +14,7 @@ import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["evaluate", "transformers.models.llama.modeling_llama", "torch.distributed"]
+    ["ppleval.metric", "transformers.models.llama.modeling_llama", "torch.distributed"]
 )
 
 
@@ -24,8 +24,12 @@ def run(command: list[str], environment: dict[str, str], directory: Path) -> Non
         os.dup2(os.open(directory / name, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ |= environment
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # which torch has read already
-    sys.argv = command
-    runpy.run_path(command[0], run_name="__main__")
+    if command[0] == "-m":
+        sys.argv = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
 
 
 def finish(

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import found_once, load
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ppleval import Perplexity
 
 TIMEOUT_S = 20
 CASES = {}  # name -> function
@@ -287,7 +288,11 @@ def batches(ppl, shift):
         if weights is not None:  # equal on all ranks
             dist.broadcast(weights, 0)
         for placement in PLACEMENTS.values():
-            alone, whole, synced = load(shift=shift), load(shift=shift), load(shift=shift)
+            alone, whole, synced = (
+                Perplexity(shift=shift),
+                Perplexity(shift=shift),
+                Perplexity(shift=shift),
+            )
             for seed in (0, 1):
                 logits, targets = rows(seed=seed)
                 spread = distribute_tensor(logits, mesh(), [placement])
@@ -307,7 +312,7 @@ def batches(ppl, shift):
 def shared_and_own(ppl):
     """A batch that the ranks share, and then one that each has for itself."""
     logits, targets = rows()
-    alone = load()
+    alone = Perplexity()
     alone.add_batch(predictions=logits, references=targets)
     for rank in range(dist.get_world_size()):
         more, more_targets = rows(seed=10 + rank)
@@ -326,7 +331,7 @@ def merged_and_called(ppl):
     expected = ppl(predictions=logits, references=targets)
     ppl.reset()
     gap = deviation(ppl(predictions=spread, references=targets), expected)
-    other = load()
+    other = Perplexity()
     other.merge(ppl)
     found = other.compute(sync=True)
     assert found["num_sequences"] == 5
@@ -360,7 +365,7 @@ def two_dimensions(ppl, first, second):
     expected, stats = ppl.token_nll(logits, targets), ppl.token_stats(logits, targets)
     gaps = [deviation(ppl.token_nll(spread, targets), expected)]
     gaps += map(deviation, ppl.token_stats(spread, targets).tensors, stats.tensors)
-    shifted = load(shift=True)
+    shifted = Perplexity(shift=True)
     whole = shifted.compute(predictions=logits, references=targets.clamp(min=0))
     options = {"predictions": spread, "references": targets.clamp(min=0)}
     found, sent = counted(shifted.compute, **options)
@@ -373,7 +378,7 @@ def two_dimensions(ppl, first, second):
 def a_mesh_for_each_half(ppl):
     """Two data-parallel copies, each with the vocabulary over two ranks, and batches of its own."""
     both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    alone = load()
+    alone = Perplexity()
     for seed in (0, 1):
         logits, targets = rows(seed=seed)
         alone.add_batch(predictions=logits, references=targets)
@@ -423,7 +428,7 @@ def target_beyond(ppl, logits, targets):
 @error_case
 def target_beyond_in_compute(ppl, logits, targets):
     targets[1, 2] = 11
-    load(shift=True).compute(predictions=logits, references=targets)
+    Perplexity(shift=True).compute(predictions=logits, references=targets)
 
 
 @error_case
@@ -588,7 +593,7 @@ def main() -> None:
     # Once more at the end: errors leave nothing behind that another call would meet.
     for name, function in [*cases.items(), next(iter(cases.items()))]:
         try:
-            results[name] = function(load())
+            results[name] = function(Perplexity())
         except (ValueError, TypeError, ConnectionError) as error:
             results[name] = f"{type(error).__name__}: {error}"
     Path(f"{sys.argv[1]}.{dist.get_rank()}").write_text(json.dumps(results))
@@ -596,5 +601,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with found_once():
-        main()
+    main()

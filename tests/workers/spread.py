@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DataLoaderConfiguration, ParallelismConfig
 from accelerate.state import AcceleratorState
-from conftest import ROOT, found_once, load, sibling
+from support import ROOT
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FullyShardedDataParallel,
@@ -46,6 +46,8 @@ from transformers import (
     TrainingArguments,
 )
 from workers import trainer
+
+from ppleval import Perplexity, distributed
 
 # Of very unequal length, and one that has nothing to score.
 TEXTS = ["Return the number of items in the list.", "", "The cat. " * 300, "No.", "naïve 漢字 🎉"]
@@ -162,7 +164,7 @@ MODELS = {2: ON_TWO, 4: ON_FOUR}
 def cases(kind: str, model, rank: int) -> dict:
     """{name: result} of one model."""
     named = {"model": model, "tokenizer": tokenizer()}
-    ppl, shapes = load(), []
+    ppl, shapes = Perplexity(), []
     hook = model.register_forward_hook(lambda *call: shapes.append(call[-1].logits.shape[:2]))
     found: dict[str, Any] = {
         "shared": ppl.compute(predictions=TEXTS, **named, sync=True),
@@ -213,7 +215,7 @@ def evaluations(model) -> list[dict]:
             directory, per_device_eval_batch_size=2, report_to=[], save_strategy="no", use_cpu=True
         )
         for group in (None, groups[dist.get_rank() % size]):
-            hooks = load().trainer_hooks(groups=ROW_NAMES, process_group=group)
+            hooks = Perplexity().trainer_hooks(groups=ROW_NAMES, process_group=group)
             data = {"eval_dataset": ROWS, "data_collator": trainer.collate}
             made = Trainer(model=model, args=arguments, **data, **hooks)
             if group is not None:
@@ -231,7 +233,7 @@ def loop_of_the_docs(model) -> dict:
     batch_size = 2 if dist.get_world_size() > 2 else len(ROWS)
     loader = torch.utils.data.DataLoader(ROWS, batch_size, collate_fn=trainer.collate)
     names = {"accelerator": Accelerator(cpu=True, dataloader_config=config), "loader": loader}
-    names |= {"torch": torch, "model": model, "ppl": load(shift=True)}
+    names |= {"torch": torch, "model": model, "ppl": Perplexity(shift=True)}
     exec(block, names)
     return names["result"]
 
@@ -250,7 +252,7 @@ def attempt(function, *args, **options):
 
 def other_cases(rank: int) -> dict:
     """What needs none of these models."""
-    ppl = load()
+    ppl = Perplexity()
     groups = [dist.new_group([r, r + 1]) for r in range(0, dist.get_world_size(), 2)]
     group = groups[rank // 2]
     add(ppl, rank)
@@ -287,7 +289,7 @@ def add(ppl, rank: int) -> None:
 
 def dying(model, rank: int):
     """The result of texts of which the last rank does not see the end."""
-    scorer = load().text_scorer(model=model, tokenizer=tokenizer())
+    scorer = Perplexity().text_scorer(model=model, tokenizer=tokenizer())
     passes = itertools.count()
 
     def die(*_):
@@ -295,7 +297,7 @@ def dying(model, rank: int):
             os.kill(os.getpid(), signal.SIGKILL)
 
     scorer.model.model.register_forward_pre_hook(die)
-    everyone = sibling("processes").Processes.launched()
+    everyone = distributed.Processes.launched()
     return attempt(lambda: len(list(scorer.sums(TEXTS[2:3] * 50, processes=everyone))))
 
 
@@ -315,7 +317,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with found_once():
-        main()
+    main()
     sys.stdout.flush()
     os._exit(0)  # a group that lost a rank waits for it in its destructor

@@ -16,7 +16,7 @@ from pathlib import Path
 import evaluate
 import torch
 import torch.distributed as dist
-from conftest import ROOT, found_once, load, random_batch, sibling
+from support import ROOT, random_batch
 from transformers import (
     AutoTokenizer,
     BartConfig,
@@ -25,6 +25,9 @@ from transformers import (
     BertForMaskedLM,
 )
 from workers import trainer
+
+from ppleval import Perplexity
+from ppleval.texts import schedule
 
 TINY = {"model_id": str(ROOT / "tiny_model")}
 # Of very unequal length, and one that has nothing to score.
@@ -51,14 +54,14 @@ def add(ppl, rank: int) -> None:
 
 
 def sync_then_compute(rank):
-    ppl = load()
+    ppl = Perplexity()
     add(ppl, rank)
     ppl.sync()
     return ppl.compute() | {"pending": len(ppl)}
 
 
 def compute_with_sync(rank):
-    ppl = load()
+    ppl = Perplexity()
     add(ppl, rank)
     first = ppl.compute(sync=True)
     add(ppl, rank)
@@ -67,7 +70,7 @@ def compute_with_sync(rank):
 
 
 def last_batch_in_compute(rank):
-    ppl = load()
+    ppl = Perplexity()
     *earlier, last = batches(rank)
     for batch in earlier:
         ppl.add_batch(**batch)
@@ -82,62 +85,62 @@ def add_with_groups(ppl, rank: int) -> None:
 
 
 def batches_with_groups(rank):
-    ppl = load()
+    ppl = Perplexity()
     add_with_groups(ppl, rank)
     return ppl.compute(sync=True)
 
 
 def groups_on_one_only(rank):
-    ppl = load()
+    ppl = Perplexity()
     (add_with_groups if rank == 0 else add)(ppl, rank)
     return ppl.compute(sync=True)
 
 
 def texts_with_groups(rank):
     options = {"groups": NAMES, "positions": True}
-    return load().compute(predictions=TEXTS, **TINY, **options, sync=True)
+    return Perplexity().compute(predictions=TEXTS, **TINY, **options, sync=True)
 
 
 def one_rank_without_any(rank):
-    ppl = load()
+    ppl = Perplexity()
     if rank == 0:
         add(ppl, rank)
     return ppl.compute(sync=True)
 
 
 def no_rank_with_any(rank):
-    load().compute(sync=True)
+    Perplexity().compute(sync=True)
 
 
 def not_asked_for(rank):
-    ppl = load()
+    ppl = Perplexity()
     add(ppl, rank)
     return ppl.compute()
 
 
 def nothing_scored_and_infinity(rank):
-    ppl = load()
+    ppl = Perplexity()
     target = -100 if rank == 0 else 0
     ppl.add_batch(predictions=torch.tensor([[[-math.inf, 0.0]]]), references=[[target]])
     return ppl.compute(sync=True)
 
 
 def twice(rank):
-    ppl = load()
+    ppl = Perplexity()
     add(ppl, rank)
     ppl.sync()
     ppl.sync()
 
 
 def more_after_sync(rank):
-    ppl = load()
+    ppl = Perplexity()
     add(ppl, rank)
     ppl.sync()
     add(ppl, rank)
 
 
 def merge_after_sync(rank):
-    synced, other = load(), load()
+    synced, other = Perplexity(), Perplexity()
     add(synced, rank)
     add(other, rank)
     synced.sync()
@@ -150,11 +153,11 @@ def merge_after_sync(rank):
 def a_bad_batch_on_one(rank):
     logits, targets = random_batch(vocab_size=11)
     targets[0, 0] = 11 if rank == 1 else 0
-    load().compute(predictions=logits, references=targets, sync=True)
+    Perplexity().compute(predictions=logits, references=targets, sync=True)
 
 
 def texts_pending_on_one(rank):
-    ppl = load()
+    ppl = Perplexity()
     if rank == 1:
         ppl.add_batch(predictions=TEXTS)
     else:
@@ -163,13 +166,13 @@ def texts_pending_on_one(rank):
 
 
 def different_options(rank):
-    ppl = load(shift=rank == 1)
+    ppl = Perplexity(shift=rank == 1)
     add(ppl, rank)
     ppl.compute(sync=True)
 
 
 def reset_after_sync(rank):
-    ppl = load()
+    ppl = Perplexity()
     add(ppl, rank)
     ppl.sync()
     ppl.reset()
@@ -178,35 +181,35 @@ def reset_after_sync(rank):
 
 
 def pending_texts(rank):
-    ppl = load()
+    ppl = Perplexity()
     ppl.add_batch(predictions=TEXTS)
     ppl.sync()
 
 
 def texts(rank):
-    return load().compute(predictions=TEXTS, **TINY, sync=True)
+    return Perplexity().compute(predictions=TEXTS, **TINY, sync=True)
 
 
 def texts_streamed(rank):
-    return load().compute(predictions=(text for text in TEXTS), **TINY, sync=True)
+    return Perplexity().compute(predictions=(text for text in TEXTS), **TINY, sync=True)
 
 
 def texts_added(rank):
-    ppl = load()
+    ppl = Perplexity()
     ppl.add_batch(predictions=TEXTS[:2])
     return ppl.compute(predictions=TEXTS[2:], **TINY, sync=True)
 
 
 def texts_in_portions(rank):
-    sibling("text_schedule").TEXTS_AT_ONCE = 1
+    schedule.TEXTS_AT_ONCE = 1
     try:
-        return load().compute(predictions=TEXTS, **TINY, sync=True)
+        return Perplexity().compute(predictions=TEXTS, **TINY, sync=True)
     finally:
-        sibling("text_schedule").TEXTS_AT_ONCE = 2048
+        schedule.TEXTS_AT_ONCE = 2048
 
 
 def texts_with_contexts(rank):
-    return load().compute(predictions=TEXTS, contexts=CONTEXTS, **TINY, sync=True)
+    return Perplexity().compute(predictions=TEXTS, contexts=CONTEXTS, **TINY, sync=True)
 
 
 @functools.cache
@@ -229,47 +232,47 @@ def other_models():
 
 
 def texts_masked(rank):
-    return load().compute(predictions=SHORT_TEXTS, **other_models()["original"], sync=True)
+    return Perplexity().compute(predictions=SHORT_TEXTS, **other_models()["original"], sync=True)
 
 
 def texts_with_sources(rank):
-    return load().compute(predictions=SHORT_TEXTS, **other_models()[None], sync=True)
+    return Perplexity().compute(predictions=SHORT_TEXTS, **other_models()[None], sync=True)
 
 
 def texts_joined(rank):
-    return load().compute(predictions=TEXTS, preset="hf-docs", **TINY, sync=True)
+    return Perplexity().compute(predictions=TEXTS, preset="hf-docs", **TINY, sync=True)
 
 
 def one_text(rank):
-    return load().compute(predictions=TEXTS[:1], **TINY, sync=True)
+    return Perplexity().compute(predictions=TEXTS[:1], **TINY, sync=True)
 
 
 def own_texts(rank):
-    return load().compute(predictions=TEXTS[rank : rank + 2], **TINY)
+    return Perplexity().compute(predictions=TEXTS[rank : rank + 2], **TINY)
 
 
 def different_texts(rank):
-    load().compute(predictions=[f"Text of rank {rank}."], **TINY, sync=True)
+    Perplexity().compute(predictions=[f"Text of rank {rank}."], **TINY, sync=True)
 
 
 def different_numbers_of_texts(rank):
-    load().compute(predictions=TEXTS[: 3 + rank], **TINY, sync=True)
+    Perplexity().compute(predictions=TEXTS[: 3 + rank], **TINY, sync=True)
 
 
 def different_settings(rank):
-    load().compute(predictions=TEXTS, **TINY, window=64 + rank, sync=True)
+    Perplexity().compute(predictions=TEXTS, **TINY, window=64 + rank, sync=True)
 
 
 def bad_text_everywhere(rank):
-    load().compute(predictions=["good", 5], **TINY, sync=True)
+    Perplexity().compute(predictions=["good", 5], **TINY, sync=True)
 
 
 def bad_text_on_one(rank):
-    load().compute(predictions=["good", 5 if rank == 1 else "bad"], **TINY, sync=True)
+    Perplexity().compute(predictions=["good", 5 if rank == 1 else "bad"], **TINY, sync=True)
 
 
 def model_that_fails_on_one(rank):
-    ppl = load()
+    ppl = Perplexity()
     scorer = ppl.text_scorer(**TINY)
 
     def fail(*args, **kwargs):
@@ -338,7 +341,7 @@ CASES = [
 def main() -> None:
     results = {}
     try:
-        load().sync()
+        Perplexity().sync()
     except ValueError as error:
         results["not_connected"] = f"ValueError: {error}"
     dist.init_process_group("gloo")
@@ -353,5 +356,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with found_once():
-        main()
+    main()

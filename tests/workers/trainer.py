@@ -18,7 +18,6 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from conftest import found_once, load
 from torch.utils.data import DataLoader
 from transformers import (
     BertConfig,
@@ -38,6 +37,8 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.utils import ModelOutput
+
+from ppleval import Perplexity
 
 VOCAB_SIZE = 97
 NUM_ROWS = 11  # divided by none of the batch sizes, nor by two processes
@@ -176,7 +177,7 @@ def pack(rows: list[dict], size: int = 3) -> list[dict]:
 @torch.no_grad()
 def expected_sequences(model, rows: list[dict]) -> dict[str, float]:
     """Number of sequences and interval where each row is a sequence by itself."""
-    ppl = load(shift=True)
+    ppl = Perplexity(shift=True)
     for row in rows:
         logits = model(input_ids=torch.tensor([row["input_ids"]])).logits
         ppl.add_batch(predictions=logits, references=[row["labels"]])
@@ -268,7 +269,7 @@ COLLATORS = {
 
 def make_trainer(setting: str, model, shift: bool, batch_size: int, extra: dict, directory: str):
     """A Trainer as a user would write it."""
-    ppl = load()
+    ppl = Perplexity()
     arguments = {
         "output_dir": directory,
         "use_cpu": True,
@@ -400,5 +401,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with found_once():
-        main()
+    main()
