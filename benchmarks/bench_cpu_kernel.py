@@ -1,7 +1,7 @@
 """Which operations of torch reduce a block of logits fastest on a CPU, without a compiler?
 
-What `nll_torch.py` is made of, next to what was tried and not kept. The raw operations only; what
-they cost in the module is in bench_nll.py.
+What `ppleval/logits/torch_kernel.py` is made of, next to what was tried and not kept. The raw
+operations only; what they cost in the module is in bench_nll.py.
 
     python benchmarks/bench_cpu_kernel.py
 """
@@ -120,7 +120,7 @@ def main() -> None:
     wide = torch.randn(WIDE_ROWS, WIDE_VOCAB_SIZE)
     run = functools.partial
     narrow = {
-        "log_softmax into one buffer (nll_torch.py)": run(with_fresh_memory, logits),
+        "log_softmax into one buffer (torch_kernel.py)": run(with_fresh_memory, logits),
         "the same, the buffer kept from call to call": run(over_blocks, kept, logits, BLOCK),
         "the same, 2 rows at a time": run(over_blocks, kept, logits, 2),
         "the same, 8 rows": run(over_blocks, kept, logits, 8),
@@ -131,14 +131,16 @@ def main() -> None:
         "x.sum(), the read limit": logits.sum,
     }
     low = {
-        "upcast, log_softmax in place (nll_torch.py)": run(
+        "upcast, log_softmax in place (torch_kernel.py)": run(
             over_blocks, upcast_in_place, half, BLOCK
         ),
         "into a second buffer": run(over_blocks, upcast_into_another, half, BLOCK),
         "x.sum(), the read limit": half.sum,
     }
     wider = {
-        "pieces of 65536, 16 rows at a time (nll_torch.py)": run(over_blocks, in_pieces, wide, 16),
+        "pieces of 65536, 16 rows at a time (torch_kernel.py)": run(
+            over_blocks, in_pieces, wide, 16
+        ),
         "the same, 4 rows at a time": run(over_blocks, in_pieces, wide, 4),
         "whole rows, errors of 2e-5 to 5e-5 nats, not 1e-6": run(over_blocks, kept, wide, 4),
         "copied tiles of 65536": run(over_blocks, in_tiles, wide, 16),
@@ -149,7 +151,7 @@ def main() -> None:
         "a row of 50258 on one core": run(over_and_over, kept, short),
         "the same, halves on two cores": run(over_and_over, in_halves, short),
         "a row of 262144 on one core": run(over_and_over, kept, row),
-        "the same, halves on two cores (nll_torch.py: quarters)": run(
+        "the same, halves on two cores (torch_kernel.py: quarters)": run(
             over_and_over, in_halves, wide[:1].clone()
         ),
     }

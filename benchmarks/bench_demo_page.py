@@ -15,7 +15,7 @@ from bench_demo import LABEL, LONG_WORDS, TINY, Server, texts, visit
 from playwright.sync_api import Page, sync_playwright
 from report import environment, table, write_section
 
-import metric_package
+from ppleval import Perplexity
 
 RUNS = 7
 SHIFTS = """new PerformanceObserver((list) => {
@@ -88,7 +88,7 @@ def main() -> None:
     for process in busy:
         process.start()
     long_texts = texts(LONG_WORDS)
-    scorer = metric_package.load().text_scorer(model_id=TINY)
+    scorer = Perplexity().text_scorer(model_id=TINY)
     server = Server(args.port)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(

@@ -11,25 +11,19 @@ It needs torch with CUDA and Triton, but neither evaluate nor transformers.
 
 import argparse
 import functools
-import importlib
 import importlib.metadata
 import statistics
 import sys
 import time
-import types
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from report import ROOT, environment, table, write_section
 
-# The siblings of perplexity.py as a package, without the metric itself.
-package = types.ModuleType("kernels")
-package.__path__ = [str(ROOT)]
-sys.modules["kernels"] = package
-nll_launch, nll_linear, nll_triton = (
-    importlib.import_module(f"kernels.nll_{name}") for name in ("launch", "linear", "triton")
-)
+sys.path.insert(0, str(ROOT))  # the machine with the card may have a clone and no installation
+
+from ppleval.logits import kernels, output_layer, triton_kernel
 
 DEVICE = "cuda"
 VOCAB_SIZES = (32000, 32768, 50257, 128256, 151936, 262144)
@@ -45,15 +39,15 @@ THIS = "this module"
 
 def launched(logits, targets, backend="triton", with_all=False):
     scored = torch.ones_like(targets, dtype=torch.bool)
-    return nll_launch.launch(logits, targets, scored, backend=backend, with_all=with_all).stats.nll
+    return kernels.launch(logits, targets, scored, backend=backend, with_all=with_all).stats.nll
 
 
 def one_program_per_row(logits, targets):
-    programs, nll_triton.NUM_PROGRAMS = nll_triton.NUM_PROGRAMS, 1
+    programs, triton_kernel.NUM_PROGRAMS = triton_kernel.NUM_PROGRAMS, 1
     try:
         return launched(logits, targets)
     finally:
-        nll_triton.NUM_PROGRAMS = programs
+        triton_kernel.NUM_PROGRAMS = programs
 
 
 @functools.cache
@@ -113,8 +107,8 @@ def cut(hidden, weight, targets):
 
 # Hidden states (N, H), weight (V, H) and targets (N,) -> nll (N,).
 LINEAR_METHODS: dict[str, Callable] = {
-    THIS: lambda h, w, y: nll_linear.linear_token_nll(h, w, y),
-    "this module, backend torch": lambda h, w, y: nll_linear.linear_token_nll(
+    THIS: lambda h, w, y: output_layer.linear_token_nll(h, w, y),
+    "this module, backend torch": lambda h, w, y: output_layer.linear_token_nll(
         h, w, y, backend="torch"
     ),
     "F.cross_entropy(F.linear(h, w))": lambda h, w, y: F.cross_entropy(

@@ -1,4 +1,4 @@
-"""Does `cli.py --engine ray` give the number of one process, through kills, and in how much time?
+"""Does `--engine ray` give the number of one process, through kills, and in how much time?
 How much memory does the driver take over a million texts?
 
     python benchmarks/bench_ray.py
@@ -42,11 +42,11 @@ def write_texts(path: Path, count: int, longest: int) -> Path:
 
 
 def score(*arguments, disturb: Callable[[subprocess.Popen], None] | None = None) -> dict:
-    """Run cli.py, disturb it, and return its result with the seconds that it took.
+    """Run the command, disturb it, and return its result with the seconds that it took.
 
     A run that is killed has no result.
     """
-    command = [sys.executable, ROOT / "cli.py", "--model", TINY, "--json", *arguments]
+    command = [sys.executable, "-m", "ppleval", "compute", "--model", TINY, "--json", *arguments]
     start = time.perf_counter()
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -167,9 +167,9 @@ def small_model(directory: Path) -> Path:
 
 def memory(directory: Path) -> str:
     """The driver's memory after each tenth of a million texts."""
-    from ray_cluster import cluster
-    from ray_files import Job, score_files
-    from ray_totals import Corpus
+    from ppleval.ray.cluster import cluster
+    from ppleval.ray.files import Job, score_files
+    from ppleval.ray.totals import Corpus
 
     data = write_texts(directory / "million.parquet", MILLION, longest=24)
     job = Job(

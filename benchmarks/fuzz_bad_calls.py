@@ -198,7 +198,7 @@ def make_bad_call_of_texts(
         method = [metric.score, metric.compare, metric.compute][rng.integers(3)]
         arguments = named | {name: value}
         arguments |= {"base": model} if method == metric.compare else {}
-        arguments["predictions" if method == metric.compute else "texts"] = texts
+        arguments["predictions"] = texts
         what = f"{method.__name__} with {name}={value!r}"
         call = functools.partial(method, **arguments)
     calls.make_refused(call, what, functools.partial(state_of_metric, metric))

@@ -18,20 +18,14 @@ from typing import Any
 from fuzz_runs import Calls, WrongError, main, state_of_metric
 
 # isort: split
-import evaluate
 import numpy as np
 from fuzz_bad_calls import make_bad_call_of_logits
 from fuzz_batches import random_batch, random_options, random_vocab_size
 from fuzz_inputs import fingerprint
 from fuzz_logit_loop import Added, Batch, is_refused_by_loop
 from fuzz_oracle import is_between, mean_nll, wrong_groups, wrong_numbers
-from report import ROOT
 
-
-@functools.cache
-def metric_class() -> type:
-    """The class of the metric, loaded once as users load it."""
-    return type(evaluate.load(str(ROOT / "perplexity.py")))
+from ppleval import Perplexity
 
 
 def take(calls: Calls, added: Added, options: dict, batch: Batch, call: Callable, metric) -> Any:
@@ -104,7 +98,7 @@ def one_call(seed: int, calls: Calls) -> bool:
     grouped = bool(rng.random() < 0.25)
     # Options may also come with `compute` alone, where nothing was added before.
     late = bool(rng.random() < 0.15)
-    metric, added = metric_class()(**({} if late else options)), Added()
+    metric, added = Perplexity(**({} if late else options)), Added()
     new_batch = functools.partial(random_batch, rng, vocab_size, options, grouped)
     for _ in range(0 if late else rng.integers(4)):
         add_by_chance(rng, calls, metric, added, options, new_batch)

@@ -37,7 +37,7 @@ if not torch.cuda.is_available():
 
 from report import ROOT
 
-MODULES = {path.name for path in ROOT.glob("*.py")}
+LIBRARY = ROOT / "ppleval"
 VERDICTS = ("equal", "refused", "wrong", "crashed")
 Watched = Callable[[], dict[str, Any]]
 
@@ -101,9 +101,9 @@ class Calls:
 
 
 def is_sentence_of_module(error: Exception) -> bool:
-    """Whether a user can read what was wrong: raised in a file of the metric, with a full stop."""
+    """Whether a user can read what was wrong: raised in a file of the library, with a full stop."""
     frames = traceback.extract_tb(error.__traceback__)
-    raised_here = Path(frames[-1].filename).name in MODULES
+    raised_here = Path(frames[-1].filename).is_relative_to(LIBRARY)
     text = str(error)
     return isinstance(error, TypeError | ValueError) and raised_here and text.endswith((".", ".]"))
 

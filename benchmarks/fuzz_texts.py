@@ -21,8 +21,6 @@ from typing import Any
 from fuzz_runs import Calls, RefusedByLoopError, WrongError, main, state_of_metric
 
 # isort: split
-import datasets
-import evaluate
 import numpy as np
 import torch
 import transformers
@@ -30,7 +28,9 @@ from fuzz_bad_calls import make_bad_call_of_texts
 from fuzz_models import leave_in_training, random_model, random_pair, random_tokenizer
 from fuzz_text_loop import LoopedText, Scene, check_options, joined, score_by_loop
 from fuzz_text_results import wrong_of_compare, wrong_of_compute, wrong_of_score
-from report import ROOT
+from huggingface_hub.utils import disable_progress_bars
+
+from ppleval import Perplexity
 
 PIECES = [
     "The quick brown fox jumps over the lazy dog", "Return the number of items.", "for i in range(",
@@ -39,15 +39,6 @@ PIECES = [
     "\ufeff", "\x00", "\x1b[0m", "<s>", "</s>", "<unk>", "<|bos|>", "<|eos|>", "<|pad|>", "<0x0A>",
     "▁", "Ġ", "1234567890", "...", "https://example.org/?q=1&r=2", "ValueError", "don't",
 ]  # fmt: skip
-
-
-@functools.cache
-def metric_class() -> type:
-    """The class of the metric, loaded once as users load it."""
-    transformers.logging.set_verbosity_error()
-    logging.getLogger().setLevel(logging.ERROR)  # of "its own logits are used"
-    datasets.disable_progress_bars()
-    return type(evaluate.load(str(ROOT / "perplexity.py")))
 
 
 @dataclass
@@ -283,11 +274,14 @@ def raise_if(wrong: list[str], case: Case) -> None:
 def one_call(seed: int, calls: Calls) -> bool:
     """Make the calls of a seed; whether the last one was answered."""
     rng = np.random.default_rng(seed)
-    case, metric = random_case(rng), metric_class()()
+    case, metric = random_case(rng), Perplexity()
     calls.watched = functools.partial(state_of, case.model)
     call = [call_compute, call_compute, call_compute, call_score, call_compare][rng.integers(5)]
     return call(rng, calls, metric, case)
 
 
 if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    logging.getLogger().setLevel(logging.ERROR)  # of "its own logits are used"
+    disable_progress_bars()
     main(one_call, __doc__.splitlines()[0])

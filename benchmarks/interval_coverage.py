@@ -19,7 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from metric_package import sibling
+from ppleval.stats.pairs import paired_difference
+from ppleval.stats.totals import NllTotals
 
 NUM_CORPORA = 4000
 TRUE_MEAN = 4.0  # nats per token
@@ -37,7 +38,7 @@ CASES = [
 PAIRED_CASES = [(5, 0.0), (40, 0.0), (40, 0.5), (40, 1.5)]
 
 
-def coverage(totals, num_texts: int, sigma: float, rng) -> tuple[float, float, float]:
+def coverage(num_texts: int, sigma: float, rng) -> tuple[float, float, float]:
     """Shares of the corpora: truth in our interval, truth in the normal one, with an interval.
 
     The first is of the corpora that have an interval, the second of all.
@@ -46,7 +47,7 @@ def coverage(totals, num_texts: int, sigma: float, rng) -> tuple[float, float, f
     for _ in range(NUM_CORPORA):
         lengths = np.ceil(np.exp(rng.normal(MEAN_LOG_LENGTH, sigma, num_texts)))
         means = rng.normal(TRUE_MEAN, SPREAD, num_texts)
-        found = totals.NllTotals.from_sequences(means * lengths, lengths, 0)
+        found = NllTotals.from_sequences(means * lengths, lengths, 0)
         error = abs(found.mean_nll - TRUE_MEAN)
         normal += error < 1.96 * found.standard_error
         if not math.isnan(found.margin):
@@ -55,7 +56,7 @@ def coverage(totals, num_texts: int, sigma: float, rng) -> tuple[float, float, f
     return ours / max(1, with_interval), normal / NUM_CORPORA, with_interval / NUM_CORPORA
 
 
-def paired_coverage(totals, pair_totals, num_texts: int, sigma: float, rng) -> list[float]:
+def paired_coverage(num_texts: int, sigma: float, rng) -> list[float]:
     """Shares of the corpora that have intervals: truth in the paired one, in that of two separate
     ones; and how many times as wide the latter is."""
     paired, separate, widths = 0, 0, []
@@ -67,12 +68,12 @@ def paired_coverage(totals, pair_totals, num_texts: int, sigma: float, rng) -> l
             list(zip((means * lengths).tolist(), lengths.tolist(), strict=True))
             for means in (model, base)
         )
-        difference, low, high = pair_totals.paired_difference(sums, base_sums)
+        difference, low, high = paired_difference(sums, base_sums)
         if math.isnan(low):
             continue
         margin = math.hypot(
             *(
-                totals.NllTotals.from_sequences(means * lengths, lengths, 0).margin
+                NllTotals.from_sequences(means * lengths, lengths, 0).margin
                 for means in (model, base)
             )
         )
@@ -84,13 +85,13 @@ def paired_coverage(totals, pair_totals, num_texts: int, sigma: float, rng) -> l
 
 def main() -> None:
     """Print a table in Markdown."""
-    totals, rng = sibling("totals"), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     print(f"{NUM_CORPORA} corpora each; nominal coverage 95%.\n")
     print("| texts | lengths | this module | with 1.96 | have an interval |")
     print("|---:|---|---:|---:|---:|")
     for num_texts, sigma in CASES:
         lengths = "equal" if sigma == 0 else f"log-normal, σ = {sigma}"
-        shares = coverage(totals, num_texts, sigma, rng)
+        shares = coverage(num_texts, sigma, rng)
         print(
             f"| {num_texts} | {lengths} | " + " | ".join(f"{100 * s:.1f}%" for s in shares) + " |"
         )
@@ -99,9 +100,7 @@ def main() -> None:
     print("|---:|---|---:|---:|---:|")
     for num_texts, sigma in PAIRED_CASES:
         lengths = "equal" if sigma == 0 else f"log-normal, σ = {sigma}"
-        own, separate, width = paired_coverage(
-            totals, sibling("pair_totals"), num_texts, sigma, rng
-        )
+        own, separate, width = paired_coverage(num_texts, sigma, rng)
         print(f"| {num_texts} | {lengths} | {own:.1%} | {separate:.1%} | {width:.1f} |")
 
 

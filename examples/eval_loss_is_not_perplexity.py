@@ -20,7 +20,6 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import evaluate
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -30,6 +29,8 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+
+from ppleval import Perplexity
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH_SIZE = 4
@@ -87,7 +88,7 @@ def true_perplexity(model, rows: list[list[int]]) -> float:
 
 def evaluate_with_trainer(model, rows: list[list[int]], directory: str) -> dict:
     """What a Trainer reports that has been given the hooks."""
-    ppl = evaluate.load(str(ROOT / "perplexity.py"))
+    ppl = Perplexity()
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny_model")
     trainer = Trainer(
         model=model,

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-import evaluate
+from ppleval import Perplexity
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "tiny_model"
@@ -36,7 +36,7 @@ def held_out_pieces() -> list[str]:
 
 def main(path: str) -> None:
     """Score the pieces and write the picture."""
-    ppl = evaluate.load(str(ROOT / "perplexity.py"))
+    ppl = Perplexity()
     result = ppl.compute(predictions=held_out_pieces(), model_id=str(MODEL), positions=True)
     figure, _ = ppl.plot(result)
     figure.savefig(path, dpi=200)

@@ -11,10 +11,11 @@ import json
 import sys
 from pathlib import Path
 
-import evaluate
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ppleval import Perplexity
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "tiny_model"
@@ -54,7 +55,7 @@ def compare_bits(bits: int) -> dict:
     # The input embedding shares its weight with the output layer; only the layer is quantised.
     rounded.lm_head.weight = nn.Parameter(rounded.lm_head.weight.detach().clone())
     round_weights(rounded, bits)
-    ppl = evaluate.load(str(ROOT / "perplexity.py"))
+    ppl = Perplexity()
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     return ppl.compare(held_out_texts(), base_id=str(MODEL), model=rounded, tokenizer=tokenizer)
 

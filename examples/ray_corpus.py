@@ -1,22 +1,21 @@
 """A Ray Dataset of your own: the perplexity of each text beside its other columns, and of all.
 
-    pip install -r requirements-ray.txt
+    pip install ".[ray]"
     python examples/ray_corpus.py
 
 It runs on the cluster that RAY_ADDRESS names, or on this machine. Files are scored without a
-program: `python cli.py --engine ray`, which can also be resumed (docs/scale.md).
+program: `ppleval compute --engine ray`, which can also be resumed (docs/scale.md).
 """
 
 import json
 import sys
 from pathlib import Path
 
+from ppleval.ray.cluster import cluster
+from ppleval.ray.datasets import result_of, with_sums
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "tiny_model"
-sys.path.insert(0, str(ROOT))
-
-from ray_cluster import cluster  # noqa: E402
-from ray_datasets import result_of, with_sums  # noqa: E402
 
 
 def held_out_texts() -> list[dict]:

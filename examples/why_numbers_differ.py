@@ -3,8 +3,8 @@
     python examples/why_numbers_differ.py [--peers] [--write]
 
 prints what stands between the page's markers, or writes it there. `--peers` adds what lm-eval and
-torchmetrics themselves give, which requirements-bench.txt installs. Nothing is random; no number is
-typed by hand.
+torchmetrics themselves give; `pip install ".[bench]"` installs them. Nothing is random; no number
+is typed by hand.
 """
 
 import argparse
@@ -21,9 +21,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import datasets
-import evaluate
 import torch
+from huggingface_hub.utils import disable_progress_bars
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -33,13 +32,15 @@ from transformers import (
     TrainingArguments,
 )
 
+from ppleval import Perplexity
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "why_numbers_differ.md"
 TINY = ROOT / "tiny_model"
 CONTEXT = 512
 BATCH_SIZE = 8  # the default of TrainingArguments
 
-PPL = evaluate.load(str(ROOT / "perplexity.py"))
+PPL = Perplexity()
 MODEL = AutoModelForCausalLM.from_pretrained(TINY).eval()
 TOKENIZER = AutoTokenizer.from_pretrained(TINY)
 HELD_OUT = TINY / "held_out.jsonl"
@@ -400,8 +401,11 @@ def key(numbers: dict[str, float]) -> str:
 
 def lm_eval_numbers() -> dict[str, float]:
     """{metric: number} of a task over the corpus, as lm-eval's own wikitext task is defined."""
+    import datasets
     import lm_eval
     from lm_eval.models.huggingface import HFLM
+
+    datasets.disable_progress_bars()
 
     metrics = ("word_perplexity", "byte_perplexity", "bits_per_byte")
     with tempfile.TemporaryDirectory() as directory:
@@ -463,7 +467,7 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="also run lm-eval and torchmetrics")
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
     args = parser.parse_args()
-    datasets.disable_progress_bars()
+    disable_progress_bars()
     numbers = {convention.name: convention.measure() for convention in CONVENTIONS}
     sections = {"conventions": conventions(numbers), "key": key(numbers)}
     if args.peers:
