@@ -242,9 +242,12 @@ def run(args: argparse.Namespace) -> dict | None:
         torch.distributed.destroy_process_group()
     if processes.rank > 0:
         return None
-    warn_of_empty(sum(text.num_tokens == 0 for text in sums), len(sums))
-    from ppleval.texts.corpus import remarks, result_of
+    from ppleval.texts.corpus import (
+        remarks,
+        result_of,
+    )  # after errors of files, which need no model
 
+    warn_of_empty(sum(text.num_tokens == 0 for text in sums), len(sums))
     named = None if args.group_by is None else groups
     found = result_of(scorer, sums, named, signature, with_contexts)
     for remark in remarks(found, sums, scorer, "texts"):
@@ -369,13 +372,13 @@ def save_base(args: argparse.Namespace, rows: Iterator[Row], processes: "Process
     Raises:
         ValueError: there are several processes, which cannot write one base.
     """
+    from ppleval.metric import Perplexity  # with torch
+
     if processes.size > 1:
         raise ValueError("save-base runs in one process.")
     options = model_options(args, cli_models.placing_kwargs(args, processes.size))
     texts, contexts = texts_and_contexts(rows, args)
     options["batch_size"] = args.batch_size
-    from ppleval.metric import Perplexity
-
     Perplexity().save_base(texts, args.to, contexts=contexts, **options)
     print(f"saved {args.to}; compare with it by: ppleval compare --base {args.to}", file=sys.stderr)
 

@@ -365,7 +365,7 @@ def _sums(
     if can_judge and _look_like_probabilities(part.logits, scored, nll):
         warn_user(
             "predictions look like probabilities: every value lies in [0, 1] and rows sum to 1. "
-            "They were taken for logits, as asked; for probabilities pass from_logits=False.",
+            "They were taken for logits, as asked; for probabilities pass from_logits=False."
         )
     nan_rows = (nll.isnan() & scored).nonzero()
     weights = weights.where(scored, 0)

@@ -93,7 +93,7 @@ class Reduction:
         if found & UNNORMALISED:
             warn_user(
                 "With from_logits=False, some rows of probabilities do not sum to 1; "
-                "each row is divided by its sum.",
+                "each row is divided by its sum."
             )
 
 

@@ -178,17 +178,13 @@ class TrainerHooks:
             del self._evaluations[None]
         totals = evaluation.totals
         if evaluation.repeats is not None:
-            warn_user(
-                f"{evaluation.repeats} The confidence interval is NaN.",
-            )
+            warn_user(f"{evaluation.repeats} The confidence interval is NaN.")
             totals = _without_interval(totals)
         if evaluation.loses_rows and evaluation.num_gathered < evaluation.num_reduced:
             _warn_of_dropped_rows(evaluation)
             totals = replace(totals, nll_sum=math.nan)
         if totals.num_tokens == 0:
-            warn_user(
-                "No token was scored, so the perplexity is NaN: every label is ignored.",
-            )
+            warn_user("No token was scored, so the perplexity is NaN: every label is ignored.")
         self._warn_of_guessing(totals, evaluation.vocab_size)
         by_group = {} if evaluation.groups is None else evaluation.groups.result()
         return totals.result() | by_group
@@ -263,20 +259,20 @@ def _warn_of_nan(rows: np.ndarray, num_before: int) -> None:
     if len(undefined) > 0:
         warn_user(
             f"The logits of example {num_before + undefined[0]} hold NaN or +inf where they are "
-            "scored, so the perplexity is NaN.",
+            "scored, so the perplexity is NaN."
         )
     if (np.isnan(nll_sums) & (num_tokens == 0)).any():
         warn_user(
             "accelerate has repeated examples to fill up the last batches. Which ones is unknown, "
             "because the rows of a batch are not examples, so the perplexity is NaN. Set "
-            "per_device_eval_batch_size=1, or let the collator make one row of each example.",
+            "per_device_eval_batch_size=1, or let the collator make one row of each example."
         )
     if (np.isnan(squares) & ~np.isnan(nll_sums)).any():
         warn_user(
             "A row holds several documents, and where each begins is not known, so the confidence "
             "interval is NaN. It is known if the dataset has a length and input_ids and is read "
             "in its order, the collator makes one row of a batch, and the labels are -100 where a "
-            "document begins.",
+            "document begins."
         )
 
 
@@ -285,5 +281,5 @@ def _warn_of_dropped_rows(evaluation: _Evaluation) -> None:
         f"Trainer passed on {evaluation.num_gathered} of {evaluation.num_reduced} rows that were "
         "evaluated, so the perplexity is NaN. It counts by the dataloader of accelerate that began "
         "last, such as that of the training: return accelerator.prepare(dataloader) from "
-        "get_eval_dataloader, and begin no other during an evaluation.",
+        "get_eval_dataloader, and begin no other during an evaluation."
     )
