@@ -10,7 +10,7 @@ run: $(VENV)/installed
 	@HF_HUB_OFFLINE=1 $(BIN)/ppleval compute --model tiny_model tiny_model/held_out.jsonl
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # What takes many seconds for one answer: by hand, before a release.
 test-long: $(VENV)/installed-dev

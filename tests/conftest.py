@@ -1,9 +1,14 @@
 """Fixtures that tests of several rooms use."""
 
+import hypothesis
 import pytest
 from support import ROOT  # which sets the environment, before transformers is imported
 
 from ppleval import Perplexity
+
+# No wall-clock limit: machines are slow at times.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture

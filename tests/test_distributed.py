@@ -19,7 +19,7 @@ from ppleval import Perplexity, distributed
 def answers(tmp_path_factory):
     """{case: [what came on rank 0, on rank 1]}"""
     out = tmp_path_factory.mktemp("ranks") / "out"
-    finished = finish_ranks(start_ranks(2, worker.__file__, out))
+    finished = rank_worker.finish([worker.__file__, out], environments(2), timeout=600)
     assert [status for status, _, _ in finished] == [0, 0], finished
     first, second = (json.loads(out.with_name(f"out.{rank}").read_text()) for rank in (0, 1))
     return {case: [first[case], second[case]] for case in first}

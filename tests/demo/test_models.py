@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from demo_models import ABSENT, LABEL, load_absent_by, settings_with
+from demo_server import wait_for
 
 from demo import models
 from demo.settings import Model
@@ -66,22 +67,15 @@ def test_a_model_that_cannot_be_loaded_is_tried_again_later(listed, monkeypatch,
     assert found._tried["Absent"].wait(20)
     assert found.absent() == ["Absent"]
     for times in (1, 2):  # the second time while it is being tried again
-        wait_until(lambda times=times: len(tried) == times)
+        wait_for(lambda times=times: len(tried) == times)
         with pytest.raises(models.Visible, match="Absent cannot be loaded at the moment"):
             found.scorer("Absent")
         found.scorer(LABEL)
     asked_twice.set()
-    wait_until(lambda: found.absent() == [])
+    wait_for(lambda: found.absent() == [])
     assert found.scorer("Absent") == "a scorer"
     assert len(tried) == 2
     assert tried[1] - tried[0] >= 0.2
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_one_visitor_waits_for_a_model_and_others_are_told_at_once(listed, monkeypatch):
@@ -92,7 +86,7 @@ def test_one_visitor_waits_for_a_model_and_others_are_told_at_once(listed, monke
     assert found._tried[LABEL].wait(20)
     waiting = threading.Thread(target=lambda: first.append(found.scorer("Absent")))
     waiting.start()
-    wait_until(lambda: found._places["Absent"].locked())
+    wait_for(lambda: found._places["Absent"].locked())
     with pytest.raises(models.Visible, match=r"Absent is being loaded\. Try again in a minute"):
         found.scorer("Absent")
     assert found.absent() == ["Absent"]

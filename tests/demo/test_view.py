@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +20,6 @@ TEXT = (
     "Return the number of items in the list. If it is empty, the result is zero.\n\nA naïve 漢字."
 )
 LN2 = math.log(2)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ORIGIN = "http://127.0.0.1:9"  # nothing listens there: the requests are answered by `answer`
 PAGE = f"""<!doctype html><html lang="en"><title>A score</title><style>{STYLE}</style>
 <main><h1>A score</h1><div role="tabpanel" aria-label="Text"><div class="verdict"></div>
@@ -50,26 +48,16 @@ def data(metrics):
 
 
 @pytest.fixture(scope="module")
-def context():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        context = browser.new_context(viewport={"width": 900, "height": 1200})
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        yield context
-        browser.close()
+def context(browser):
+    context = browser.new_context(viewport={"width": 900, "height": 1200})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    return context
 
 
 @pytest.fixture
 def page(context):
     """A page that has no score yet, and logs no error."""
     page, errors = context.new_page(), []
-    page.set_default_timeout(5000)
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(error.stack))
 

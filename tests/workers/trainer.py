@@ -389,7 +389,7 @@ def main() -> None:
         setting: {
             name: {
                 batch_size: evaluate_in(setting, make_model, shift, batch_size, extra)
-                for batch_size in (1, 2, 5)
+                for batch_size in (1, 5)
             }
             for name, make_model in models.items()
         }
