@@ -125,13 +125,17 @@ def main() -> None:
         [name, f"{statistics.median(found):.0f}", f"{max(found):.0f}"]
         for name, found in actions.items()
     ]
+    # Busy processes may slow down one of the two and not the other, so their ratio says nothing.
+    beside_the_module = (
+        f"A program has the answer of /score in {program:.2f} times the time of `ppl.score` with "
+        f"top_k=5; from the click to the coloured text it is {on_page:.2f} times, with the browser "
+        "on the same cores.\n\n"
+    )
     body = (
         f"{environment(['torch', 'gradio', 'playwright'])}\n"
         f"{RUNS} texts of {LONG_WORDS} words, the last one {tokens:,} pieces, under the "
         f"{LABEL.lower()}; {args.busy} busy processes.\n\n"
-        f"A program has the answer of /score in {program:.2f} times the time of `ppl.score` with "
-        f"top_k=5; from the click to the coloured text it is {on_page:.2f} times, with the browser "
-        "on the same cores.\n\n"
+        f"{'' if args.busy else beside_the_module}"
         f"{table(['milliseconds', 'median', 'highest'], rows)}\n"
         f"Cumulative layout shift while the page opens and a text is scored: {shifts[0]:.3f} at "
         f"1280 pixels, {shifts[1]:.3f} at 390.\n"

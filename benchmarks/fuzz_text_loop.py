@@ -1,6 +1,6 @@
 """The plain loop that fuzz_texts.py compares with: one text and one window at a time.
 
-It follows docs/texts.md and docs/protocols.md: which ids a text has, which of them are scored, and
+It follows docs/texts.md and docs/processes.md: which ids a text has, which of them are scored, and
 what the model sees before each. The model runs on one unpadded row, and the log-softmax of its own
 logits is taken in float64.
 """

@@ -153,7 +153,8 @@ def parts_of(score: "TextScore | OneOfTwo", has_bytes: np.ndarray | bool = True)
 def figures(labelled: LabelledScore) -> dict:
     """The result of `compute` for this text, with the interval from its parts."""
     result = TextTotals.of([labelled.score.sums]).result()
-    del result["num_truncated"], result["num_truncated_contexts"]
+    for name in ("num_truncated", "num_truncated_contexts", "num_dropped_tokens"):
+        del result[name]
     low, high = perplexity_interval(labelled)
     parts = labelled.parts
     return {

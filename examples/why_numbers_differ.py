@@ -198,7 +198,7 @@ CONVENTIONS = [
         "mean of the texts' perplexities",
         lambda: result()["mean_perplexity"],
         "a short, hard text counts as much as a long, easy one",
-        "the metric that `evaluate.load` downloads",
+        "`mean_perplexity`; the metric in the second row averages so, too, but over cut texts",
     ),
     Convention(
         "each line a text",

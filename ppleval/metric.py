@@ -347,8 +347,9 @@ class Perplexity:
             For texts also: perplexities, one for each text; mean_perplexity, their mean;
             bits_per_byte, byte_perplexity and word_perplexity; num_bytes (UTF-8) and num_words of
             the scored text; num_truncated, the number of texts that lost tokens, where max_length
-            was given; num_truncated_contexts, the number of contexts longer than the window; and
-            with preset="llama.cpp" perplexity_standard_error, the +- that the tool prints.
+            was given; num_truncated_contexts, the number of contexts longer than the window; with
+            preset="gptq" or "llama.cpp" num_dropped_tokens, those behind the last whole chunk; and
+            with "llama.cpp" perplexity_standard_error, the +- that the tool prints.
 
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range, nothing to compute from,
@@ -778,7 +779,7 @@ class Perplexity:
                 )
             if (remark := run.remark()) is not None:
                 warn_user(remark)
-            return {**run.result(), "signature": options.signature}
+            return {**run.result(), "signature": options.signature_of(run.dtypes)}
 
     def _options_of_logits(self, options: dict, **of_texts) -> Options:
         """The options of this metric with those of a call for logits."""

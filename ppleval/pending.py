@@ -262,7 +262,12 @@ class Pending:
                 "its nll is NaN, and so is the perplexity."
             )
         run = Run.from_sequences(
-            sums.nll_sums, sums.weight_sums, sums.num_tokens, groups, sums.guess_nll_sum
+            sums.nll_sums,
+            sums.weight_sums,
+            sums.num_tokens,
+            groups,
+            sums.guess_nll_sum,
+            sums.dtypes,
         )
         return Held(run, run if sums.is_counted_here else Run())
 

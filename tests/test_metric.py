@@ -140,6 +140,24 @@ def test_signature_names_every_setting():
     )
 
 
+def test_the_signature_names_the_dtype_that_reduced(ppl):
+    """Logits in float64 take float64, whatever the option."""
+    logits, targets = random_batch()
+    for dtypes, expected in (
+        (["float32"], "float32"),
+        (["bfloat16", "float16"], "float32"),
+        (["float64"], "float64"),
+        (["float64", "float32"], "float32,float64"),
+    ):
+        for dtype in dtypes:
+            batch = torch.as_tensor(logits).to(getattr(torch, dtype))
+            ppl.add_batch(predictions=batch, references=targets)
+        assert f"|dtype:{expected}|" in ppl.compute()["signature"]
+    lists = [torch.zeros(2, 3, dtype=getattr(torch, name)) for name in ("float64", "float32")]
+    result = ppl.compute(predictions=lists, references=[[0, 1], [2, 0]])
+    assert "|dtype:float32,float64|" in result["signature"]
+
+
 def test_the_changelog_is_headed_by_the_version():
     lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
     assert next(line for line in lines if line.startswith("## ")).split()[1] == __version__

@@ -205,6 +205,12 @@ def _from_json(value: Any, kind: type) -> Any:
     """
     if dataclasses.is_dataclass(kind):
         kinds = get_type_hints(kind)
+        optional = {
+            f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING
+        }
+        kinds = {
+            name: each for name, each in kinds.items() if name in value or name not in optional
+        }
         return kind(**{name: _from_json(value[name], each) for name, each in kinds.items()})
     if kind is np.ndarray and isinstance(value, list):
         nested = any(isinstance(entry, list) for entry in value)

@@ -44,6 +44,7 @@ class SequenceSums:
     nan_place: tuple[int, int] | None  # the first (sequence, position) whose nll is NaN
     # Whether this process counts them where processes are added up: one of those that share logits.
     is_counted_here: bool = True
+    dtypes: frozenset[str] = frozenset()  # in which the logits were reduced
 
 
 @dataclass(slots=True)
@@ -108,6 +109,7 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
         num_tokens=np.concatenate([part.num_tokens for part in sums]),
         guess_nll_sum=sum(part.guess_nll_sum for part in sums),
         nan_place=next((part.nan_place for part in sums if part.nan_place is not None), None),
+        dtypes=frozenset().union(*(part.dtypes for part in sums)),
     )
 
 
@@ -376,6 +378,7 @@ def _sums(
         num_tokens=part.sums(scored.to(torch.int64)),
         guess_nll_sum=weights.sum().item() * math.log(max(part.logits.shape[-1], 1)),
         nan_place=part.place_of(int(nan_rows[0])) if len(nan_rows) > 0 else None,
+        dtypes=frozenset(["float64" if part.logits.dtype == torch.float64 else options.dtype]),
     )
 
 

@@ -49,7 +49,13 @@ class Options:
     @property
     def signature(self) -> str:
         """All settings in one line, such as "from_logits:yes|ignore_index:-100|..."."""
-        return signature({f.name: getattr(self, f.name) for f in fields(self)})
+        return self.signature_of(())
+
+    def signature_of(self, dtypes: Sequence[str]) -> str:
+        """The signature of a run whose batches were reduced in these dtypes; without any, in that
+        of the options. Logits in float64 always take float64."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        return signature(settings | {"dtype": tuple(dtypes) or self.dtype})
 
     def replace(self, **changes) -> "Options":
         """These options with some changed.

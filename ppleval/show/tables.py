@@ -21,6 +21,7 @@ def as_table(result: dict, model: str) -> str:
     ]
     if result.get("num_truncated", 0) > 0:
         rows.append(("texts cut", f"{result['num_truncated']:,}", "by --max-length"))
+    rows += _dropped(result)
     if "groups" in result:
         rows += _parts("by group", result["groups"], "perplexity", ".2f")
         macro = f"{result['macro_perplexity']:.2f}"
@@ -67,6 +68,7 @@ def comparison_table(result: dict, model: str, base: str) -> str:
     rows += [
         ("texts", f"{result['num_sequences']:,}", ""),
         ("tokens", f"{result['num_tokens']:,}", ""),
+        *_dropped(result),
     ]
     name = "perplexity_ratio" if "perplexity_ratio" in result else "bits_per_byte_difference"
     form = ".4f" if name == "perplexity_ratio" else "+.4f"
@@ -77,6 +79,12 @@ def comparison_table(result: dict, model: str, base: str) -> str:
     if "positions" in result:
         rows += _positions(result["positions"], name, form)
     return _table(f"{model}, compared with {base}", rows, result["signature"])
+
+
+def _dropped(result: dict) -> list[tuple[str, str, str]]:
+    """A line for the tokens that a preset dropped, if any."""
+    dropped = result.get("num_dropped_tokens", 0)
+    return [("tokens dropped", f"{dropped:,}", "behind the last whole chunk")] if dropped else []
 
 
 def _parts(title: str, results: dict, name: str, form: str) -> list[tuple[str, str, str]]:

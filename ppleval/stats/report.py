@@ -14,6 +14,7 @@ class TextReport:
 
     has_max_length: whether it tells how many texts were cut.
     has_contexts: whether it tells how many contexts were cut.
+    drops_tail: whether it tells how many tokens the preset dropped at the end.
     tokens_are_independent: whether it has the error bar of llama.cpp.
     edges: of the buckets by position; none if not asked for.
     window: tokens that the model reads at once.
@@ -21,6 +22,7 @@ class TextReport:
 
     has_max_length: bool
     has_contexts: bool
+    drops_tail: bool
     tokens_are_independent: bool
     edges: Sequence[int]
     window: int
@@ -32,6 +34,8 @@ class TextReport:
             del result["num_truncated"]
         if not self.has_contexts:
             del result["num_truncated_contexts"]
+        if not self.drops_tail:
+            del result["num_dropped_tokens"]
         if self.tokens_are_independent:
             error = totals.standard_error_of_tokens
             result["perplexity_standard_error"] = result["perplexity"] * error

@@ -27,6 +27,7 @@ class TextTotals:
     num_words: int = 0
     num_truncated: int = 0
     num_truncated_contexts: int = 0
+    num_dropped_tokens: int = 0
     positions: tuple[NllTotals, ...] = ()  # of each bucket; none if not asked for
 
     @classmethod
@@ -49,6 +50,7 @@ class TextTotals:
             num_words=sum(text.num_words for text in texts),
             num_truncated=sum(text.truncated for text in texts),
             num_truncated_contexts=sum(text.context_truncated for text in texts),
+            num_dropped_tokens=sum(text.num_dropped_tokens for text in texts),
             positions=tuple(NllTotals.from_sequences(*bucket) for bucket in buckets),
         )
 
@@ -101,4 +103,5 @@ class TextTotals:
             "num_words": self.num_words,
             "num_truncated": self.num_truncated,
             "num_truncated_contexts": self.num_truncated_contexts,
+            "num_dropped_tokens": self.num_dropped_tokens,
         }

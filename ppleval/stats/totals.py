@@ -6,7 +6,7 @@ add up in any order. The exponential is taken once, at the end.
 
 import math
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -169,6 +169,9 @@ class TextSums:
     # (buckets, 3): weighted nll in nats, weight and number of the tokens by position; (0, 3) if not
     # asked for.
     positions: np.ndarray
+    # Behind the last whole chunk, where the preset drops them. Last and with a default, because
+    # texts are also continued that were scored before it was counted.
+    num_dropped_tokens: int = field(default=0, kw_only=True)
 
     @property
     def perplexity(self) -> float:

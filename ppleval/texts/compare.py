@@ -139,6 +139,8 @@ class TextComparer(TextScorer):
         result = token_pair_result(pairs)
         if self.rules.tokens_are_independent:
             result |= token_pair_errors(pairs)
+        if self.rules.drops_tail:
+            result["num_dropped_tokens"] = sum(text.num_dropped_tokens for text in pairs)
         if self.edges:
             result["positions"] = position_pair_results(pairs, self.edges, self.window)
         return result
@@ -240,4 +242,9 @@ class ByteComparer:
     def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result:
         """The result of `compare` without its signature, from the sums of texts."""
         pairs = [text for text in sums if isinstance(text, PairSums)]
-        return pair_result(pairs)
+        result = pair_result(pairs)
+        if self.options.rules.drops_tail:
+            for side, texts in (("", pairs), ("base_", [text.base for text in pairs])):
+                dropped = sum(text.num_dropped_tokens for text in texts)
+                result[f"{side}num_dropped_tokens"] = dropped
+        return result

@@ -104,8 +104,12 @@ class TextScorer:
 
     def settings(self, with_contexts: bool) -> dict[str, str | int | bool | None]:
         """Every setting that changes the number."""
-        precision = {"dtype": self.options.dtype, "backend": self.options.backend}
-        return self.model.settings() | self.reading_settings(with_contexts) | precision
+        models = self.model.settings()
+        # The logits of a float64 model always take float64.
+        is_double = "float64" in (models["model_dtype"], models.get("base_model_dtype"))
+        dtype = "float64" if is_double else self.options.dtype
+        precision = {"dtype": dtype, "backend": self.options.backend}
+        return models | self.reading_settings(with_contexts) | precision
 
     def reading_settings(self, with_contexts: bool) -> dict[str, str | int | bool | None]:
         """The settings that decide which tokens are scored, and what the model sees of them."""
@@ -130,6 +134,7 @@ class TextScorer:
         return TextReport(
             has_max_length=self.options.max_length is not None,
             has_contexts=with_contexts,
+            drops_tail=self.rules.drops_tail,
             tokens_are_independent=self.rules.tokens_are_independent,
             edges=self.edges,
             window=self.window,
@@ -376,7 +381,8 @@ class TextScorer:
             self.model.check_ids(text.ids)
             windows = list(self._windows(text))
             counts = count_scored(text, windows, self.rules, self.model.tokenizer)
-            yield self.new_draft(number, text, windows, *counts, self.edges)
+            dropped = len(text.ids) - windows[-1].stop if self.rules.drops_tail else 0
+            yield self.new_draft(number, text, windows, *counts, self.edges, dropped)
 
     def _encoded(self, portion: Portion) -> Iterable[EncodedText]:
         """Each text of a portion with its ids."""

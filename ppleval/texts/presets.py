@@ -90,6 +90,7 @@ class Preset:
     windows: Windows = sliding_windows
     longest_window: int | None = None  # the default window's bound; None for the model's context
     stride_is_window: bool = False  # the default stride is the window, not half of it
+    drops_tail: bool = False  # tokens behind the last whole chunk are not scored
     starts_each_window: bool = False  # the start token replaces the first id of a later window
     # Counts
     counts_whole_text: bool = False  # counts bytes and words of the unscored part, too
@@ -135,6 +136,7 @@ PRESETS = {
         tokenizer_adds=True,
         windows=whole_chunks,
         longest_window=2048,
+        drops_tail=True,
         without=("stride", "max_length", "start_each_window"),
     ),
     # llama-perplexity; tools/perplexity/perplexity.cpp in ggml-org/llama.cpp.
@@ -145,6 +147,7 @@ PRESETS = {
         start_token_as_tokenizer=True,
         spelt_tokens_are_text=True,
         windows=second_halves,
+        drops_tail=True,
         starts_each_window=True,
         tokens_are_independent=True,
         without=("stride", "max_length", "start_each_window"),

@@ -76,6 +76,7 @@ class Draft:
         windows: they score no id twice.
         num_bytes, num_words: of the scored text, from `count_scored`.
         edges: of the buckets by position, if any.
+        num_dropped_tokens: that the preset drops behind the last window.
     """
 
     def __init__(
@@ -86,9 +87,11 @@ class Draft:
         num_bytes: int,
         num_words: int,
         edges: Sequence[int] = (),
+        num_dropped_tokens: int = 0,
     ):
         self.number, self.encoded, self.windows = number, encoded, windows
         self.num_bytes, self.num_words = num_bytes, num_words
+        self.num_dropped_tokens = num_dropped_tokens
         self._edges = edges
         self._found: list[tuple[Window, TokenStats]] = []
         self._end_share_nll = np.nan
@@ -134,6 +137,7 @@ class Draft:
             num_tokens=int(np.count_nonzero(has_weight)),
             num_bytes=self.num_bytes,
             num_words=self.num_words,
+            num_dropped_tokens=self.num_dropped_tokens,
             truncated=self.encoded.truncated,
             context_truncated=self.encoded.context_truncated
             or (bool(self.windows) and self.windows[0].start > 0),

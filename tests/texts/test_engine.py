@@ -405,6 +405,16 @@ def test_dtype_of_the_reduction_is_that_of_the_options():
     assert "|dtype:float64|" in ppl.compute(predictions=TEXTS, model_id=TINY)["signature"]
 
 
+@pytest.mark.parametrize(
+    "side", [{"model_kwargs": {"dtype": "float64"}}, {"base_kwargs": {"dtype": "float64"}}]
+)
+def test_a_float64_model_is_reduced_in_float64_as_the_signature_says(ppl, side):
+    if "model_kwargs" in side:
+        assert "|dtype:float64|" in ppl.text_scorer(model_id=TINY, **side).signature(False)
+    comparer = ppl.text_comparer(base_id=TINY, model_id=TINY, **side)
+    assert "|dtype:float64|" in comparer.signature(False)
+
+
 def test_dropout_is_off_and_training_goes_on(ppl, models):
     tokenizer = models["gpt2"][1]
     config = config_of("gpt2", len(tokenizer))

@@ -18,6 +18,8 @@ from text_oracles import (
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ppleval.show.tables import as_table, comparison_table
+
 BOS = "<|bos|>"
 
 
@@ -200,6 +202,26 @@ def test_llama_cpp_needs_two_chunks(ppl, models):
     assert ppl.compute(predictions=[word * 47], **call)["num_tokens"] == 2 * (CONTEXT // 2 - 1)
     with pytest.raises(ValueError, match=r"needs two chunks of 24 tokens at least.*have 47 tokens"):
         ppl.compute(predictions=[word * 46], **call)
+
+
+@pytest.mark.parametrize("preset", ["gptq", "llama.cpp"])
+def test_what_is_dropped_behind_the_last_whole_chunk_is_counted(ppl, models, preset):
+    """One word is one token, so the tail is known; llama.cpp puts a BOS in front."""
+    model, tokenizer = models["llama"]
+    call = {"model": model, "tokenizer": tokenizer, "preset": preset}
+    num_own = len(tokenizer("list", add_special_tokens=preset == "gptq").input_ids)
+    num_own += preset == "llama.cpp"
+    for tail in (0, 1, CONTEXT - 1):
+        text = "list" * (3 * CONTEXT + tail - num_own + 1)
+        result = ppl.compute(predictions=[text], **call)
+        assert result["num_dropped_tokens"] == tail
+        compared = ppl.compare([text], base=model, **call)
+        assert compared["num_dropped_tokens"] == tail
+        assert ("tokens dropped" in as_table(result, "llama")) == (tail > 0)
+        assert ("tokens dropped" in comparison_table(compared, "llama", "llama")) == (tail > 0)
+    for others in (None, "evaluate", "lm-eval", "hf-docs"):
+        result = ppl.compute(predictions=["list"], **call | {"preset": others})
+        assert "num_dropped_tokens" not in result
 
 
 def test_llama_cpp_prints_its_own_error(ppl, models):
