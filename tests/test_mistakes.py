@@ -136,6 +136,10 @@ TEXT_INPUTS = {
         ["[row['body'] for row in rows]"],
     ),
     "one conversation": (lambda: compute(TALK), ["messages of one", "[messages]"]),
+    "messages one by one": (
+        lambda: compute(iter(TALK)),
+        ["predictions[0]", "list of messages", "[messages]"],
+    ),
     "a message without a role": (
         lambda: compute([{"content": "Hi"}]),
         ["messages of one", "[messages]"],
@@ -357,11 +361,11 @@ TRAINER = {
         lambda: hooked(torch.zeros(3, 4, 5), ids(3)),
         ["(3, 4, 5)", "(3,)", "must be (B, T, V) and (B, T)"],
     ),
-    "hidden states": (
+    "hidden states for a Trainer": (
         lambda: hooked(torch.zeros(2, 4, 16), ids(2, 4, least=39), model_without_a_place()),
         ["(2, 4, 16)", "16 numbers", "vocabulary 50 ids", "hidden states", "language-model head"],
     ),
-    "hidden states of an unknown model": (
+    "hidden states of a model that is not known": (
         lambda: hooked(torch.zeros(2, 4, 16), ids(2, 4, least=39)),
         ["is 39", "vocabulary of 16 ids", "ignore_index=39", "hidden states"],
     ),
@@ -381,11 +385,11 @@ TRAINER = {
         lambda: gathered(np.zeros((2, 4, 5))),
         ["preprocess_logits_for_metrics", "Give Trainer both", "**ppl.trainer_hooks()"],
     ),
-    "a misspelt option": (
+    "a misspelt option of the hooks": (
         lambda: Perplexity().trainer_hooks(shfit=True),
         ["'shfit'", "Did you mean shift?", "shift, groups, process_group"],
     ),
-    "an option of texts": (
+    "an option of texts for the hooks": (
         lambda: Perplexity().trainer_hooks(window=5),
         ["'window'", "It goes to", "compute"],
     ),
@@ -413,3 +417,8 @@ def test_the_error_says_what_to_do(mistake):
         call()
     said = str(error.value)
     assert [word for word in words if word not in said] == [], said
+
+
+def test_no_mistake_hides_another_of_the_same_name():
+    sections = (LOADING, TEXT_INPUTS, LOGITS, TRAINER, COMMAND)
+    assert len(MISTAKES) == sum(map(len, sections))

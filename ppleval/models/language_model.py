@@ -411,7 +411,7 @@ def check_types(model, tokenizer) -> None:
         )
 
 
-def _tokenizer_of(model: PreTrainedModel) -> str | None:
+def _tokenizer_of(model: nn.Module) -> str | None:
     """How to load the tokenizer of where the model was loaded from; None if none is there."""
     place = getattr(model, "name_or_path", "")
     is_without = os.path.isdir(place) and not os.path.exists(

@@ -88,13 +88,18 @@ def check_collection(texts, name: str) -> None:
     if texts is not None and not isinstance(texts, Iterable):
         raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}.")
     first = texts[0] if isinstance(texts, Sequence) and len(texts) > 0 else ""
-    if isinstance(first, Mapping) and not first.keys().isdisjoint(("role", "content")):
+    if _is_message(first):
         raise TypeError(
             f"{name} must be a list of conversations, got the messages of one. Wrap it in a list: "
             "[messages]."
         )
     if not is_conversation(first):
         _checked(first, name, 0)
+
+
+def _is_message(entry) -> bool:
+    """Whether this is a message of a conversation, which need not be complete."""
+    return isinstance(entry, Mapping) and not entry.keys().isdisjoint(("role", "content"))
 
 
 def _names_in(table) -> list | None:
@@ -221,6 +226,8 @@ def _remedy(entry, number: int) -> str:
         return f" {NO_IDS}"
     if _kind_of_numbers(entry) == "f":
         return " Logits go with references=, without a model."
+    if _is_message(entry):
+        return " A conversation is a list of messages: wrap it in a list, [messages]."
     if isinstance(entry, Mapping):
         texts = [key for key, value in entry.items() if isinstance(value, str)]
         column = _text_column(texts or list(entry))
@@ -244,7 +251,7 @@ def _is_missing(entry) -> bool:
 
 
 def _kind_of_numbers(entry) -> str:
-    """ "i" for integers, "f" for floats, in lists, arrays and tensors; "" for anything else."""
+    """Whether lists, arrays and tensors hold integers, "i", or floats, "f"; "" for neither."""
     dtype = str(getattr(entry, "dtype", ""))
     while isinstance(entry, list | tuple) and entry:
         entry = entry[0]
