@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.utils import are_progress_bars_disabled
@@ -10,7 +11,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 from ppleval.arguments import UNSET, given, refuse
 from ppleval.distributed import ALONE, Processes
 from ppleval.logits.nll import token_nll, token_stats
-from ppleval.logits.options import Options, check_names
+from ppleval.logits.options import Options
 from ppleval.logits.output_layer import linear_token_nll
 from ppleval.models.kinds import CausalModel, MaskedModel, Seq2SeqModel
 from ppleval.models.loading import BaseSource, KeptModel, ModelSource, split_names
@@ -25,7 +26,7 @@ from ppleval.texts.compare import ByteComparer, TextComparer, TextComparison
 from ppleval.texts.corpus import corpus_result
 from ppleval.texts.encoder_decoder import Seq2SeqScorer
 from ppleval.texts.engine import TextScorer
-from ppleval.texts.inputs import check_collection, checked_pairs, with_kind
+from ppleval.texts.inputs import check_collection, check_texts, checked_pairs, with_kind
 from ppleval.texts.masked import MaskedScorer
 from ppleval.texts.options import TextOptions
 from ppleval.texts.saving import TextSaver
@@ -79,7 +80,7 @@ class Perplexity:
         backend: str = "auto",
         **unknown,
     ):
-        check_names(unknown, Options)
+        refuse(unknown, Perplexity.__init__, type(self))
         self._options = Options(from_logits, ignore_index, mask_token_id, shift, dtype, backend)
         self._kept, self._kept_base = KeptModel(), KeptModel()
         self._pending = Pending(self._options)
@@ -107,11 +108,12 @@ class Perplexity:
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
-        refuse(unknown, Batch._fields)
+        refuse(unknown, Perplexity.add_batch, type(self))
         batch = Batch(predictions, references, sample_weight, groups)
         if not batch.holds_texts:
             self._pending.add_batch(batch)
         elif sample_weight is None:
+            check_texts(batch.predictions)
             pairs = checked_pairs(batch.predictions, None, with_kind(batch.predictions)[1])
             texts = [text for text, _ in pairs]
             self._pending.add_texts(texts, None if groups is None else checked_groups(groups))
@@ -126,7 +128,7 @@ class Perplexity:
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
-        refuse(unknown, ("prediction", "reference", "sample_weight", "group"))
+        refuse(unknown, Perplexity.add, type(self))
         self.add_batch(
             predictions=[prediction],
             references=None if reference is None else [reference],
@@ -142,7 +144,7 @@ class Perplexity:
         Raises:
             TypeError, ValueError: input of the wrong type, shape or range; nothing is added.
         """
-        refuse(unknown, ("predictions", "references", "sample_weight"))
+        refuse(unknown, Perplexity.__call__, type(self))
         batch = Batch(predictions, references, sample_weight)
         return self._pending.add_batch(batch).totals.perplexity
 
@@ -403,6 +405,7 @@ class Perplexity:
         if model_id is not None or model is not None:
             if references is not None or sample_weight is not None:
                 raise ValueError("Texts and a model go without references and sample_weight.")
+            _refuse_those_of(Options, TextOptions, options, "logits and references=")
             options |= {"sync": sync, "process_group": process_group}
             return self._compute_texts(predictions, contexts, groups, batch_size, options)
         options = self._options_of_logits(options, contexts=contexts, batch_size=batch_size)
@@ -412,7 +415,7 @@ class Perplexity:
 
     def score(
         self,
-        predictions,
+        predictions=None,
         *,
         contexts=None,
         top_k: int = 0,
@@ -456,7 +459,7 @@ class Perplexity:
                 space in front of them, as BERT's.
         """
         options = given(Perplexity.score, locals(), TextOptions, ModelSource)
-        check_collection(predictions, "predictions")
+        check_texts(predictions)
         texts, options = _with_kind_in(predictions, options)
         scorer = self.text_scorer(**options)
         return list(
@@ -512,7 +515,6 @@ class Perplexity:
             ConnectionError: with `sync`, another process refused its model.
         """
         options = given(Perplexity.text_scorer, locals(), TextOptions, ModelSource)
-        check_names(options, TextOptions, ModelSource)
         source, options = split_names(options, ModelSource)
         text_options = self._text_options(options)
         processes = Processes.to_sync(sync, process_group)
@@ -523,7 +525,7 @@ class Perplexity:
 
     def compare(
         self,
-        predictions,
+        predictions=None,
         *,
         contexts=None,
         groups=None,
@@ -581,7 +583,7 @@ class Perplexity:
                 saved base of other texts or settings.
         """
         options = given(Perplexity.compare, locals(), TextOptions, ModelSource, BaseSource)
-        check_collection(predictions, "predictions")
+        check_texts(predictions)
         check_collection(contexts, "contexts")
         groups = None if groups is None else checked_groups(groups)
         texts, options = _with_kind_in(predictions, options)
@@ -591,7 +593,7 @@ class Perplexity:
 
     def compare_tokens(
         self,
-        predictions,
+        predictions=None,
         *,
         contexts=None,
         base_id: str | os.PathLike | None = None,
@@ -629,7 +631,7 @@ class Perplexity:
         Args, Raises: as for `compare`.
         """
         options = given(Perplexity.compare_tokens, locals(), TextOptions, ModelSource, BaseSource)
-        check_collection(predictions, "predictions")
+        check_texts(predictions)
         texts, options = _with_kind_in(predictions, options)
         comparer = self.text_comparer(**options)
         if isinstance(comparer, ByteComparer):
@@ -675,7 +677,6 @@ class Perplexity:
         Args, Raises: as for `compare`.
         """
         options = given(Perplexity.text_comparer, locals(), TextOptions, ModelSource, BaseSource)
-        check_names(options, TextOptions, ModelSource, BaseSource)
         names, base_names, options = split_names(options, ModelSource, BaseSource)
         source, base_source = ModelSource(**names), BaseSource(**base_names)
         text_options = self._causal_options(options, "compare")
@@ -691,8 +692,8 @@ class Perplexity:
 
     def save_base(
         self,
-        predictions,
-        path: str | os.PathLike,
+        predictions=None,
+        path: str | os.PathLike | None = None,
         *,
         contexts=None,
         model_id: str | os.PathLike | None = None,
@@ -736,9 +737,12 @@ class Perplexity:
             OSError: the disk is full, or cannot be written to; what is complete stays.
         """
         options = given(Perplexity.save_base, locals(), TextOptions, ModelSource)
-        check_collection(predictions, "predictions")
+        check_texts(predictions)
+        if path is None:
+            raise TypeError(
+                "path is missing: save_base(texts, path, ...) writes a directory there."
+            )
         texts, options = _with_kind_in(predictions, options)
-        check_names(options, TextOptions, ModelSource)
         source, options = split_names(options, ModelSource)
         text_options = self._causal_options(options, "save_base")
         check_place(path)
@@ -783,12 +787,12 @@ class Perplexity:
 
     def _options_of_logits(self, options: dict, **of_texts) -> Options:
         """The options of this metric with those of a call for logits."""
-        check_names(options, Options, ModelSource)
+        _refuse_those_of(TextOptions, Options, options, where := "texts and model_id= or model=")
         source, options = split_names(options, ModelSource)
         source.pop("trust_remote_code", None)  # may stand in every call
         for name, value in (source | of_texts).items():
             if value is not None:
-                raise ValueError(f"{name}= goes with texts and model_id= or model=.")
+                raise ValueError(f"{name}= goes with {where}.")
         return self._options.replace(**options)
 
     def _text_options(self, options: dict) -> TextOptions:
@@ -840,6 +844,14 @@ class Perplexity:
     def _shows_progress(self) -> bool:
         """Whether progress bars are wanted; transformers and huggingface_hub have a switch each."""
         return is_progress_bar_enabled() and not are_progress_bars_disabled()
+
+
+def _refuse_those_of(kind: type, other: type, options: dict, where: str) -> None:
+    """Raises ValueError if a field of one kind of options that the other lacks is among these."""
+    own = {field.name for field in fields(kind)} - {field.name for field in fields(other)}
+    for name in options:
+        if name in own:
+            raise ValueError(f"{name}= goes with {where}.")
 
 
 def _with_kind_in(texts, options: dict) -> tuple[Any, dict]:

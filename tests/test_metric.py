@@ -254,12 +254,20 @@ def test_signatures_have_every_option_with_its_default(name):
     ("name", "misspelt", "match"),
     [
         ("add_batch", "reference", "unknown argument 'reference'. .* predictions, references, "),
-        ("add", "groups", "unknown argument 'groups'. The arguments are prediction, reference, "),
-        ("__call__", "shift", "unknown argument 'shift'. .* Options go where the metric is made"),
+        (
+            "add",
+            "groups",
+            r"unknown argument 'groups'. Did you mean group\? The arguments are prediction, ",
+        ),
+        (
+            "__call__",
+            "shift",
+            "unknown argument 'shift'. It goes to compute, trainer_hooks or where",
+        ),
         ("add_batch", "texts", "unknown argument 'texts'. The texts are called predictions"),
         ("compute", "texts", "unknown argument 'texts'. The texts are called predictions"),
-        ("score", "texts", "'predictions'"),
-        ("compare", "texts", "'predictions'"),
+        ("score", "texts", "unknown argument 'texts'. The texts are called predictions"),
+        ("compare", "texts", "unknown argument 'texts'. The texts are called predictions"),
     ],
 )
 def test_unknown_arguments_are_refused_with_what_to_do(ppl, name, misspelt, match):
@@ -278,7 +286,7 @@ def test_options_at_compute_must_match_pending_batches(ppl):
 @pytest.mark.parametrize("where", ["load", "compute"])
 def test_a_misspelt_option_is_named(where):
     logits, targets = random_batch()
-    with pytest.raises(TypeError, match="unknown argument 'ignore_idx'. The options are from_log"):
+    with pytest.raises(TypeError, match="unknown argument 'ignore_idx'. Did you mean ignore_index"):
         if where == "load":
             Perplexity(ignore_idx=0)
         else:

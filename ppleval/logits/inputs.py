@@ -136,10 +136,21 @@ def _check_kinds(predictions, references, sample_weight) -> None:
         if isinstance(value, (str, Mapping)):
             raise TypeError(
                 f"{name} must be tensors, arrays or lists of numbers, got {type(value).__name__}."
-                + (" Pass its .logits." if hasattr(value, "logits") else "")
+                + _remedy(value)
             )
         check_kind(value, name)
     check_kind(sample_weight, "sample_weight")
+
+
+def _remedy(value: str | Mapping) -> str:
+    """What to pass in place of a string or a dict, as a sentence behind a blank."""
+    if isinstance(value, str):
+        return " One text goes into a list, without references: [text]."
+    if hasattr(value, "logits"):
+        return " Pass its .logits."
+    if "input_ids" in value:
+        return " These are the inputs of a model; pass its logits: model(**inputs).logits."
+    return ""
 
 
 def _part_of_tensor(logits: torch.Tensor, references, sample_weight, options: Options) -> _Part:
@@ -160,7 +171,10 @@ def _sequences(predictions, references, sample_weight, options: Options) -> Iter
     lists = {name: _entries(values, name) for name, values in given.items()}
     if len({len(values) for values in lists.values()}) > 1:
         lengths = ", ".join(f"{len(values)} {name}" for name, values in lists.items())
-        raise ValueError(f"Every sequence needs its own entry in each argument, got {lengths}.")
+        raise ValueError(
+            f"Every sequence needs its own entry in each argument, got {lengths}."
+            + _hint_at_steps(lists["predictions"], lists["references"])
+        )
     for i in range(len(lists["predictions"])):
         place = f"[{i}]"
         logits = as_tensor(lists["predictions"][i], f"predictions{place}")
@@ -173,6 +187,19 @@ def _sequences(predictions, references, sample_weight, options: Options) -> Iter
         if targets.dtype != torch.int64:
             targets = targets.to(torch.int64)
         yield _Part(i, [targets.shape[0]], logits, targets, weights)
+
+
+def _hint_at_steps(predictions: list, references: list) -> str:
+    """A sentence behind a blank, if the predictions are those of the steps of `generate`."""
+    shapes = [getattr(step, "shape", ()) for step in predictions]
+    if len(shapes[0]) != 2 or len(set(shapes)) > 1 or shapes[0][0] != len(references):
+        return ""
+    steps, (batch, vocab_size) = len(shapes), shapes[0]
+    return (
+        f" The predictions look like the scores of generate, one tensor {(batch, vocab_size)} for "
+        f"each of {steps} steps: pass torch.stack(scores, dim=1), of the shape "
+        f"{(batch, steps, vocab_size)}, with the ids that were generated: sequences[:, -{steps}:]."
+    )
 
 
 def _entries(values, name: str) -> list:
@@ -350,7 +377,14 @@ def _sums(
         stats, weights, scored = reduction.on_host(weights, reduction.scored)
     except TargetOutOfRangeError as error:
         (row,) = error.place
-        raise ValueError(error.message("references", part.place_of(row + options.shift))) from None
+        message = error.message("references", part.place_of(row + options.shift))
+        # Hidden states have a multiple of 8 numbers, and few vocabularies.
+        if error.target >= error.vocab_size and error.vocab_size % 8 == 0:
+            message += (
+                " If the model has more ids than that, these are hidden states in place of logits: "
+                "pass .logits of a model with a language-model head."
+            )
+        raise ValueError(message) from None
     weights = weights.double()
     bad_rows = (~((weights >= 0) & (weights <= LARGEST_WEIGHT))).nonzero()
     if len(bad_rows) > 0:

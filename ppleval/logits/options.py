@@ -63,16 +63,7 @@ class Options:
         Raises:
             TypeError: a name that is not an option.
         """
-        check_names(changes, Options)
         return replace(self, **changes)
-
-
-def check_names(given: dict, *kinds) -> None:
-    """Raises TypeError for a name in `given` that is not a field of one of these dataclasses."""
-    known = [f.name for kind in kinds for f in fields(kind)]
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise TypeError(f"unknown argument {unknown[0]!r}. The options are {', '.join(known)}.")
 
 
 def dtype_name(dtype) -> str:

@@ -7,6 +7,7 @@ to show of it, is in kinds.py and its like.
 
 import itertools
 import logging
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -394,10 +395,29 @@ def check_types(model, tokenizer) -> None:
             f"model must be a transformers model, got {type(model).__name__}. "
             "A name or path goes to model_id=."
         )
-    if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+    if tokenizer is None:
         raise TypeError(
-            f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}."
+            f"model= goes with the tokenizer that the model was trained with: pass tokenizer="
+            f"{_tokenizer_of(model) or '...'}, too."
         )
+    if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        hint = ""
+        if isinstance(tokenizer, str | os.PathLike):
+            hint = f" Load it: AutoTokenizer.from_pretrained({str(tokenizer)!r})."
+        elif hasattr(tokenizer, "tokenizer"):  # a processor, which reads images or sounds, too
+            hint = " Pass its .tokenizer."
+        raise TypeError(
+            f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}.{hint}"
+        )
+
+
+def _tokenizer_of(model: nn.Module) -> str | None:
+    """How to load the tokenizer of where the model was loaded from; None if none is there."""
+    place = getattr(model, "name_or_path", "")
+    is_without = os.path.isdir(place) and not os.path.exists(
+        os.path.join(place, "tokenizer_config.json")
+    )
+    return f"AutoTokenizer.from_pretrained({place!r})" if place and not is_without else None
 
 
 def _name_of(model: PreTrainedModel) -> str:

@@ -60,7 +60,10 @@ class ModelSource:
         if (self.model_id is None) == (self.model is None):
             raise ValueError("Pass either model_id=, or model= and tokenizer=.")
         if self.model_id is not None and not isinstance(self.model_id, (str, os.PathLike)):
-            raise TypeError(f"model_id must be a name or a path, got {self.model_id!r}.")
+            raise TypeError(
+                f"model_id must be a name or a path, got {type(self.model_id).__name__}. A model "
+                "that is loaded goes to model=, with its tokenizer to tokenizer=."
+            )
         if self.model is not None and (self.device is not None or self.model_kwargs):
             raise ValueError(
                 "device= and model_kwargs= go with model_id=; model= is used as it is."

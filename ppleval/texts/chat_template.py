@@ -27,6 +27,10 @@ CONTENT = "thecontentofthisturn"
 # <|START_THINKING|> and <|END_THINKING|>.
 TAG = re.compile(r"<[^<>]+>")
 NO_NAME = re.compile(r"start|end|[^a-z]")
+JOIN_PARTS = (
+    "The content is a list of parts, and this template may take strings only; then join the parts: "
+    'message["content"] = "".join(part["text"] for part in message["content"]).'
+)
 # What transformers gives to a template, or takes for its own.
 RESERVED = ("messages", "conversations", "chat_template", "add_generation_prompt")
 RESERVED += ("continue_final_message", "return_assistant_tokens_mask")
@@ -109,7 +113,15 @@ class ChatTemplate:
             (text,), marks = found
             text.encode()
         except Exception as error:  # a template is a program, which may fail in any way
-            raise ValueError(f"The chat template refuses {_named(messages)}: {error}") from error
+            hint = f". {JOIN_PARTS}" if _contents_in_parts(given) else ""
+            raise ValueError(
+                f"The chat template refuses {_named(messages)}: {error}{hint}"
+            ) from error
+        if any(str(content) in text for content in _contents_in_parts(given)):
+            raise ValueError(
+                f"The chat template prints the content of {_named(messages)} as a list. "
+                f"{JOIN_PARTS}"
+            )
         return Rendering(text, marks[0] if marks else [])
 
     def renderings(self, messages: Messages) -> list[Rendering]:
@@ -260,6 +272,12 @@ class ChatTemplate:
             else:
                 break
         return ends[::-1]
+
+
+def _contents_in_parts(messages: Messages) -> list[list]:
+    """The contents that are lists, such as of one part {"type": "text", "text": "Hi"}."""
+    contents = [message.get("content") for message in messages]
+    return [content for content in contents if isinstance(content, list) and content]
 
 
 def content_of(message: Mapping[str, Any]) -> str:

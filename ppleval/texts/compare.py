@@ -122,8 +122,10 @@ class TextComparer(TextScorer):
     new_draft, sums_type = PairDraft, TokenPairSums
 
     def __init__(self, pair: ModelPair, options: TextOptions):
-        super().__init__(pair, options)
         self._saved = pair.base if isinstance(pair.base, SavedBase) else None
+        if self._saved is not None and options.window is not None:
+            self._saved.check_reading(self._saved.stated["reading"] | {"window": options.window})
+        super().__init__(pair, options)
         self._base_encoder = (
             None if pair.base_tokenizer is None else encoder_of(pair.base_tokenizer, options)
         )

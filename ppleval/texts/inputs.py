@@ -2,6 +2,8 @@
 it is read."""
 
 import itertools
+import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,15 +11,30 @@ import numpy as np
 
 from ppleval.user_warnings import warn_user
 
+# Where datasets have their texts and conversations.
+COLUMNS = ("text", "messages", "content", "sentence", "document")
+NO_IDS = "Pass the texts themselves: they are tokenised here, with the tokenizer of the model."
+
 
 def are_texts(predictions) -> bool:
-    """Whether this is a list, an array or a column of texts or conversations, by its first one."""
+    """Whether this is a list, an array or a column of texts or conversations, by its first entry.
+
+    What is no logits anyway, such as the rows of a table, was meant as texts.
+    """
     if isinstance(predictions, (str, Mapping)) or not hasattr(predictions, "__len__"):
         return False
     if getattr(predictions, "shape", None) == ():  # a lone number, which has no length after all
         return False
-    first = next(iter(predictions)) if len(predictions) > 0 else None
-    return isinstance(first, str) or is_conversation(first)
+    first = next((entry for entry in predictions if entry is not None), None)
+    return isinstance(first, str | bytes | Mapping) or is_conversation(first) or _are_tokens(first)
+
+
+def _are_tokens(entry) -> bool:
+    """Whether this is a list of strings."""
+    is_list = isinstance(entry, list | tuple)
+    if isinstance(entry, np.ndarray):
+        is_list = entry.ndim == 1
+    return is_list and len(entry) > 0 and isinstance(entry[0], str)
 
 
 def is_conversation(entry) -> bool:
@@ -47,21 +64,69 @@ def _raising(error: Exception) -> Iterator:
     yield
 
 
+def check_texts(texts) -> None:
+    """Raises TypeError for anything but a collection of texts, as far as it is known unread."""
+    if texts is None:
+        raise TypeError("predictions is missing: pass a list of texts, or of conversations.")
+    check_collection(texts, "predictions")
+
+
 def check_collection(texts, name: str) -> None:
     """Raises TypeError for anything but None and a collection of texts, such as one string."""
-    if isinstance(texts, str):
+    if isinstance(texts, str | bytes):
         raise TypeError(
             f"{name} must be a list of texts, got one string. Wrap it in a list: [text]."
         )
-    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
-        raise TypeError(f"{name} must be a list of texts, got a table. Pass one of its columns.")
+    if _is_tokenized(texts):
+        raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}. {NO_IDS}")
+    column = _column_of(texts)
+    if column is not None:
+        raise TypeError(
+            f"{name} must be a list of texts, got a table ({type(texts).__name__}). Pass one of "
+            f"its columns: table{column}."
+        )
     if texts is not None and not isinstance(texts, Iterable):
         raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}.")
-    if isinstance(texts, Sequence) and len(texts) > 0 and isinstance(texts[0], Mapping):
+    first = texts[0] if isinstance(texts, Sequence) and len(texts) > 0 else ""
+    if _is_message(first):
         raise TypeError(
             f"{name} must be a list of conversations, got the messages of one. Wrap it in a list: "
             "[messages]."
         )
+    if not is_conversation(first):
+        _checked(first, name, 0)
+
+
+def _is_message(entry) -> bool:
+    """Whether this is a message of a conversation, which need not be complete."""
+    return isinstance(entry, Mapping) and not entry.keys().isdisjoint(("role", "content"))
+
+
+def _names_in(table) -> list | None:
+    """The columns of a table, or the keys of a dict; None for anything else."""
+    if isinstance(table, Mapping):
+        return list(table)
+    columns = getattr(table, "column_names", getattr(table, "columns", None))
+    return None if columns is None else list(columns)
+
+
+def _is_tokenized(value) -> bool:
+    """Whether this is what a tokenizer returns, or a table or row of it without the text."""
+    names = _names_in(value) or []
+    return "input_ids" in names and not any(column in names for column in COLUMNS)
+
+
+def _column_of(table) -> str | None:
+    """How to get the texts out of a table, such as "['text']"; None for anything else."""
+    names = _names_in(table)
+    if isinstance(table, Mapping) and names and _names_in(table[names[0]]) is not None:
+        return f"[{names[0]!r}]{_column_of(table[names[0]])}"  # the splits of a DatasetDict
+    return None if names is None else f"[{_text_column(names)!r}]"
+
+
+def _text_column(names: list) -> Any:
+    """The column of a table, or key of a row, that probably has the texts."""
+    return next((name for name in COLUMNS if name in names), names[0] if names else COLUMNS[0])
 
 
 def checked_pairs(
@@ -93,7 +158,7 @@ def checked_pairs(
                 "contexts must hold one prompt for each text; there are more "
                 f"{'contexts' if text is missing else 'texts'}, beyond {number}."
             )
-        checked = check(text, f"predictions[{number}]")
+        checked = check(text, "predictions", number)
         if not warned and isinstance(text, np.ndarray) and _has_whole_float(checked):
             warned = True
             warn_user(
@@ -101,7 +166,7 @@ def checked_pairs(
                 "makes floats of whole numbers where a row has none, and a template prints them. "
                 'Read the table with dtype_backend="pyarrow", or pass a column of a Dataset.'
             )
-        yield checked, None if contexts is None else _checked(context, f"contexts[{number}]")
+        yield checked, None if contexts is None else _checked(context, "contexts", number)
     if number < 0:
         raise ValueError("predictions holds no texts.")
 
@@ -134,25 +199,78 @@ def num_characters(text: str | Sequence[Mapping[str, Any]]) -> int:
     return sum(len(str(value)) for message in text for value in message.values())
 
 
-def _checked(text, name: str) -> str:
+def _checked(text, name: str, number: int) -> str:
+    place = f"{name}[{number}]"
     if not isinstance(text, str):
-        hint = " All are texts, or all are conversations." if is_conversation(text) else ""
-        raise TypeError(f"{name} must be a string, got {type(text).__name__}.{hint}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is no valid Unicode text: {error}.") from None
+        raise TypeError(
+            f"{place} must be a string, got {type(text).__name__}.{_remedy(text, number)}"
+        )
+    _check_unicode(text, place)
     return text
 
 
-def _checked_conversation(messages, name: str) -> list[dict[str, Any]]:
+def _check_unicode(text: str, place: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} is no valid Unicode text: {error}.") from None
+
+
+def _remedy(entry, number: int) -> str:
+    """What to pass in place of something that is no text, as a sentence behind a blank."""
+    if _is_missing(entry):
+        return f" Row {number + 1}, counted from 1, is empty: leave it out, or pass ''."
+    if is_conversation(entry):
+        return " All are texts, or all are conversations."
+    if _is_tokenized(entry) or _kind_of_numbers(entry) == "i":
+        return f" {NO_IDS}"
+    if _kind_of_numbers(entry) == "f":
+        return " Logits go with references=, without a model."
+    if _is_message(entry):
+        return " A conversation is a list of messages: wrap it in a list, [messages]."
+    if isinstance(entry, Mapping):
+        texts = [key for key, value in entry.items() if isinstance(value, str)]
+        column = _text_column(texts or list(entry))
+        return f" Pass one field of each row: [row[{column!r}] for row in rows]."
+    if _are_tokens(entry):
+        return (
+            " Join tokens to a text: tokenizer.convert_tokens_to_string(tokens), or words: "
+            "' '.join(words)."
+        )
+    if isinstance(entry, bytes):
+        return " Decode it: .decode()."
+    if isinstance(entry, os.PathLike):
+        return " A file is not read: pass what it holds, path.read_text()."
+    return ""
+
+
+def _is_missing(entry) -> bool:
+    """Whether this is how lists and tables have a text that is not there."""
+    is_nan = isinstance(entry, float) and math.isnan(entry)
+    return entry is None or is_nan or type(entry).__name__ == "NAType"
+
+
+def _kind_of_numbers(entry) -> str:
+    """Whether lists, arrays and tensors hold integers, "i", or floats, "f"; "" for neither."""
+    dtype = str(getattr(entry, "dtype", ""))
+    while isinstance(entry, list | tuple) and entry:
+        entry = entry[0]
+    if isinstance(entry, int) or "int" in dtype:
+        return "i"
+    return "f" if isinstance(entry, float) or "float" in dtype else ""
+
+
+def _checked_conversation(messages, name: str, number: int) -> list[dict[str, Any]]:
+    place = f"{name}[{number}]"
     if not is_conversation(messages):
         hint = " All are texts, or all are conversations." if isinstance(messages, str) else ""
+        if _is_missing(messages):
+            hint = f" Row {number + 1}, counted from 1, is empty: leave it out."
         found = "an empty one" if messages == [] else type(messages).__name__
-        raise TypeError(f"{name} must be a conversation, a list of messages, got {found}.{hint}")
+        raise TypeError(f"{place} must be a conversation, a list of messages, got {found}.{hint}")
     messages = plain(messages)  # which all processes print alike
     for i, message in enumerate(messages):
-        _check_message(message, f"{name}[{i}]")
+        _check_message(message, f"{place}[{i}]")
     return messages
 
 
@@ -173,4 +291,4 @@ def _check_message(message, name: str) -> None:
     for part in parts:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
             raise TypeError(f"{name} has content that is no text, which is not scored: {part!r}.")
-        _checked(part["text"], f"{name}['content']")
+        _check_unicode(part["text"], f"{name}['content']")

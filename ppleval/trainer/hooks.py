@@ -19,7 +19,7 @@ from ppleval.stats.totals import REASONS_OF_LOGITS, NllTotals, guessing_remark
 from ppleval.trainer.batches import EvalBatch, EvalLoop
 from ppleval.trainer.documents import document_lengths, may_share_rows
 from ppleval.trainer.groups import EvaluatedGroups, check_loggable
-from ppleval.trainer.outputs import LogitsFinder, find_labels, labels_are_input_ids
+from ppleval.trainer.outputs import LogitsFinder, find_labels, labels_are_input_ids, vocab_size_of
 from ppleval.user_warnings import warn_user
 
 # A row that crosses processes holds the fields of NllTotals, which merge by addition.
@@ -85,11 +85,12 @@ class TrainerHooks:
         """The evaluation of a loop, or of hooks that are called by themselves."""
         key = None if loop is None else loop.key
         if key not in self._evaluations:
-            options = self._options
-            if self._asks_model and loop is not None:
-                options = options.replace(shift=labels_are_input_ids(loop.trainer.model))
+            options, model = self._options, None if loop is None else loop.trainer.model
+            if self._asks_model and model is not None:
+                options = options.replace(shift=labels_are_input_ids(model))
             groups = None if self._groups is None else EvaluatedGroups(self._groups)
-            logits = LogitsFinder(options.unscored_ids)
+            vocab_size = None if model is None else vocab_size_of(model)
+            logits = LogitsFinder(options.unscored_ids, vocab_size)
             self._evaluations[key] = _Evaluation(key, options, logits, groups)
         return self._evaluations[key]
 

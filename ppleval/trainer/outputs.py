@@ -1,11 +1,15 @@
 """What a Trainer passes to its hooks -> the logits and the labels, and how these fit together."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ppleval.logits.tensors import is_scored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LogitsFinder:
@@ -14,10 +18,15 @@ class LogitsFinder:
     They are the floats (B, T, V) that fit labels (B, T). Other outputs may fit, too, such as
     encoder or hidden states of equal length; the logits have a column for each scored label. Once a
     batch has told their place among the outputs, it holds for the whole evaluation.
+
+    Args:
+        unscored_ids: labels that are not scored.
+        vocab_size: that of the model; None if it is not known.
     """
 
-    def __init__(self, unscored_ids: Sequence[int]):
+    def __init__(self, unscored_ids: Sequence[int], vocab_size: int | None = None):
         self._unscored_ids = unscored_ids
+        self._vocab_size = vocab_size
         self._place: int | None = None
 
     def find(self, outputs, labels: torch.Tensor) -> torch.Tensor:
@@ -37,7 +46,22 @@ class LogitsFinder:
                     return next(iter(fitting.values()))
                 fitting = _wide_enough(fitting, int(scored.max()))
             self._place = next(iter(fitting))
-        return fitting[self._place]
+        self._check_width(logits := fitting[self._place], labels)
+        return logits
+
+    def _check_width(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Raises ValueError for hidden states, which are no logits of the model's vocabulary."""
+        width = logits.shape[2]
+        if self._vocab_size is None or width >= self._vocab_size:
+            return
+        scored = labels[is_scored(labels, self._unscored_ids)]
+        if len(scored) > 0 and int(scored.max()) >= width:
+            raise ValueError(
+                f"The model's output {tuple(logits.shape)} has {width} numbers for each token, and "
+                f"its vocabulary {self._vocab_size} ids: these are hidden states, no logits "
+                "(B, T, V). Evaluate a model with a language-model head, and let its forward "
+                "return the logits."
+            )
 
 
 def find_labels(labels) -> torch.Tensor:
@@ -63,14 +87,9 @@ def labels_are_input_ids(model: nn.Module) -> bool:
     Those of an encoder-decoder and of a masked model stand where they are predicted. Of a model of
     no class that transformers knows, they are taken for input ids.
     """
-    from transformers import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_MASKED_LM_MAPPING,
-        PreTrainedModel,
-    )
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    # Adapters, torch.compile and the like wrap the model.
-    inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    inner = _of_transformers(model)
     if inner is None:
         return True
     if getattr(inner.config, "is_encoder_decoder", False):
@@ -78,6 +97,18 @@ def labels_are_input_ids(model: nn.Module) -> bool:
     # XLM has one class for both kinds.
     is_causal = _is_made_by(MODEL_FOR_CAUSAL_LM_MAPPING, inner)
     return is_causal or not _is_made_by(MODEL_FOR_MASKED_LM_MAPPING, inner)
+
+
+def vocab_size_of(model: nn.Module) -> int | None:
+    """How many ids a model of transformers predicts, as its configuration says; None if unknown."""
+    return getattr(getattr(_of_transformers(model), "config", None), "vocab_size", None)
+
+
+def _of_transformers(model: nn.Module) -> "PreTrainedModel | None":
+    """The model itself, which adapters, torch.compile and the like wrap."""
+    from transformers import PreTrainedModel
+
+    return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
 
 
 def _is_made_by(mapping, model: nn.Module) -> bool:
@@ -123,8 +154,23 @@ def _wide_enough(candidates: dict[int, torch.Tensor], label: int) -> dict[int, t
 
 
 def _misfit(logits: torch.Tensor, labels: torch.Tensor) -> str:
-    return (
+    message = (
         f"The logits have the shape {tuple(logits.shape)}, the labels {tuple(labels.shape)}; they "
-        "must be (B, T, V) and (B, T). A model that adds positions of its own, as prompt tuning "
-        "does, needs labels for them: -100."
+        "must be (B, T, V) and (B, T)."
+    )
+    if labels.dim() != 2 or len(labels) != len(logits):
+        return f"{message} Both need one row for each example of the batch."
+    more = logits.shape[1] - labels.shape[1]
+    if more < 0:
+        return (
+            f"{message} {-more} positions have no logits: let the model return those of all "
+            "positions, without logits_to_keep, and cut or shift neither; the hooks shift by "
+            "themselves."
+        )
+    return (
+        f"{message} If the labels were shifted beforehand, leave that to the hooks. A model that "
+        "puts positions of its own in front, as prompt tuning does, gets its labels as they are, "
+        f'and the hook gets {more} more, of -100: hook = hooks["preprocess_logits_for_metrics"]; '
+        "Trainer(..., preprocess_logits_for_metrics=lambda logits, labels: hook(logits, "
+        f"torch.nn.functional.pad(labels, ({more}, 0), value=-100)))."
     )

@@ -120,5 +120,5 @@ def test_positions_and_groups(ppl):
 
 
 def test_logits_have_no_positions(ppl):
-    with pytest.raises(TypeError, match="unknown argument 'positions'"):
+    with pytest.raises(ValueError, match="positions= goes with texts"):
         ppl.compute(predictions=np.zeros((1, 2, 4)), references=[[0, 1]], positions=True)

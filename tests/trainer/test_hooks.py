@@ -952,6 +952,30 @@ def test_the_model_decides_about_the_shift(tmp_path, name, given):
     assert found == pytest.approx(expected, rel=2e-5)
 
 
+def test_what_prompt_tuning_is_told_to_do(tmp_path):
+    """Longer labels for the hook alone; PEFT itself makes those of the model longer."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    model = get_peft_model(worker.gpt2(), config).eval()
+    hooks = Perplexity().trainer_hooks()
+
+    def evaluated():
+        trainer = trainer_of(model, tmp_path, hooks=hooks, label_names=["labels"])
+        return trainer.evaluate()["eval_perplexity"]
+
+    with pytest.raises(ValueError, match="labels as they are, and the hook gets 5 more") as error:
+        evaluated()
+    _, told = str(error.value).split("preprocess_logits_for_metrics=")
+    names = {"torch": torch, "hook": hooks["preprocess_logits_for_metrics"]}
+    hooks["preprocess_logits_for_metrics"] = eval(told.removesuffix(")."), names)
+    batch = collate(ROWS)
+    labels = torch.nn.functional.pad(batch["labels"], (5, 0), value=-100)
+    expected = Perplexity(shift=True).compute(predictions=model(**batch).logits, references=labels)
+    assert evaluated() == pytest.approx(expected["perplexity"], rel=2e-5)
+
+
 def test_hooks_of_two_kinds_of_models(tmp_path):
     """One Trainer's evaluation says nothing of the next one's."""
     torch.manual_seed(0)
