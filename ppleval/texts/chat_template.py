@@ -14,6 +14,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from ppleval.shown import shown, shown_message
+
 Messages = Sequence[Mapping[str, Any]]
 
 # What marks the words of the assistant in a template.
@@ -27,6 +29,8 @@ CONTENT = "thecontentofthisturn"
 # <|START_THINKING|> and <|END_THINKING|>.
 TAG = re.compile(r"<[^<>]+>")
 NO_NAME = re.compile(r"start|end|[^a-z]")
+# A template is a program, which may print without end. What a model can read is far shorter.
+MOST_CHARACTERS = 2**27
 # What transformers gives to a template, or takes for its own.
 RESERVED = ("messages", "conversations", "chat_template", "add_generation_prompt")
 RESERVED += ("continue_final_message", "return_assistant_tokens_mask")
@@ -107,9 +111,13 @@ class ChatTemplate:
                 **self._variables,
             )
             (text,), marks = found
+            if len(text) > MOST_CHARACTERS:
+                raise ValueError(f"it makes {len(text):,} characters of them")
             text.encode()
         except Exception as error:  # a template is a program, which may fail in any way
-            raise ValueError(f"The chat template refuses {_named(messages)}: {error}") from error
+            raise ValueError(
+                f"The chat template refuses {_named(messages)}: {shown_message(error)}"
+            ) from error
         return Rendering(text, marks[0] if marks else [])
 
     def renderings(self, messages: Messages) -> list[Rendering]:
@@ -290,4 +298,4 @@ def _named(messages: Messages) -> str:
 
 def _turn_named(turn: Mapping[str, Any]) -> str:
     """A message, for errors."""
-    return f"the {turn['role']}'s turn {content_of(turn)[:40]!r}"
+    return f"the {shown(turn['role'])}'s turn {content_of(turn)[:40]!r}"
