@@ -40,8 +40,9 @@ def shown(name: object, most: int = MOST_OF_A_NAME) -> str:
     text = visible(without_secrets(text))
     if len(text) <= most and num_skipped == 0:
         return text
-    half = (most - len("...[1,000,000,000 characters]...")) // 2
-    return f"{text[:half]}...[{num_skipped + len(text) - 2 * half:,} characters]...{text[-half:]}"
+    count = num_skipped + len(text)  # as long as the number that is left out, or longer
+    half = (most - len(f"...[{count:,} more]...")) // 2
+    return f"{text[:half]}...[{count - 2 * half:,} more]...{text[-half:]}"
 
 
 def shown_message(message: object) -> str:

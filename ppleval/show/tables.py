@@ -4,7 +4,7 @@ import math
 
 from ppleval.shown import MOST_OF_A_MESSAGE, shown
 
-MOST_OF_A_LABEL = 40  # characters of a group's name, which widens all rows
+MOST_OF_A_LABEL = 100  # characters of a group's name, which widens all rows
 
 
 def as_table(result: dict, model: str) -> str:
