@@ -19,7 +19,7 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("name, expected", SHOWN.values(), ids=SHOWN)
+@pytest.mark.parametrize(("name", "expected"), SHOWN.values(), ids=SHOWN)
 def test_what_is_invisible_is_an_escape(name, expected):
     assert shown(name) == expected
 
@@ -61,7 +61,7 @@ WITHOUT = [
 ]
 
 
-@pytest.mark.parametrize("address, expected", SECRETS.items())
+@pytest.mark.parametrize(("address", "expected"), SECRETS.items())
 def test_secrets_of_an_address_are_left_out(address, expected):
     assert without_secrets(address) == expected
     assert shown(shown(address)) == expected

@@ -626,10 +626,10 @@ def test_a_picture(tmp_path):
     assert "perplexity" not in done.stdout
 
 
-# ESC, an 8-bit ESC, NUL, line ends, right-to-left marks, half a character; and a long one.
+# ESC, an 8-bit ESC, NUL, line ends, right-to-left marks; and a long one.
 HOSTILE = "g\x1b[31m\x9b1m\r\nperplexity   1.0\u2028\u202e\u2066"
 NAMES = {
-    "hostile": HOSTILE + "\0\ud800",
+    "hostile": HOSTILE + "\0",
     "long": "g" * 10_000,
 }
 
@@ -644,7 +644,8 @@ def assert_harmless(done, most=4000):
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_a_group_does_not_reach_the_terminal(tmp_path, name):
-    rows = [{"text": text, "g": group} for text, group in zip(TEXTS, [name, "b", name])]
+    groups = [name, "b", name]
+    rows = [{"text": text, "g": group} for text, group in zip(TEXTS, groups, strict=True)]
     path, picture = tmp_path / "rows.jsonl", tmp_path / "picture.svg"
     path.write_text("\n".join(map(json.dumps, rows)))
     done = run(path, "--group-by", "g", "--plot", picture)
@@ -673,12 +674,9 @@ def test_a_column_does_not_reach_the_terminal(tmp_path, name):
     assert "and 92 more" in done.stderr
 
 
-FILE = HOSTILE.replace("/", "")
-
-
 def test_a_file_does_not_reach_the_terminal(tmp_path):
     """A name in a directory has at most 255 bytes, and no NUL."""
-    directory = tmp_path / FILE
+    directory = tmp_path / HOSTILE
     directory.mkdir()
     path = directory / "a.txt"
     path.write_text('{"not a table')
@@ -694,8 +692,8 @@ def test_a_file_does_not_reach_the_terminal(tmp_path):
         [path, "--per-text", directory / "none" / "out"],
         [path, "--plot", directory / "a.pdf" / "b.pdf"],
         [path, "--dataset", directory],
-        [path, f"--{FILE}"],
-        ["--limit", FILE, path],
+        [path, f"--{HOSTILE}"],
+        ["--limit", HOSTILE, path],
         ["--dataset", directory],
         ["f" * 10_000],
     ):
@@ -705,12 +703,12 @@ def test_a_file_does_not_reach_the_terminal(tmp_path):
 
 
 def test_a_model_does_not_reach_the_terminal(tmp_path):
-    directory = tmp_path / FILE / FILE
+    directory = tmp_path / HOSTILE / HOSTILE
     shutil.copytree(TINY, directory)
     done = run("--model", directory, stdin=TEXTS[0])
     assert done.returncode == 0, done.stderr
     assert_harmless(done)
-    base = tmp_path / FILE / "base"
+    base = tmp_path / HOSTILE / "base"
     for arguments in (
         ["--model", directory, "--to", base],
         ["--model", directory, "--base", base],

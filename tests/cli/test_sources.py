@@ -369,7 +369,9 @@ def test_the_most_of_one_text(tmp_path, name):
         if num_rows == 2:
             assert next(found).text == texts[1]
         else:
-            with pytest.raises(ValueError, match=f"{name}: (row 1|line [23]) has more than 130 bytes"):
+            with pytest.raises(
+                ValueError, match=f"{name}: (row 1|line [23]) has more than 130 bytes"
+            ):
                 next(found)
 
 
