@@ -4,6 +4,8 @@ import sys
 import warnings
 from types import FrameType
 
+from ppleval.shown import shown_message
+
 
 class PerplexityWarning(UserWarning):
     """Something about logits, texts or a model that makes a number worth a second look."""
@@ -14,7 +16,7 @@ def warn_user(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame is not None and _is_inside(frame):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, PerplexityWarning, stacklevel=level)
+    warnings.warn(shown_message(message), PerplexityWarning, stacklevel=level)
 
 
 def _is_inside(frame: FrameType) -> bool:

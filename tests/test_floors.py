@@ -9,6 +9,7 @@ from support import ROOT
 FLOORS = {
     "__init__": 0,
     "distributed": 0,
+    "shown": 0,
     "user_warnings": 0,
     "stats": 1,
     "show": 1,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppleval.cli.sources import Columns, Row
+from ppleval.shown import listed, shown
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -27,8 +28,8 @@ def read_dataset_rows(spec: str, columns: Columns) -> Iterator[Row]:
     stream = _open(spec)
     with _named_errors(spec):  # not every format names its columns before the first row
         found = stream.column_names or list(next(iter(stream), {}))
-    columns.check(spec, found)
-    return _read(spec, stream.select_columns(columns.names), columns)
+    columns.check(shown(spec), found)
+    return _read(shown(spec), stream.select_columns(columns.names), columns)
 
 
 def _open(spec: str) -> "IterableDataset":
@@ -36,7 +37,7 @@ def _open(spec: str) -> "IterableDataset":
 
     name, *parts = spec.split(":")
     if len(parts) > 2:
-        raise ValueError(f"A dataset is NAME[:CONFIG][:SPLIT], got {spec}.")
+        raise ValueError(f"A dataset is NAME[:CONFIG][:SPLIT], got {shown(spec)}.")
     source: dict = {"path": name}
     if Path(name).is_file():
         source = {"path": str(Path(name).parent), "data_files": Path(name).name}
@@ -54,11 +55,12 @@ def _open(spec: str) -> "IterableDataset":
 
 def _checked(place: str, kind: str, name: str | None, names: list[str]) -> str:
     """The name, if it is one of `names`."""
-    there = ", ".join(names)
     if name is None:
-        raise ValueError(f"{place} has the {kind}s {there}; name one, as in {place}:{names[0]}.")
+        there, one = listed(names), f"{place}:{names[0]}"
+        raise ValueError(f"{shown(place)} has the {kind}s {there}; name one, as in {shown(one)}.")
     if name not in names:
-        raise ValueError(f"{place} has no {kind} {name!r}; it has {there}.")
+        there = listed(names, near=name)
+        raise ValueError(f"{shown(place)} has no {kind} {shown(repr(name))}; it has {there}.")
     return name
 
 
@@ -78,4 +80,4 @@ def _named_errors(spec: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"The dataset {spec} cannot be read: {error}") from error
+        raise ValueError(f"The dataset {shown(spec)} cannot be read: {error}") from error

@@ -29,15 +29,16 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppleval import __version__
 from ppleval.cli import models as cli_models
 from ppleval.cli.datasets import read_dataset_rows
 from ppleval.cli.outputs import check_outputs
-from ppleval.cli.sources import Columns, Row, read_rows
+from ppleval.cli.sources import MAX_TEXT_BYTES, Columns, Row, limited, read_rows
 from ppleval.show import plots
 from ppleval.show.tables import as_table, comparison_table
+from ppleval.shown import listed, shown, shown_message
 from ppleval.texts.inputs import is_conversation
 
 if TYPE_CHECKING:
@@ -52,9 +53,16 @@ if TYPE_CHECKING:
 SIZES_OF_LAUNCHES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors show arguments, which may be names of files, as all others do."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown_message(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The subcommands, each with its options in the order of --help."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ppleval",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -114,6 +122,13 @@ def add_texts(parser: argparse.ArgumentParser) -> None:
     )
     texts.add_argument(
         "--context-column", metavar="COLUMN", help="what conditions each text and is not scored"
+    )
+    texts.add_argument(
+        "--max-text-bytes",
+        type=int,
+        default=MAX_TEXT_BYTES,
+        metavar="N",
+        help="of one text, also unpacked; a longer one ends the run [2**30]",
     )
     texts.add_argument("--limit", type=int, metavar="N", help="only the first N texts [all]")
 
@@ -272,10 +287,12 @@ def run_on_ray(args: argparse.Namespace) -> dict:
     check_outputs(args, args.files)
     files = [file for name in args.files for file in files_in(name)]
     if not files:
-        raise ValueError(f"There are no files in {', '.join(args.files)}.")
+        raise ValueError(f"There are no files in {listed(args.files)}.")
     if len(set(files)) < len(files):
         raise ValueError("--engine ray takes each file once, and one is named twice.")
-    rows = read_rows(files, args.lines, args.column, args.group_by, args.context_column)
+    rows = read_rows(
+        files, args.lines, args.column, args.group_by, args.context_column, args.max_text_bytes
+    )
     first = first_row(rows, args.files)
     are_conversations = is_conversation(first.text)
     placing = cli_models.placing_kwargs(args, num_processes=1)
@@ -285,6 +302,7 @@ def run_on_ray(args: argparse.Namespace) -> dict:
         column=args.column,
         group_by=args.group_by,
         context_column=args.context_column,
+        max_text_bytes=args.max_text_bytes,
         batch_size=args.batch_size,
         per_text=args.per_text,
         directory=os.getcwd(),
@@ -304,7 +322,8 @@ def run_on_ray(args: argparse.Namespace) -> dict:
     if args.resume:
         print(f"{corpus.num_finished} of {totals.num_texts} texts were done", file=sys.stderr)
     if output is not None and (others := output.num_chunks() - corpus.num_answers) > 0:
-        print(f"warning: {others} files in {output.name} are of other texts", file=sys.stderr)
+        name = shown(output.name)
+        print(f"warning: {others} files in {name} are of other texts", file=sys.stderr)
     return corpus.result()
 
 
@@ -313,10 +332,18 @@ def read(args: argparse.Namespace, processes: "Processes") -> Iterator[Row]:
     if args.dataset is not None:
         columns = Columns(args.column, args.group_by, args.context_column)
         rows = read_dataset_rows(args.dataset, columns)
+        rows = limited(rows, shown(args.dataset), args.max_text_bytes)
     elif processes.size > 1 and "-" in sources(args):
         raise ValueError("Several processes cannot share the standard input; name files.")
     else:
-        rows = read_rows(args.files, args.lines, args.column, args.group_by, args.context_column)
+        rows = read_rows(
+            args.files,
+            args.lines,
+            args.column,
+            args.group_by,
+            args.context_column,
+            args.max_text_bytes,
+        )
     return itertools.islice(rows, args.limit)
 
 
@@ -380,7 +407,8 @@ def save_base(args: argparse.Namespace, rows: Iterator[Row], processes: "Process
     texts, contexts = texts_and_contexts(rows, args)
     options["batch_size"] = args.batch_size
     Perplexity().save_base(texts, args.to, contexts=contexts, **options)
-    print(f"saved {args.to}; compare with it by: ppleval compare --base {args.to}", file=sys.stderr)
+    name = shown(args.to)
+    print(f"saved {name}; compare with it by: ppleval compare --base {name}", file=sys.stderr)
 
 
 def first_row(rows: Iterator[Row], sources: list[str]) -> Row:
@@ -391,8 +419,8 @@ def first_row(rows: Iterator[Row], sources: list[str]) -> Row:
     """
     row = next(rows, None)
     if row is None:
-        names = ("the standard input" if name == "-" else name for name in sources)
-        raise ValueError(f"There are no texts in {', '.join(names)}.")
+        names = ["the standard input" if name == "-" else name for name in sources]
+        raise ValueError(f"There are no texts in {listed(names)}.")
     return row
 
 
@@ -496,6 +524,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--dataset goes without files")
     if args.limit is not None and args.limit < 1:
         parser.error("--limit must be at least 1")
+    if args.max_text_bytes < 1:
+        parser.error("--max-text-bytes must be at least 1")
     if args.engine is None and args.workers is not None:
         parser.error("--workers needs --engine ray")
     if args.workers is not None and args.workers < 1:
@@ -529,7 +559,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"interrupted{hint}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {shown_message(error)}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(
+            "error: memory ran out. Pass a smaller --batch-size or --window, or --max-text-bytes "
+            "to refuse long texts.",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

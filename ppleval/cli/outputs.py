@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ppleval.show import plots
+from ppleval.shown import shown
 
 
 def check_outputs(args: argparse.Namespace, sources: list[str]) -> None:
@@ -31,8 +32,8 @@ def check_outputs(args: argparse.Namespace, sources: list[str]) -> None:
         for other, what in taken.items():
             conflict = _conflict(place, other)
             if conflict is not None:
-                raise ValueError(f"{option} {name} {conflict} {what}. Name another place.")
-        taken[place] = f"{name}, the place of {option}"
+                raise ValueError(f"{option} {shown(name)} {conflict} {what}. Name another place.")
+        taken[place] = f"{shown(name)}, the place of {option}"
     if args.plot is not None:
         plots.check_path(args.plot)
         _check_file("--plot", args.plot, args.overwrite, "--overwrite")
@@ -51,7 +52,7 @@ def _inputs(args: argparse.Namespace, sources: list[str]) -> dict[str, str]:
     names = [*names, *(name for name in (args.model, args.base, args.chat_template) if name)]
     found = {}
     for name in map(str, names):
-        place, title = ("/dev/stdin", "the standard input") if name == "-" else (name, name)
+        place, title = ("/dev/stdin", "the standard input") if name == "-" else (name, shown(name))
         place = _place(place)
         # A name on the Hub is no path, though an output may have the same.
         if "://" in name or os.path.exists(place):
@@ -100,11 +101,13 @@ def _check_file(option: str, name: str | Path, may_exist: bool, allowing: str) -
     """Raises ValueError unless a file can be written; `allowing` are options by which it may be
     there."""
     place = os.path.realpath(name)
-    parent = os.path.dirname(place)
+    parent, name = os.path.dirname(place), shown(name)
     if os.path.isdir(place):
         raise ValueError(f"{option} {name} is a directory; name a file.")
     if not os.path.isdir(parent):
-        raise ValueError(f"{option} {name} cannot be written: there is no directory {parent}.")
+        raise ValueError(
+            f"{option} {name} cannot be written: there is no directory {shown(parent)}."
+        )
     if os.path.isfile(place) and os.path.getsize(place) > 0 and not may_exist:
         raise ValueError(f"{option} {name} exists. Name a new file, or pass {allowing}.")
     _check_permission(option, name, place if os.path.exists(place) else parent)
@@ -115,10 +118,14 @@ def _check_directory(option: str, name: Path) -> None:
     place = os.path.realpath(name)
     nearest = next(path for path in (place, *map(str, Path(place).parents)) if os.path.exists(path))
     if not os.path.isdir(nearest):
-        raise ValueError(f"{option} {name} cannot be written: there is no directory {nearest}.")
-    _check_permission(option, name, nearest)
+        raise ValueError(
+            f"{option} {shown(name)} cannot be written: there is no directory {shown(nearest)}."
+        )
+    _check_permission(option, shown(name), nearest)
 
 
-def _check_permission(option: str, name: str | Path, place: str) -> None:
+def _check_permission(option: str, name: str, place: str) -> None:
     if not os.access(place, os.W_OK):
-        raise ValueError(f"{option} {name} cannot be written: no permission to write to {place}.")
+        raise ValueError(
+            f"{option} {name} cannot be written: no permission to write to {shown(place)}."
+        )

@@ -20,6 +20,7 @@ from pyarrow import fs, parquet
 
 from ppleval.cli.per_text import check_settings, fingerprint, lock
 from ppleval.cli.sources import Row, file_system
+from ppleval.shown import without_secrets
 
 if TYPE_CHECKING:
     from ppleval.stats.totals import TextSums
@@ -105,7 +106,7 @@ class PerTextDirectory:
     def write(self, file: str, first: int, rows: Sequence[Row], sums: Sequence["TextSums"]) -> None:
         """Write the sums of a chunk: `rows` are those of the file from row `first` on."""
         columns = {
-            "file": pa.array([file] * len(rows)),
+            "file": pa.array([without_secrets(file)] * len(rows)),
             "row": pa.array(range(first, first + len(rows)), pa.int64()),
             "fingerprint": pa.array(_fingerprints(rows)),
         }

@@ -24,10 +24,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from ppleval.shown import listed, shown, without_secrets
+from ppleval.texts.inputs import num_characters
+
 if TYPE_CHECKING:
     from pyarrow import fs
 # Bytes read at once, because a line may be of any length.
 CHUNK = 1 << 20
+# Of one text: 4 MB may unpack to 4 GB, and a tokenizer takes many times the memory of a text.
+MAX_TEXT_BYTES = 1 << 30
 
 # Archives, documents and other tables. Most are not UTF-8, but some would pass for plain text.
 REFUSED = {
@@ -69,8 +74,8 @@ class Columns:
         """Raises ValueError unless each column is there once; `found` are those that are there."""
         for name in self.names:
             if name not in found:
-                there = ", ".join(found) or "none"
-                raise ValueError(f"{place} has no column {name!r}; it has {there}.")
+                there = listed(found, near=name)
+                raise ValueError(f"{place} has no column {shown(repr(name))}; it has {there}.")
             if found.count(name) > 1:
                 raise ValueError(
                     f"{place} has {found.count(name)} columns {name!r}; one is needed."
@@ -98,7 +103,7 @@ class Columns:
         if not isinstance(group, str | int) or isinstance(group, bool):
             raise ValueError(
                 f"{source}: {self.group!r} of row {number} must be a string or a whole number to "
-                f"name a group, got {group!r}."
+                f"name a group, got {shown(repr(group))}."
             )
         return Row(text, str(group), context)
 
@@ -113,6 +118,7 @@ def read_rows(
     column: str,
     group_by: str | None = None,
     context_column: str | None = None,
+    max_text_bytes: int = MAX_TEXT_BYTES,
 ) -> Iterator[Row]:
     """The texts of the files, one after another. Nothing is read before it is needed.
 
@@ -123,26 +129,50 @@ def read_rows(
             carriage return directly before the newline is not part of it.
         column: the column of a table that holds the texts. A JSON row may also be the text itself,
             if that is all.
-        group_by: the column of a table that names each text's group; BY_FILE for the file's name.
+        group_by: the column of a table that names each text's group; BY_FILE for the file's name,
+            without the secrets of an address.
         context_column: the column of a table that holds each text's context.
+        max_text_bytes: of one text, unpacked and with what is around it in its row.
 
     Raises:
         ValueError: at once, a kind of file that is not supported, or one without columns to group
-            by; while reading, data that is not what it should be, with the name of the file and the
-            place in it.
+            by; while reading, data that is not what it should be, or a text that is too long, with
+            the name of the file and the place in it.
         OSError: while reading, a file that cannot be opened.
     """
     columns = Columns(column, None if group_by == BY_FILE else group_by, context_column)
     sources = [(name, *_opener_and_reader(name, lines, columns)) for name in files or ["-"]]
-    return _read_all(sources, by_file=group_by == BY_FILE)
+    return _read_all(sources, group_by == BY_FILE, max_text_bytes)
 
 
 def _read_all(
-    sources: Iterable[tuple[str, Callable | None, Callable]], by_file: bool
+    sources: Iterable[tuple[str, Callable | None, Callable]], by_file: bool, most: int
 ) -> Iterator[Row]:
     for name, opener, reader in sources:
-        for row in _read(name, opener, reader):
-            yield row._replace(group=name) if by_file else row
+        for row in limited(_read(name, opener, reader, most), shown(name), most):
+            yield row._replace(group=without_secrets(name)) if by_file else row
+
+
+def limited(rows: Iterator[Row], name: str, most: int) -> Iterator[Row]:
+    """The rows, of which none has a text of more than `most` bytes.
+
+    Here are all texts; readers of packed files see one of them before it fills the memory.
+
+    Raises:
+        ValueError: a text that is longer; `name` says of which file it is.
+    """
+    for number, row in enumerate(rows):
+        # A character has at least one byte.
+        if num_characters(row.text) > most or num_characters(row.context or "") > most:
+            raise _too_long(f"{name}: row {number}", most)
+        yield row
+
+
+def _too_long(place: str, most: int) -> ValueError:
+    return ValueError(
+        f"{place} has more than {most:,} bytes, the most of one text. Split it, or raise "
+        "--max-text-bytes if memory allows."
+    )
 
 
 def _opener_and_reader(
@@ -156,33 +186,35 @@ def _opener_and_reader(
     # Parquet is read in pieces, from its end, which a compressed file does not allow.
     if suffix in REFUSED or (suffix == ".parquet" and opener is not None):
         raise ValueError(
-            f"{name} is of a kind that is not read. Unpack it, or convert it to plain text, "
+            f"{shown(name)} is of a kind that is not read. Unpack it, or convert it to plain text, "
             ".jsonl, .csv, .tsv or .parquet."
         )
     if suffix in TABLES:
         return opener, partial(TABLES[suffix], columns=columns)
     if columns.need_a_table:
-        place = "The standard input" if name == "-" else name
+        place = "The standard input" if name == "-" else shown(name)
         _, *missing = columns.names
         by_file = f" --group-by {BY_FILE} makes a group of each file."
         hint = "" if columns.group is None else by_file
-        raise ValueError(f"{place} is plain text and has no column {missing[0]!r}.{hint}")
+        raise ValueError(
+            f"{place} is plain text and has no column {shown(repr(missing[0]))}.{hint}"
+        )
     return opener, _read_lines if lines else _read_whole
 
 
-def _read(name: str, opener: Callable | None, reader: Callable) -> Iterator[Row]:
+def _read(name: str, opener: Callable | None, reader: Callable, most: int) -> Iterator[Row]:
     """The rows of one file; an error says which file cannot be read."""
     if name == "-":
-        yield from reader("standard input", sys.stdin.buffer)
+        yield from reader("standard input", sys.stdin.buffer, most)
         return
     with ExitStack() as stack:
         file = stack.enter_context(_open(name))
         try:
             if opener is not None:
                 file = stack.enter_context(opener(file, "rb"))
-            yield from reader(name, file)
+            yield from reader(shown(name), file, most)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{name} cannot be read: {error}.") from error
+            raise ValueError(f"{shown(name)} cannot be read: {error}.") from error
 
 
 def _open(name: str) -> BinaryIO:
@@ -233,28 +265,37 @@ OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".lzma": lzma.o
 OPENERS[".zst"] = _open_zstd
 
 
-def _read_whole(name: str, file: BinaryIO) -> Iterator[Row]:
-    text = _without_nul(_decoded(file.read().removeprefix(codecs.BOM_UTF8), name), name)
+def _read_whole(name: str, file: BinaryIO, most: int) -> Iterator[Row]:
+    data = bytearray()
+    while part := file.read(CHUNK):
+        data += part
+        if len(data) > most:
+            raise _too_long(name, most)
+    if data.startswith(codecs.BOM_UTF8):
+        del data[: len(codecs.BOM_UTF8)]
+    text = _without_nul(_decoded(data, name), name)
     _warn_of_json_lines(text, name)
     yield Row(text)
 
 
-def _read_lines(name: str, file: BinaryIO) -> Iterator[Row]:
-    for number, line in enumerate(_lines(name, file)):
+def _read_lines(name: str, file: BinaryIO, most: int) -> Iterator[Row]:
+    for number, line in enumerate(_lines(name, file, most)):
         if number == 0:
             _warn_of_json_lines(line, name)
         yield Row(_without_nul(line.removesuffix("\r\n").removesuffix("\n"), name))
 
 
-def _lines(name: str, file: BinaryIO) -> Iterator[str]:
+def _lines(name: str, file: BinaryIO, most: int) -> Iterator[str]:
     """The lines, with their ends. Python's text files would also end one at a lone "\\r"."""
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(partial(file.readline, most + 1), b""), 1):
+        if len(line) > most:
+            raise _too_long(f"{name}: line {number}", most)
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         yield _decoded(line, f"{name}: line {number}")
 
 
-def _decoded(data: bytes, place: str) -> str:
+def _decoded(data: bytes | bytearray, place: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -278,10 +319,21 @@ def _warn_of_json_lines(text: str, name: str) -> None:
         )
 
 
-def _read_csv(name: str, file: BinaryIO, columns: Columns, delimiter: str = ",") -> Iterator[Row]:
+def _read_csv(
+    name: str, file: BinaryIO, most: int, columns: Columns, delimiter: str = ","
+) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
-    rows = csv.reader(_lines(name, file), delimiter=delimiter, strict=True)
-    header, number = None, -1
+    header, number, size = None, -1, 0
+
+    def lines_of_row() -> Iterator[str]:
+        nonlocal size
+        for line in _lines(name, file, most):
+            size += len(line)
+            if size > most:
+                raise _too_long(place(), most)
+            yield line
+
+    rows = csv.reader(lines_of_row(), delimiter=delimiter, strict=True)
 
     def place() -> str:
         row = "the header" if header is None else f"row {number}"
@@ -297,7 +349,7 @@ def _read_csv(name: str, file: BinaryIO, columns: Columns, delimiter: str = ",")
                 raise ValueError(f"{place()} has {len(row)} fields, and the header {len(header)}.")
             else:
                 yield columns.row(name, number, dict(zip(header, row, strict=True)))
-            number += 1
+            number, size = number + 1, 0
     except csv.Error as error:
         # Python's message for a stray carriage return is for programmers.
         stray = "new-line character seen" in str(error)
@@ -305,7 +357,7 @@ def _read_csv(name: str, file: BinaryIO, columns: Columns, delimiter: str = ",")
         raise ValueError(f"{place()} is no CSV: {reason}.") from error
 
 
-def _read_parquet(name: str, file: BinaryIO, columns: Columns) -> Iterator[Row]:
+def _read_parquet(name: str, file: BinaryIO, most: int, columns: Columns) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
@@ -337,14 +389,14 @@ BLANK = re.compile(r"[ \t\r\n]*")
 LONGEST_TOKEN = len(r"\ud83d\udf89")
 
 
-def _read_json(name: str, file: BinaryIO, columns: Columns) -> Iterator[Row]:
+def _read_json(name: str, file: BinaryIO, most: int, columns: Columns) -> Iterator[Row]:
     def to_row(items: list[tuple]) -> dict:
         for column in columns.names:
             if sum(key == column for key, _ in items) > 1:
                 raise ValueError(f"{column!r} is there twice")
         return dict(items)
 
-    for number, row in enumerate(_json_values(name, file, to_row)):
+    for number, row in enumerate(_json_values(name, file, most, to_row)):
         if isinstance(row, str) and not columns.need_a_table:
             yield Row(row)
             continue
@@ -354,10 +406,10 @@ def _read_json(name: str, file: BinaryIO, columns: Columns) -> Iterator[Row]:
         yield columns.row(name, number, row)
 
 
-def _json_values(name: str, file: BinaryIO, to_row: Callable[[list], dict]) -> Iterator:
+def _json_values(name: str, file: BinaryIO, most: int, to_row: Callable[[list], dict]) -> Iterator:
     """The items of a list, or values one after another as in JSON Lines."""
     decode = json.JSONDecoder(object_pairs_hook=to_row).raw_decode
-    unread, number = _Unread(name, file), 0
+    unread, number = _Unread(name, file, most), 0
     is_list = unread.next_character() == "["
     end = "]" if is_list else ""
     unread.at += is_list
@@ -381,7 +433,7 @@ def _json_value(unread: "_Unread", number: int, decode: Callable):
             value, unread.at = decode(unread.text, unread.at)
             return value
         except (ValueError, RecursionError) as error:
-            if _may_be_cut(error, unread.text) and unread.read_more():
+            if _may_be_cut(error, unread.text) and unread.read_more(number):
                 continue
             position, reason = getattr(error, "pos", unread.at), getattr(error, "msg", error)
             raise unread.no_json(number, position, reason) from error
@@ -397,9 +449,9 @@ def _may_be_cut(error: Exception, text: str) -> bool:
 class _Unread:
     """The part of a file that is decoded but not yet parsed: `text`, from `at` on."""
 
-    def __init__(self, name: str, file: BinaryIO):
+    def __init__(self, name: str, file: BinaryIO, most: int):
         self.text, self.at = "", 0
-        self._name, self._file = name, file
+        self._name, self._file, self._most = name, file, most
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._first_line = 1
 
@@ -421,8 +473,12 @@ class _Unread:
         """The line of the file, from 1, that holds a position in `text`."""
         return self._first_line + self.text.count("\n", 0, position)
 
-    def read_more(self) -> bool:
-        """Read more of the file into `text`; False at its end."""
+    def read_more(self, number: int = 0) -> bool:
+        """Read more of the file into `text`, for row `number`; False at its end."""
+        if len(self.text) - self.at > self._most:
+            raise _too_long(
+                f"{self._name}: row {number} (line {self.line_of(self.at)})", self._most
+            )
         # Twice as much each time, or a long value would be parsed again and again.
         data = self._file.read(CHUNK + len(self.text) - self.at)
         try:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ppleval import __version__
 from ppleval.logits.tensors import IGNORE_INDEX, check_backend, ignored_ids, reduction_dtype
+from ppleval.shown import shown
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def signature(settings: dict) -> str:
             return "yes" if value else "no"
         if isinstance(value, tuple):
             return ",".join(map(str, value)) or "none"
-        return "none" if value is None else str(value)
+        return "none" if value is None else shown(value)
 
     named = [f"{name}:{text(value)}" for name, value in settings.items()]
     return "|".join([*named, f"version:{__version__}"])

@@ -39,6 +39,7 @@ from ppleval.models.probe import (
     weight_shape,
 )
 from ppleval.models.sharding import ModelRanks
+from ppleval.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class LanguageModel(ABC):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.name = name or _name_of(model)
+        self.name = shown(name or _name_of(model))
         self._check_kind()
         self.embeddings = _input_embeddings(model, self.name, self.kind)
         self.ranks = ModelRanks.of(model)

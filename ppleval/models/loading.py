@@ -1,13 +1,14 @@
 """Where a model comes from: the arguments that name it, how it is loaded, the one that is kept."""
 
-import json
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -23,11 +24,21 @@ from ppleval.logits.threads import use_one_thread_after_fork
 from ppleval.models.kinds import CausalModel, Seq2SeqModel
 from ppleval.models.language_model import LanguageModel, check_types
 from ppleval.models.probe import HINT_AT_PSEUDO
-from ppleval.models.weights import base_of_adapter, load_whole
+from ppleval.models.tokenizer_errors import tokenizer_errors
+from ppleval.models.weights import base_of_adapter, entries_of, load_whole, shards_of
+from ppleval.shown import shown, shown_message
 
 ADAPTER_CONFIG = "adapter_config.json"
 # What places a model, so that it is not moved.
 PLACING_KWARGS = {"device_map", "quantization_config", "tp_plan", "tp_size", "distributed_config"}
+# What damaged files raise -> what is wrong, where the error does not say it or gives bad advice.
+DAMAGES = {
+    SafetensorError: "a file of its weights is damaged, or was not copied whole",
+    EOFError: "a file of its weights is empty, or was not copied whole",
+    pickle.UnpicklingError: "a file of its weights is damaged, or a pickle that would run code, "
+    "which is never done; use one that was saved as .safetensors",
+    RecursionError: "a JSON file of it is nested too deeply",
+}
 # What a model and its tokenizer are both loaded with.
 SHARED_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
@@ -114,7 +125,9 @@ class ModelSource:
             return kinds[0]
         if Seq2SeqModel not in kinds:
             name = self.model_id or getattr(config, "name_or_path", "") or type(self.model).__name__
-            raise ValueError(f"{name} is an encoder-decoder; a {kinds[0].kind} is needed here.")
+            raise ValueError(
+                f"{shown(name)} is an encoder-decoder; a {kinds[0].kind} is needed here."
+            )
         return Seq2SeqModel
 
     def _config(self) -> PretrainedConfig | None:
@@ -129,7 +142,7 @@ class ModelSource:
                 trust_remote_code=self.trust_remote_code,
                 **self._shared_kwargs(),
             )
-        except (OSError, ValueError, KeyError):  # `load` tells what is wrong, if anything is
+        except Exception:  # `load` tells what is wrong, if anything is
             return None
 
     def load(
@@ -149,30 +162,24 @@ class ModelSource:
                 self._load_tokenizer(self.model_id) if self.tokenizer is None else self.tokenizer
             )
             model = self._load_model(self.model_id, kind)
-        # torch, transformers and PEFT raise these for an unknown model, dtype, device or token.
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            RuntimeError,
-            AssertionError,
-        ) as error:
+        # Damaged files, or an unknown model, dtype, device or token, raise whatever they happen to.
+        except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            hint = self._hint(kind)
+            reason, hint = DAMAGES.get(type(error), reason), self._hint(kind)
             raise ValueError(
-                f"{self.argument}={self.model_id!r} could not be loaded as a {kind.kind}: "
-                + (f"{reason.removesuffix('.')}. {hint}" if hint else reason)
+                f"{self.argument}={shown(repr(self.model_id))} could not be loaded as a "
+                f"{kind.kind}: "
+                + shown_message(f"{reason.removesuffix('.')}. {hint}" if hint else reason)
             ) from error
         revision = self._kwargs.get("revision")
         name = str(self.model_id)
         return model, tokenizer, name if revision is None else f"{name}@{revision}"
 
     def _load_tokenizer(self, model_id: str | os.PathLike) -> PreTrainedTokenizerBase:
-        return AutoTokenizer.from_pretrained(
-            model_id, trust_remote_code=self.trust_remote_code, **self._shared_kwargs()
-        )
+        with tokenizer_errors():
+            return AutoTokenizer.from_pretrained(
+                model_id, trust_remote_code=self.trust_remote_code, **self._shared_kwargs()
+            )
 
     def _shared_kwargs(self) -> dict:
         return {name: self._kwargs[name] for name in SHARED_KWARGS if name in self._kwargs}
@@ -279,23 +286,15 @@ def _files_of(directory: str) -> tuple:
 def _shard_folders(directory: str) -> Iterator[str]:
     """Where a checkpoint's index says that its shards are."""
     for index in Path(directory).glob("*.index.json"):
-        for shard in _entries(index).get("weight_map", {}).values():
+        for shard in shards_of(index):
             yield os.path.join(directory, os.path.dirname(shard))
 
 
 def _adapter_bases(directory: str) -> Iterator[str]:
     """The model that the adapter in a directory belongs to; nothing where there is none."""
-    base = _entries(Path(directory, ADAPTER_CONFIG)).get("base_model_name_or_path")
+    base = entries_of(Path(directory, ADAPTER_CONFIG)).get("base_model_name_or_path")
     if isinstance(base, str):
         yield base
-
-
-def _entries(path: Path) -> dict:
-    """What a JSON file holds; nothing without one that can be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 class KeptModel:

@@ -1,4 +1,4 @@
-"""A model is loaded whole, or not at all.
+"""A model is loaded whole, from its own directory, or not at all.
 
 Where a checkpoint lacks a weight, transformers puts random numbers in its place and goes on; a
 score would depend on them. What its loading report lists is refused here, but for tensors that hold
@@ -9,20 +9,24 @@ here.
 import copy
 import json
 import os
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ppleval.logits.tensors import is_dtensor
 from ppleval.models.probe import NUM_IDS, random_ids
+from ppleval.shown import listed, shown
 
 NAMES_SHOWN = 5  # of tensors in an error
+# Entries of a configuration that transformers hands to the package `kernels`, if it names one.
+IMPLEMENTATION = re.compile(r"implementation(_internal)?$")
 # A folder that no model has: transformers looks there for an adapter, and loads the base alone.
 NO_FOLDER = "without an adapter"
 
@@ -38,12 +42,18 @@ def load_whole(
         kwargs: these and all others of `from_pretrained`.
 
     Raises:
-        ValueError: a checkpoint, a base or an adapter lacks weights, or has some of other shapes.
+        ValueError: a checkpoint, a base or an adapter lacks weights, or has some of other shapes;
+            without trust_remote_code, a configuration that names a kernel; an index that leads out
+            of its directory.
     """
     # Shapes that differ are then reported with their names, and refused here.
     kwargs = kwargs | {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    where = where | (kwargs.pop("adapter_kwargs", None) or {})
-    base = base_of_adapter(model_id, where)
+    adapter_where = where | (kwargs.pop("adapter_kwargs", None) or {})
+    base = base_of_adapter(model_id, adapter_where)
+    of_weights = model_id if base is None else base
+    _check_shards(Path(of_weights, where.get("subfolder") or ""))
+    if not kwargs.get("trust_remote_code"):
+        _check_kernels(of_weights, where, kwargs)
     if base is None:
         model, report = auto_class.from_pretrained(model_id, **kwargs)
         _check_report(model, report, "its checkpoint")
@@ -55,11 +65,11 @@ def load_whole(
     model, report = auto_class.from_pretrained(
         base, **kwargs, adapter_kwargs={"subfolder": NO_FOLDER}
     )
-    _check_report(model, report, f"the base of its adapter, {base},")
+    _check_report(model, report, f"the base of its adapter, {shown(base)},")
     if "disk" in getattr(model, "hf_device_map", {}).values():  # transformers drops what goes there
         raise ValueError("its adapter cannot be on disk, where device_map= puts parts of its base")
     report = model.load_adapter(
-        os.fspath(model_id), name, adapter_kwargs=where, ignore_mismatched_sizes=True
+        os.fspath(model_id), name, adapter_kwargs=adapter_where, ignore_mismatched_sizes=True
     )
     _check_report(model, report.to_dict(), "its adapter")
     return model
@@ -81,6 +91,65 @@ def base_of_adapter(model_id: str | os.PathLike, where: dict) -> str | os.PathLi
     if base is None:
         raise ValueError("base_model_name_or_path in its adapter_config.json names no base")
     return base
+
+
+def _check_kernels(name: str | os.PathLike, where: dict, kwargs: dict) -> None:
+    """Raises ValueError for a configuration that names a kernel of the Hub, which is code.
+
+    transformers would download and run it where the package `kernels` is installed, in some
+    versions without `trust_remote_code`. What a user passes in `kwargs` is the user's choice.
+    """
+    config = kwargs.get("config", name)
+    if isinstance(config, PretrainedConfig) or kwargs.get("gguf_file") is not None:
+        return
+    entries, _ = PretrainedConfig.get_config_dict(config, **where)
+    for entry, kernel in _kernels_in(entries):
+        raise ValueError(
+            f"{shown(entry)} in its config.json names {shown(kernel)}, a kernel on the Hub, which "
+            "is code. Delete the entry, or pass trust_remote_code=True if you trust that code"
+        )
+
+
+def _kernels_in(entries: dict, entry: str | None = None) -> Iterator[tuple[str, str]]:
+    """The entries of a configuration that name a kernel, as "owner/name", with it.
+
+    Args:
+        entry: of which these are the values, one for each part of the model.
+    """
+    for name, value in entries.items():
+        found = str(name) if IMPLEMENTATION.search(str(name)) else entry
+        if isinstance(value, dict):
+            yield from _kernels_in(value, found)
+        elif found is not None and isinstance(value, str) and "/" in value:
+            yield found, value
+
+
+def _check_shards(directory: Path) -> None:
+    """Raises ValueError for an index in a directory that names weights outside of it.
+
+    Their files may be links, as in the Hub's cache; those on the Hub are checked by its library.
+    """
+    for index in sorted(directory.glob("*.index.json")):
+        for file in shards_of(index):
+            if os.path.isabs(file) or ".." in Path(file).parts:
+                raise ValueError(
+                    f"{shown(index.name)} leads out of its directory, to {shown(file)}"
+                )
+
+
+def shards_of(index: Path) -> set[str]:
+    """The files that a checkpoint's index names; none where it names none, which loading tells."""
+    files = entries_of(index).get("weight_map")
+    return {str(file) for file in files.values()} if isinstance(files, dict) else set()
+
+
+def entries_of(path: Path) -> dict:
+    """What a JSON file holds; nothing without one that can be read and holds an object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_report(model: PreTrainedModel, report: dict[str, Collection], owner: str) -> None:
@@ -107,7 +176,7 @@ def _does_not_fit(
     """One line: what is wrong with the weights of `owner`, why that may be, and what to do."""
     kind = type(model).__name__
     found = [
-        f"{len(names)} {what} ({_listed(names)})"
+        f"{len(names)} {what} ({listed(names, NAMES_SHOWN)})"
         for what, names in (
             ("missing", missing),
             ("of another shape", mismatched),
@@ -121,13 +190,8 @@ def _does_not_fit(
     )
     saved = getattr(model.config, "architectures", None) or [kind]
     if kind not in saved:
-        message += f"Its configuration says that it was saved as {' or '.join(saved)}. "
+        message += f"Its configuration says that it was saved as {listed(saved, NAMES_SHOWN)}. "
     return f"{message}Save it whole with save_pretrained, or complete it yourself and pass model=."
-
-
-def _listed(names: list[str]) -> str:
-    shown, others = ", ".join(names[:NAMES_SHOWN]), len(names) - NAMES_SHOWN
-    return f"{shown}, and {others} more" if others > 0 else shown
 
 
 def _shape(sizes: Collection[int]) -> str:

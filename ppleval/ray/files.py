@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
-from ppleval.cli.sources import Row, read_rows
+from ppleval.cli.sources import MAX_TEXT_BYTES, Row, read_rows
 from ppleval.ray import cluster as ray_cluster
 from ppleval.ray.totals import Answer, Corpus
 from ppleval.stats.totals import TextSums
@@ -48,6 +48,7 @@ class Job:
     batch_size: int | None
     per_text: str | None  # a directory, or its URI
     directory: str  # where names of files begin
+    max_text_bytes: int = MAX_TEXT_BYTES
 
     def output(self) -> "PerTextDirectory | None":
         """Where the sums of each text are written, if they are."""
@@ -107,7 +108,14 @@ def read_chunks(item: dict, job: Job) -> Iterator[dict]:
 def _portions_of_chunks(file: str, job: Job) -> Iterator[list[list[Row]]]:
     """The portions of each chunk. They are those that one process would score of this file."""
     rows, copy = itertools.tee(
-        read_rows([file], job.lines, job.column, job.group_by, job.context_column)
+        read_rows(
+            [file],
+            job.lines,
+            job.column,
+            job.group_by,
+            job.context_column,
+            job.max_text_bytes,
+        )
     )
     portions = (
         list(itertools.islice(rows, len(portion)))

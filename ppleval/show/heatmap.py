@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 import regex
 
+from ppleval.shown import shown
+
 # Where the colour ends: a probability of 1 in 65,536. Fixed, so that pictures can be compared. The
 # strength is the square root of the bits, because most tokens of ordinary prose have less than 4.
 SCALE_BITS = 16
@@ -141,6 +143,7 @@ def difference_heatmap(comparison, base: str = "the base", model: str = "the mod
     Args:
         base, model: what the two are called.
     """
+    base, model = shown(base), shown(model)
     legend = "".join(
         f"<i {_difference_colour(bits)}>{label}</i>" for bits, label in DIFFERENCE_STEPS.items()
     )

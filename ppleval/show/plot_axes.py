@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ppleval.shown import shown
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -145,7 +147,7 @@ def number(value: float, digits: int = 4) -> str:
 
 def short(name: str, most: int = 22) -> str:
     """Without its middle, if longer than `most`: what tells names apart is at the ends."""
-    half = (most - 1) // 2
+    name, half = shown(name), (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 

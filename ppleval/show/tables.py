@@ -2,6 +2,10 @@
 
 import math
 
+from ppleval.shown import MOST_OF_A_MESSAGE, shown
+
+MOST_OF_A_LABEL = 100  # characters of a group's name, which widens all rows
+
 
 def as_table(result: dict, model: str) -> str:
     """The result for people."""
@@ -28,7 +32,7 @@ def as_table(result: dict, model: str) -> str:
         rows.append(("macro perplexity", macro, "of the groups' mean nll, unweighted"))
     if "positions" in result:
         rows += _positions(result["positions"], "perplexity", ".2f")
-    return _table(model, rows, result["signature"])
+    return _table(shown(model), rows, result["signature"])
 
 
 def comparison_table(result: dict, model: str, base: str) -> str:
@@ -78,7 +82,7 @@ def comparison_table(result: dict, model: str, base: str) -> str:
         rows.append(("macro perplexity", f"{macro:.3f}", f"base {base_macro:.3f}"))
     if "positions" in result:
         rows += _positions(result["positions"], name, form)
-    return _table(f"{model}, compared with {base}", rows, result["signature"])
+    return _table(f"{shown(model)}, compared with {shown(base)}", rows, result["signature"])
 
 
 def _dropped(result: dict) -> list[tuple[str, str, str]]:
@@ -95,7 +99,7 @@ def _parts(title: str, results: dict, name: str, form: str) -> list[tuple[str, s
         counts = f"tokens {result['num_tokens']:,}"
         if "num_sequences" in result:
             counts += f", texts {result['num_sequences']:,}"
-        rows.append((f"  {label}", value, f"{interval}; {counts}"))
+        rows.append((f"  {shown(label, MOST_OF_A_LABEL)}", value, f"{interval}; {counts}"))
     return rows
 
 
@@ -116,4 +120,4 @@ def _with_interval(label: str, result: dict, name: str, form: str) -> tuple[str,
 def _table(title: str, rows: list[tuple[str, str, str]], signature: str) -> str:
     width = max(16, *(len(name) for name, _, _ in rows))
     lines = [f"  {name:<{width}}{value:>12}   {note}".rstrip() for name, value, note in rows]
-    return "\n".join([title, *lines, f"  {signature}"])
+    return "\n".join([title, *lines, f"  {shown(signature, MOST_OF_A_MESSAGE)}"])

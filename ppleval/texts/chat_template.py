@@ -14,6 +14,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from ppleval.shown import shown, shown_message
+
 Messages = Sequence[Mapping[str, Any]]
 
 # What marks the words of the assistant in a template.
@@ -31,6 +33,8 @@ JOIN_PARTS = (
     "The content is a list of parts, and this template may take strings only; then join the parts: "
     'message["content"] = "".join(part["text"] for part in message["content"]).'
 )
+# A template is a program, which may print without end. What a model can read is far shorter.
+MOST_CHARACTERS = 2**27
 # What transformers gives to a template, or takes for its own.
 RESERVED = ("messages", "conversations", "chat_template", "add_generation_prompt")
 RESERVED += ("continue_final_message", "return_assistant_tokens_mask")
@@ -111,11 +115,13 @@ class ChatTemplate:
                 **self._variables,
             )
             (text,), marks = found
+            if len(text) > MOST_CHARACTERS:
+                raise ValueError(f"it makes {len(text):,} characters of them")
             text.encode()
         except Exception as error:  # a template is a program, which may fail in any way
             hint = f". {JOIN_PARTS}" if _contents_in_parts(given) else ""
             raise ValueError(
-                f"The chat template refuses {_named(messages)}: {error}{hint}"
+                f"The chat template refuses {_named(messages)}: {shown_message(error)}{hint}"
             ) from error
         if any(str(content) in text for content in _contents_in_parts(given)):
             raise ValueError(
@@ -308,4 +314,4 @@ def _named(messages: Messages) -> str:
 
 def _turn_named(turn: Mapping[str, Any]) -> str:
     """A message, for errors."""
-    return f"the {turn['role']}'s turn {content_of(turn)[:40]!r}"
+    return f"the {shown(turn['role'])}'s turn {content_of(turn)[:40]!r}"

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from ppleval.models.tokenizer_errors import tokenizer_errors
 from ppleval.texts.options import TextOptions
 from ppleval.texts.windows import CutIntoWindows, Window
 
@@ -289,7 +290,7 @@ class TextEncoder:
     def _call_tokenizer(self, texts: list[str] | None = None, **options) -> "BatchEncoding":
         """What the tokenizer returns: ids, and their offsets if it is fast."""
         defaults = {"truncation": False, "padding": False}
-        with self._lock, _tokenizer_left_alone(self.tokenizer):
+        with self._lock, _tokenizer_left_alone(self.tokenizer), tokenizer_errors():
             return self.tokenizer(
                 texts,
                 return_attention_mask=False,

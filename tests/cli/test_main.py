@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
 
 import datasets
 import pytest
@@ -13,6 +15,7 @@ from command_line import TINY, command_of, result, run, words_of
 from support import ROOT, flat, kill_when
 
 from ppleval import Perplexity
+from ppleval.cli import main as main_file
 from ppleval.cli import per_text as per_text_file
 from ppleval.cli.per_text import PerTextFile
 from ppleval.stats.totals import TextSums
@@ -621,3 +624,122 @@ def test_a_picture(tmp_path):
     assert done.returncode == 1
     assert ".svg" in done.stderr
     assert "perplexity" not in done.stdout
+
+
+# ESC, an 8-bit ESC, NUL, line ends, right-to-left marks; and a long one.
+HOSTILE = "g\x1b[31m\x9b1m\r\nperplexity   1.0\u2028\u202e\u2066"
+NAMES = {
+    "hostile": HOSTILE + "\0",
+    "long": "g" * 10_000,
+}
+
+
+def assert_harmless(done, most=4000):
+    """What the command says has no bytes but those of text, tells no lies and is short."""
+    said = done.stdout + done.stderr.replace("\r", "\n")  # of the progress of loading
+    assert [c for c in said if not (c.isprintable() or c == "\n")] == []
+    assert len(said.encode()) < most
+    assert "perplexity   1.0" not in [line.strip() for line in said.splitlines()]
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_group_does_not_reach_the_terminal(tmp_path, name):
+    groups = [name, "b", name]
+    rows = [{"text": text, "g": group} for text, group in zip(TEXTS, groups, strict=True)]
+    path, picture = tmp_path / "rows.jsonl", tmp_path / "picture.svg"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    done = run(path, "--group-by", "g", "--plot", picture)
+    assert done.returncode == 0, done.stderr
+    assert_harmless(done)
+    assert max(map(len, done.stdout.splitlines()[:-1])) < 200
+    ElementTree.parse(picture)
+    assert list(result(path, "--group-by", "g")["groups"]) == [name, "b"]
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_column_does_not_reach_the_terminal(tmp_path, name):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({name: "one", "number": 5}))
+    assert result(path, "--column", name)["num_sequences"] == 1
+    for column in ("text", "number", name + "?"):
+        done = run(path, "--column", column)
+        assert done.returncode == 1
+        assert_harmless(done)
+    path.write_text(json.dumps({name: 1}))
+    assert_harmless(run(path, "--column", name))
+    many = {f"{name}{number}": "one" for number in range(100)}
+    path.write_text(json.dumps(many))
+    done = run(path)
+    assert_harmless(done)
+    assert "and 92 more" in done.stderr
+
+
+def test_a_file_does_not_reach_the_terminal(tmp_path):
+    """A name in a directory has at most 255 bytes, and no NUL."""
+    directory = tmp_path / HOSTILE
+    directory.mkdir()
+    path = directory / "a.txt"
+    path.write_text('{"not a table')
+    done = run(path, "--group-by", "file")
+    assert done.returncode == 0, done.stderr
+    assert_harmless(done)
+    assert list(result(path, "--group-by", "file")["groups"]) == [str(path)]
+    for arguments in (
+        [directory / "none.txt"],
+        [directory / "archive.zip"],
+        [path, "--group-by", "x"],
+        [path, "--per-text", path],
+        [path, "--per-text", directory / "none" / "out"],
+        [path, "--plot", directory / "a.pdf" / "b.pdf"],
+        [path, "--dataset", directory],
+        [path, f"--{HOSTILE}"],
+        ["--limit", HOSTILE, path],
+        ["--dataset", directory],
+        ["f" * 10_000],
+    ):
+        done = run(*arguments)
+        assert done.returncode in (1, 2)
+        assert_harmless(done, most=6000)
+
+
+def test_a_model_does_not_reach_the_terminal(tmp_path):
+    directory = tmp_path / HOSTILE / HOSTILE
+    shutil.copytree(TINY, directory)
+    done = run("--model", directory, stdin=TEXTS[0])
+    assert done.returncode == 0, done.stderr
+    assert_harmless(done)
+    base = tmp_path / HOSTILE / "base"
+    for arguments in (
+        ["--model", directory, "--to", base],
+        ["--model", directory, "--base", base],
+        ["--model", directory, "--base", directory],
+        ["--base", directory.parent],
+        ["--model", directory.parent],
+        ["--model", "m" * 10_000],
+        ["--base", HOSTILE],
+        ["--model", "https://me:hf_secret@huggingface.co/a/b"],
+    ):
+        done = run(*arguments, stdin=TEXTS[0])
+        assert_harmless(done)
+        assert "hf_secret" not in done.stderr
+
+
+def test_one_text_has_a_most(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "one"}) + "\n" + json.dumps({"text": "two" * 100}))
+    done = run(path, "--max-text-bytes", 200)
+    assert done.returncode == 1
+    assert "a.jsonl: row 1 has more than 200 bytes, the most of one text. Split it" in done.stderr
+    assert run(path, "--max-text-bytes", 0).returncode == 2
+    done = run("--dataset", path, "--max-text-bytes", 200)
+    assert "row 1 has more than 200 bytes" in done.stderr
+
+
+def test_memory_that_runs_out_ends_in_a_sentence(tmp_path, monkeypatch):
+    def no_memory(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(main_file, "read", no_memory)
+    done = run(stdin=TEXTS[0])
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: memory ran out. Pass a smaller --batch-size")

@@ -326,6 +326,71 @@ def test_an_error_in_json_is_noticed_where_it_is(tmp_path):
         tracemalloc.stop()
 
 
+LONG = "word " * 2_000_000
+BOMBS = {
+    "bomb.txt": (LONG, "bomb.txt.gz has more than"),
+    "lines.txt": ("short\n" + LONG, "lines.txt.gz: line 2 has more than"),
+    "bomb.csv": (f"body\none\n{LONG}\n", "bomb.csv.gz: line 3 has more than"),
+    "quoted.csv": ('body\none\n"' + "word\n" * 2_000_000 + '"', r"quoted.csv.gz: row 1 \(line"),
+    "bomb.jsonl": ('{"body": "one"}\n{"body": "' + LONG, r"bomb.jsonl.gz: row 1 \(line 2\) has"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_text_that_unpacks_to_too_much_is_not_unpacked(tmp_path, name):
+    text, match = BOMBS[name]
+    path = tmp_path / f"{name}.gz"
+    path.write_bytes(gzip.compress(text.encode()))
+    del text
+    rows = text_files.read_rows([str(path)], name == "lines.txt", "body", max_text_bytes=200_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"{match}.* 200,000 bytes, the most of one text"):
+            list(rows)
+        assert tracemalloc.get_traced_memory()[1] < 9e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.csv", "lines.txt"])
+def test_the_most_of_one_text(tmp_path, name):
+    texts = ["a" * 100, "b" * 150]
+    path = tmp_path / name
+    data = {
+        "rows.parquet": parquet_bytes({"body": texts}),
+        "rows.jsonl": "\n".join(json.dumps({"body": text}) for text in texts).encode(),
+        "rows.csv": "\n".join(["body", *texts]).encode(),
+        "lines.txt": "\n".join(texts).encode(),
+    }
+    path.write_bytes(data[name])
+    for most, num_rows in ((180, 2), (130, 1)):
+        found = text_files.read_rows([str(path)], True, "body", max_text_bytes=most)
+        assert next(found).text == texts[0]
+        if num_rows == 2:
+            assert next(found).text == texts[1]
+        else:
+            with pytest.raises(
+                ValueError, match=f"{name}: (row 1|line [23]) has more than 130 bytes"
+            ):
+                next(found)
+
+
+def test_a_group_of_a_file_has_no_secrets(monkeypatch):
+    monkeypatch.setattr(text_files, "_open", lambda name: io.BytesIO(b"one text"))
+    name = "s3://KEY:SECRET@bucket/a.txt"
+    (row,) = text_files.read_rows([name], False, "body", text_files.BY_FILE)
+    assert row.group == "s3://***@bucket/a.txt"
+
+
+def test_of_a_million_columns_the_nearest_are_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(",".join(f"column{number}" for number in range(10**6)))
+    with pytest.raises(ValueError, match="has no column 'colunm7'; it has column7, ") as error:
+        read(path, column="colunm7")
+    assert str(error.value).endswith(", and 999,992 more.")
+    assert len(str(error.value)) < 400
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,14 @@
 """The arguments that name a model, how it is loaded, the one that is kept."""
 
 import concurrent.futures
+import json
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from text_oracles import (
     TEXTS,
     TINY,
@@ -65,3 +69,89 @@ def test_one_model_in_several_threads(models):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for result in pool.map(compute, range(24)):
             assert_equals(result, expected)
+
+
+class Planted:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return open, (self.place, "w")
+
+
+def damaged(directory, kind):
+    """A copy of the bundled model that is damaged or hostile in a way of DAMAGES."""
+    shutil.copytree(TINY, directory)
+    weights, config = directory / "model.safetensors", directory / "config.json"
+    rules = directory / "tokenizer.json"
+    if kind == "pickle":
+        weights.unlink()
+        planted = Planted(str(directory / "planted"))
+        (directory / "pytorch_model.bin").write_bytes(pickle.dumps(planted, protocol=2))
+    elif kind == "zip of a pickle":
+        weights.unlink()
+        torch.save({"a": Planted(str(directory / "planted"))}, directory / "pytorch_model.bin")
+    elif kind == "empty .bin":
+        weights.unlink()
+        (directory / "pytorch_model.bin").touch()
+    elif kind == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "empty weights":
+        weights.write_bytes(b"")
+    elif kind == "deep config":
+        config.write_text("[" * 100_000)
+    elif kind == "deep index":
+        (directory / "model.safetensors.index.json").write_text("[" * 100_000)
+        weights.unlink()
+    elif kind == "list as config":
+        config.write_text("[]")
+    elif kind == "list as index":
+        (directory / "model.safetensors.index.json").write_text("[]")
+        weights.unlink()
+    elif kind == "no heads":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 0}))
+    else:
+        parts = {
+            "panic": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+            "late panic": {"normalizer": {"type": "Precompiled",
+                                          "precompiled_charsmap": "BAAAAP////8="}},
+            "no unknown": {"model": {"type": "Unigram", "unk_id": None, "vocab": []}},
+        }  # fmt: skip
+        rules.write_text(json.dumps(json.loads(rules.read_text()) | parts[kind]))
+    return directory
+
+
+DAMAGES = {
+    "pickle": "damaged, or a pickle that would run code, which is never done; use one that was",
+    "zip of a pickle": "a pickle that would run code",
+    "empty .bin": "a file of its weights is empty, or was not copied whole",
+    "cut weights": "a file of its weights is damaged, or was not copied whole",
+    "empty weights": "a file of its weights is damaged",
+    "deep config": "a JSON file of it is nested too deeply",
+    "deep index": "a JSON file of it is nested too deeply",
+    "list as config": "could not be loaded as a causal language model",
+    "list as index": "could not be loaded as a causal language model",
+    "no heads": "could not be loaded as a causal language model",
+    "panic": "The tokenizer fails, its files may be damaged: Precompiled",
+    "late panic": "The tokenizer fails, its files may be damaged: index out of bounds",
+    "no unknown": "The tokenizer fails, its files may be damaged: Encountered an unknown token",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_model_ends_in_a_sentence(tmp_path, kind):
+    model = damaged(tmp_path / "model", kind)
+    done = run("--model", model, stdin="a text")
+    assert done.returncode == 1
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert DAMAGES[kind] in line
+    assert not Path(model, "planted").exists()
+
+
+def test_the_token_of_a_models_address_is_not_shown(ppl):
+    with pytest.raises(ValueError, match=r"https://\*\*\*@huggingface.co/a/b") as error:
+        ppl.compute(predictions=TEXTS, model_id="https://me:hf_secret@huggingface.co/a/b")
+    assert "hf_secret" not in str(error.value)

@@ -405,3 +405,67 @@ def test_a_placed_model(ppl, llama, models, tmp_path, device_map):
     changed(llama, lambda tensors: tensors.pop(DOWN))
     with pytest.raises(ValueError, match=rf"1 missing \({DOWN}\)"):
         ppl.compute(predictions=TEXT, model_id=str(llama), model_kwargs=placed)
+
+
+def configured(directory, **entries):
+    """The directory, with these entries in its config.json."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    return directory
+
+
+KERNELS = {
+    "attention": {"attn_implementation": "someone/kernel"},
+    "private": {"_attn_implementation": "someone/kernel@main:forward"},
+    "of a part": {"text_config": {"_attn_implementation": {"": "paged|someone/kernel"}}},
+    "experts": {"experts_implementation": "someone/kernel"},
+}
+
+
+@pytest.mark.parametrize("entries", KERNELS.values(), ids=KERNELS)
+def test_a_kernel_that_a_checkpoint_names_needs_trust(ppl, llama, entries, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "transformers.integrations.hub_kernels.get_kernel", lambda *args, **_: asked.append(args)
+    )
+    monkeypatch.setattr("transformers.integrations.hub_kernels.is_kernels_available", lambda: True)
+    configured(llama, **entries)
+    with pytest.raises(ValueError, match="someone/kernel.*, a kernel on the Hub, which is code"):
+        ppl.compute(predictions=TEXT, model_id=str(llama))
+    assert asked == []
+
+
+def test_a_kernel_of_an_adapters_base_needs_trust(ppl, adapted, tmp_path):
+    adapter, base, _ = adapted
+    configured(shutil.copytree(base, tmp_path / "base"), attn_implementation="someone/kernel")
+    copy = shutil.copytree(adapter, tmp_path / "adapter")
+    settings = json.loads((copy / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(tmp_path / "base")
+    (copy / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="someone/kernel, a kernel on the Hub"):
+        ppl.compute(predictions=TEXT, model_id=str(copy))
+
+
+def test_an_implementation_of_transformers_itself_needs_no_trust(ppl, llama):
+    expected = ppl.compute(predictions=TEXT, model_id=str(llama))["perplexity"]
+    configured(llama, attn_implementation="eager")
+    found = ppl.compute(predictions=TEXT, model_id=str(llama))["perplexity"]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["above", "absolute", "link"])
+def test_weights_lie_in_the_directory_of_their_index(ppl, llama, kind):
+    expected = ppl.compute(predictions=TEXT, model_id=str(llama))["perplexity"]
+    outside = (llama / "model.safetensors").rename(llama.parent / "outside.safetensors")
+    file = {"above": "../outside.safetensors", "absolute": str(outside), "link": "a.safetensors"}
+    names = dict.fromkeys(load_file(outside), file[kind])
+    index = {"metadata": {"total_size": 1}, "weight_map": names}
+    (llama / "model.safetensors.index.json").write_text(json.dumps(index))
+    if kind == "link":  # as in the Hub's cache
+        (llama / "a.safetensors").symlink_to(outside)
+        found = ppl.compute(predictions=TEXT, model_id=str(llama))["perplexity"]
+        assert found == pytest.approx(expected, rel=1e-6)
+    else:
+        match = "model.safetensors.index.json leads out of its directory, to .*outside"
+        with pytest.raises(ValueError, match=match):
+            ppl.compute(predictions=TEXT, model_id=str(llama))

@@ -304,6 +304,15 @@ def test_nothing_of_a_comparison_becomes_markup(evil):
     assert attributes["data-tip"].count(evil) == 6  # token, winner, two names, two expected
 
 
+def test_names_of_models_are_shown_as_escapes():
+    comparison = make_comparison(["a"], [1], [2])
+    page = heatmap.difference_heatmap(comparison, "base\x1b\0", "model\u202e" + "l" * 10_000)
+    assert r"base\x1b\x00" in page
+    assert r"model\u202elll" in page
+    assert not {"\x1b", "\0", "\u202e"} & set(page)
+    assert "l" * 200 not in page
+
+
 def test_a_notebook_shows_the_difference():
     text = "Return <b>the</b> list."
     (comparison,) = Perplexity().compare_tokens([text], model_id=TINY, base_id=TINY)

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -297,6 +298,16 @@ def test_save_writes_what_the_name_says(tmp_path, suffix, start):
     path = tmp_path / f"picture.{suffix.upper()}"
     plots.save(result(20.0, 15.0, 30.0), path)
     assert path.read_bytes().startswith(start)
+
+
+def test_names_that_others_wrote_leave_a_picture_whole(tmp_path):
+    evil = "a\x1b[31m\0\ud800\n\u202e"
+    groups = {evil: result(2.0, 1.5, 3.0), "b" * 10_000: result(math.inf), "c": result(3.0, 2, 4)}
+    path = tmp_path / "picture.svg"
+    plots.save(result(2.5, 2.0, 3.0, groups=groups), path)
+    ElementTree.parse(path)
+    plots.save({evil: result(2.0, 1.5, 3.0), "-->": result(math.inf)}, path)
+    ElementTree.parse(path)
 
 
 def test_save_refuses_other_names(tmp_path):

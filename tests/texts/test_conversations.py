@@ -642,3 +642,20 @@ def test_a_slow_tokenizer_is_refused(ppl, chats, tmp_path):
     tokenizer = slow(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     with pytest.raises(ValueError, match="Conversations need a fast tokenizer"):
         ppl.compute(predictions=TALKS, model=model, tokenizer=tokenizer)
+
+
+def test_a_template_that_prints_too_much_is_refused(ppl, chats, monkeypatch):
+    model, tokenizer = chats["chatml"]
+    monkeypatch.setattr(chat_template, "MOST_CHARACTERS", 1000)
+    options = {"model": model, "tokenizer": tokenizer}
+    endless = "{% for message in messages %}{{ 'x' * 1001 }}{% endfor %}"
+    with pytest.raises(ValueError, match="template refuses .*: it makes .* characters of them"):
+        ppl.compute(predictions=TALKS, **options, chat_template=endless)
+
+
+def test_what_a_template_says_is_shown_as_escapes(ppl, chats):
+    model, tokenizer = chats["chatml"]
+    template = "{{ raise_exception('no\x1b[31m\u202e' + 'x' * 10000) }}"
+    with pytest.raises(ValueError, match=r"template refuses .*: no\\x1b\[31m\\u202exxx") as error:
+        ppl.compute(predictions=TALKS, model=model, tokenizer=tokenizer, chat_template=template)
+    assert len(str(error.value)) < 2500
