@@ -90,7 +90,7 @@ class PerTextFile:
         Raises:
             ValueError: as the class.
         """
-        kept = 0
+        kept, line = 0, b""
         with open(self.path, "rb") as file:
             for number in itertools.count(1):
                 line = file.readline(MOST_LINE_BYTES)

@@ -350,18 +350,18 @@ def _read_settings(path: Path) -> dict:
     try:
         with open(path / SETTINGS_FILE, "rb") as file:
             stated = json.loads(file.read(MOST_SETTINGS_BYTES))
-        is_base = re.fullmatch(r"perplexity base \d{1,3}", stated["format"]) is not None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        is_base = False
-    if not is_base:
+    except (OSError, ValueError, RecursionError):
+        stated = {}
+    found = stated.get("format") if isinstance(stated, dict) else None
+    if not isinstance(found, str) or not re.fullmatch(r"perplexity base \d{1,3}", found):
         raise ValueError(
             f"{path} is no saved base, or a damaged one: {SETTINGS_FILE} there does not state the "
             f"format {FORMAT!r}. save_base writes one."
         )
-    if stated["format"] != FORMAT:
+    if found != FORMAT:
         raise ValueError(
             f"The base at {path} was saved by another version of this library, in the format "
-            f"{stated['format']!r} instead of {FORMAT!r}. Delete it, and save it again."
+            f"{found!r} instead of {FORMAT!r}. Delete it, and save it again."
         )
     if stated.pop("checksum", None) != _settings_checksum(stated):
         raise damaged(path, f"{SETTINGS_FILE} does not fit its checksum")
@@ -439,7 +439,8 @@ def _check_shapes(tensors: safe_open, path: Path, row_size: int) -> None:
     slices = {name: tensors.get_slice(name) for name in names}
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     (num_rows, *_), (num_texts, *_) = (*shapes["ids"], 0), (*shapes["counts"], 0)
-    expected = dict.fromkeys(PER_TOKEN, (num_rows,)) | dict.fromkeys(PER_TEXT, (num_texts,))
+    expected: dict[str, tuple] = dict.fromkeys(PER_TOKEN, (num_rows,))
+    expected |= dict.fromkeys(PER_TEXT, (num_texts,))
     expected["rows"] = (num_rows, row_size) if num_rows > 0 else (0,)
     if shapes != expected or num_texts == 0:
         raise damaged(
@@ -483,7 +484,7 @@ def _checksum(tensors: Mapping[str, torch.Tensor], name: str, stated: dict) -> s
     digest = hashlib.sha256(f"{name} {_settings_checksum(stated | {'num_texts': None})}".encode())
     for key, tensor in sorted(tensors.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
