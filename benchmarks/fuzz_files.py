@@ -6,7 +6,7 @@ purpose gets a checksum that fits, and then only such numbers are changed as can
 writes other rows of the right shape has written another base. Then `compare` reads the base, or
 `save_base` continues it first; `compute` and `compare` of the command continue the file.
 
-    python benchmarks/fuzz_files.py --calls 500 --seed 0     # saved bases; three minutes
+    python benchmarks/fuzz_files.py --calls 500 --seed 0     # saved bases; four minutes
     python benchmarks/fuzz_files.py --per-text --calls 500 --seed 0
     python benchmarks/fuzz_files.py --only 17                # one seed, with its traceback
 

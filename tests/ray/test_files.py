@@ -349,7 +349,7 @@ def test_groups_come_in_the_order_of_the_texts_whatever_comes_first(tmp_path):
     ("row", "message"),
     [
         ({"text": 5}, "data.jsonl: 'text' of row 1 is no text, but int."),
-        ({"text": "\ud83d"}, "data.jsonl, from row 0 on: predictions[1] is no valid Unicode text"),
+        ({"text": "\ud83d"}, "data.jsonl: 'text' of row 1 holds half a character"),
     ],
 )
 def test_a_bad_row_is_an_error_of_the_run(tmp_path, row, message):
