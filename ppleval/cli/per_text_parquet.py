@@ -143,10 +143,11 @@ class PerTextDirectory:
         path = self._chunk(file, first)
         if not self._is_there(path):
             return None
+        # First, because pyarrow has one error for a disk that fails and for bytes that are damaged.
+        with self._system.open_input_file(path) as opened:
+            data = opened.read()
         try:
-            table = parquet.read_table(
-                path, filesystem=self._system, page_checksum_verification=True
-            )
+            table = parquet.read_table(pa.BufferReader(data), page_checksum_verification=True)
             _check_columns(table, sums_type)
             known, sums = table["fingerprint"].to_pylist(), sums_of(table, sums_type)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
