@@ -1,4 +1,4 @@
-"""What both fuzzers share: calls by their seeds, what a call must leave alone, counts and reports.
+"""What the fuzzers share: calls by their seeds, what a call must leave alone, counts and reports.
 
 A seed stands for one call of the metric, and for the calls that prepare it. The call is
 
@@ -72,6 +72,15 @@ class Calls:
         if sentence is not None:
             raise WrongError(f"{what} was refused: {sentence}")
         return result
+
+    def attempt(self, call: Callable[[], Any], what: str) -> Any:
+        """The result of a call that may be refused; None where it was.
+
+        Raises:
+            WrongError: it changed something that it must leave alone.
+            CrashedError: it raised anything else than a sentence.
+        """
+        return self._answer(call, what)[0]
 
     def make_refused(self, call: Callable[[], Any], what: str, pending: Watched = dict) -> None:
         """Make a call that has to be refused; `pending` is watched, too.
@@ -173,7 +182,9 @@ def failures(one_call: Callable[[int, Calls], bool], seeds: Iterable[int]) -> li
 def kind_of(sentence: str) -> str:
     """A sentence without what differs from call to call: its numbers, names and values."""
     text = re.sub(
-        r"<[^>]*>|\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|-?\b\d[\w.+-]*", "_", sentence
+        r"(?:/[\w.+-]+)+|<[^>]*>|\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|-?\b\d[\w.+-]*",
+        "_",
+        sentence,
     )
     return text if len(text) <= 90 else f"{text[:87]}..."
 

@@ -1,8 +1,9 @@
-"""A slice of both fuzzers of benchmarks/, which are run by hand for a thousand calls each.
+"""A slice of the fuzzers of benchmarks/, which are run by hand for many calls each.
 
 The seeds are fixed, so that the same calls are made in each run; another slice is other seeds.
 """
 
+import fuzz_files
 import fuzz_logits
 import fuzz_texts
 import numpy as np
@@ -13,9 +14,10 @@ from fuzz_runs import Calls, CrashedError, WrongError, failures, kind_of
 
 from ppleval.stats import totals as stats_totals
 
-# They take about five and ten seconds on one core.
+# They take about five, ten, and twice five seconds on one core.
 LOGIT_SEEDS = range(120)
 TEXT_SEEDS = range(60)
+FILE_SEEDS = range(16)
 
 
 @pytest.fixture
@@ -33,6 +35,11 @@ def test_random_logits_equal_the_loop_or_are_refused(one_thread):
 
 def test_random_texts_equal_the_loop_or_are_refused(one_thread):
     assert failures(fuzz_texts.one_call, TEXT_SEEDS) == []
+
+
+@pytest.mark.parametrize("one_call", [fuzz_files.one_base, fuzz_files.one_file])
+def test_changed_files_give_the_right_number_or_are_refused(one_thread, one_call):
+    assert failures(one_call, FILE_SEEDS) == []
 
 
 def test_a_wrong_number_is_found(monkeypatch):

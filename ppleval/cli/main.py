@@ -232,7 +232,12 @@ def run(args: argparse.Namespace) -> dict | None:
         if args.per_text is not None and processes.rank == 0:
             settings = per_text_settings(args, signature)
             log = PerTextFile(
-                Path(args.per_text), settings, scorer.sums_type, args.resume, args.overwrite
+                Path(args.per_text),
+                settings,
+                scorer.sums_type,
+                args.resume,
+                args.overwrite,
+                len(scorer.edges),
             )
             stack.enter_context(log)
             rows, sums = log.without_finished(rows), log.finished

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from ppleval.cli.sources import Row
     from ppleval.stats.totals import TextSums
 
+# The sums of a text take a few hundred bytes; those of a comparison 50 more for each token.
+MOST_LINE_BYTES = 2**30
+# No nll is negative, but for rounding; nats per token.
+LEAST_MEAN = -1.0
+
 
 class PerTextFile:
     """JSON lines: the settings, then the sums of each text as soon as it is scored.
@@ -27,10 +33,12 @@ class PerTextFile:
         sums_type: what is written of each text, `TextSums` or a class derived from it.
         resume: continue what the file holds.
         overwrite: replace what it holds, unless it is continued.
+        num_buckets: how many results by position there are of each text.
 
     Raises:
         ValueError: the file holds something, without `resume` and `overwrite`; `resume` on a file
-            of other settings, or one that --per-text did not write; another run writes it.
+            of other settings, one that --per-text did not write, a damaged one, or none that can
+            be read, such as a pipe; another run writes it.
     """
 
     def __init__(
@@ -40,10 +48,16 @@ class PerTextFile:
         sums_type: "type[TextSums]",
         resume: bool,
         overwrite: bool = False,
+        num_buckets: int = 0,
     ):
-        self.path, self._sums_type = path, sums_type
+        self.path, self._sums_type, self._num_buckets = path, sums_type, num_buckets
         self.finished: list[TextSums] = []
         self._known: list[tuple[str, str | None]] = []  # fingerprint and group of each
+        if resume and path.exists() and not path.is_file():
+            raise ValueError(
+                f"{path} is no regular file, so --resume cannot continue it. Name a file, or leave "
+                "out --resume."
+            )
         with contextlib.ExitStack() as stack:
             # Opened to append, which changes nothing yet.
             self._file = open(path, "ab")  # noqa: SIM115
@@ -76,27 +90,42 @@ class PerTextFile:
         Raises:
             ValueError: as the class.
         """
-        data = self.path.read_bytes()
-        # A killed run may leave half a line: it has no line end, and does not count.
-        length = data.rfind(b"\n") + 1
-        if length > 0:
-            self._read(data[:length].splitlines(), settings)
-        elif not self._line(settings).startswith(data):
-            raise ValueError(f"{self.path} was not written by --per-text.")
-        return length
+        kept, line = 0, b""
+        with open(self.path, "rb") as file:
+            for number in itertools.count(1):
+                line = file.readline(MOST_LINE_BYTES)
+                # A killed run may leave half a line: it has no line end, and does not count.
+                if not line.endswith(b"\n") and len(line) < MOST_LINE_BYTES:
+                    break
+                with self._named_line(number):
+                    row = _json_object(line)
+                    if number == 1:
+                        _from_json(row["signature"], str)
+                    else:
+                        self._add(row)
+                if number == 1:
+                    check_settings(str(self.path), row, settings)
+                kept += len(line)
+        if kept == 0 and not self._line(settings).startswith(line):
+            raise ValueError(f"{self.path} was not written by --per-text. Name another file.")
+        return kept
 
-    def _read(self, lines: list[bytes], settings: dict[str, str]) -> None:
-        with self._named_line(1):
-            written = json.loads(lines[0])
-            _from_json(written["signature"], str)
-        for number, line in enumerate(lines[1:], start=2):
-            with self._named_line(number):
-                row = json.loads(line)
-                self.finished.append(_from_json(row, self._sums_type))
-                known = _from_json(row["fingerprint"], str)
-                group = _from_json(row["group"], str) if "group" in row else None
-                self._known.append((known, group))
-        check_settings(str(self.path), written, settings)
+    def _add(self, row: dict) -> None:
+        """Take the sums of a finished text.
+
+        Raises:
+            ValueError, KeyError, TypeError: --per-text does not write such.
+        """
+        checksum = row.pop("checksum")
+        if checksum != _checksum(row):
+            raise ValueError("it does not fit its checksum")
+        sums = _from_json(row, self._sums_type)
+        if not are_possible(sums, self._num_buckets):
+            raise ValueError("no text has such sums")
+        known = _from_json(row["fingerprint"], str)
+        group = _from_json(row["group"], str) if "group" in row else None
+        self.finished.append(sums)
+        self._known.append((known, group))
 
     @contextlib.contextmanager
     def _named_line(self, number: int) -> Iterator[None]:
@@ -104,8 +133,14 @@ class PerTextFile:
         try:
             yield
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            rest = ". Name another file."
+            if number > 1:
+                rest = (
+                    ", or by another version of it, or is damaged. Delete it and all lines after "
+                    "it, whose texts are then scored again."
+                )
             raise ValueError(
-                f"{self.path}: line {number} was not written by --per-text."
+                f"{self.path}: line {number} was not written by --per-text{rest}"
             ) from error
 
     def without_finished(self, rows: "Iterator[Row]") -> "Iterator[Row]":
@@ -133,7 +168,8 @@ class PerTextFile:
         line = {"text": number, "fingerprint": known, "perplexity": sums.perplexity}
         if row.group is not None:
             line["group"] = row.group
-        self._write_line(finite(line) | _as_json(dataclasses.asdict(sums)))
+        line = finite(line) | _as_json(dataclasses.asdict(sums))
+        self._write_line(line | {"checksum": _checksum(line)})
 
     @staticmethod
     def _line(row: dict) -> bytes:
@@ -184,6 +220,79 @@ def check_settings(place: str, written: dict, settings: dict) -> None:
         raise ValueError(f"{place} is of a run with other settings, {then}; now they are {now}.")
 
 
+def are_possible(sums: "TextSums", num_buckets: int | None = None) -> bool:
+    """Whether a text can have these sums; what scores it writes no others.
+
+    Args:
+        num_buckets: how many results by position there are; None where it is not known.
+    """
+    nll_sums = sums.nll_sum, sums.unweighted_nll_sum, sums.token_nll_sq_sum
+    return (
+        all(0 <= count < 2**63 for count in (sums.num_tokens, sums.num_bytes, sums.num_words))
+        and 0 <= sums.weight_sum < math.inf
+        and (sums.weight_sum > 0) == (sums.num_tokens > 0)
+        and _are_nll_sums(sums.num_tokens, *nll_sums)
+        # NaN, which a model may give, is in all sums; a token without weight not in the first.
+        and (not math.isnan(sums.nll_sum) or all(map(math.isnan, nll_sums)))
+        and _are_possible_positions(sums.positions, num_buckets)
+        and (not hasattr(sums, "base") or are_possible(sums.base, num_buckets))  # pyright: ignore
+        and (not hasattr(sums, "kl") or _are_possible_pairs(sums))
+    )
+
+
+def _are_nll_sums(num_tokens: int, *values: float) -> bool:
+    """Whether no sum of nll, or of divergences, is below 0, but for rounding."""
+    return not any(value < LEAST_MEAN * (1 + num_tokens) for value in values)
+
+
+def _are_possible_positions(positions: np.ndarray, num_buckets: int | None) -> bool:
+    if num_buckets not in (None, len(positions)):
+        return False
+    if positions.size == 0:
+        return True
+    if positions.shape[1:] != (3,):
+        return False
+    weights_and_counts = positions[:, 1:]
+    return bool(((weights_and_counts >= 0) & (weights_and_counts < math.inf)).all())
+
+
+def _are_possible_pairs(sums: Any) -> bool:
+    """Whether a text can have this part of `TokenPairSums`."""
+    base, most = sums.base, math.exp(-LEAST_MEAN)
+    return bool(
+        (base.num_tokens, base.weight_sum) == (sums.num_tokens, sums.weight_sum)
+        and sums.kl.shape == sums.delta_p.shape == (sums.num_tokens,)
+        and not (sums.kl < LEAST_MEAN).any()
+        and not (np.abs(sums.delta_p) > most).any()
+        and _are_nll_sums(sums.num_tokens, sums.kl_sum, sums.reverse_kl_sum)
+        and 0 <= sums.same_top_sum <= most * sums.weight_sum
+    )
+
+
+def _checksum(row: dict) -> str:
+    """A hash of what a line holds beside it."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _json_object(line: bytes) -> dict:
+    """The JSON object of a line.
+
+    Raises:
+        ValueError, RecursionError: it is none, or has a name twice.
+    """
+
+    def once(items: list[tuple[str, Any]]) -> dict:
+        found = dict(items)
+        if len(found) < len(items):
+            raise ValueError("a name is there twice")
+        return found
+
+    row = json.loads(line, object_pairs_hook=once)
+    if not isinstance(row, dict):
+        raise ValueError("no object")
+    return row
+
+
 def _as_json(value: Any) -> Any:
     """Sums as JSON, which has no NaN and no infinity: strings. `_from_json` reads them exactly."""
     if isinstance(value, dict):
@@ -216,7 +325,7 @@ def _from_json(value: Any, kind: type) -> Any:
         nested = any(isinstance(entry, list) for entry in value)
         entries = [_from_json(entry, np.ndarray if nested else float) for entry in value]
         return np.array(entries, dtype=np.float64)
-    if kind is float and isinstance(value, str):
+    if kind is float and value in ("nan", "inf", "-inf"):
         value = float(value)
     if type(value) is not kind:
         raise TypeError(f"expected {kind.__name__}, got {value!r}")

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs, parquet
 
-from ppleval.cli.per_text import check_settings, fingerprint, lock
+from ppleval.cli.per_text import are_possible, check_settings, fingerprint, lock
 from ppleval.cli.sources import Row, file_system
 from ppleval.shown import without_secrets
 
@@ -94,10 +94,25 @@ class PerTextDirectory:
         """
         settings = json.loads(json.dumps(settings))  # tuples as the lists that are read back
         path = f"{self._path}/{SETTINGS}"
-        if self._system.get_file_info(path).type == fs.FileType.NotFound:
+        if not self._is_there(path):
             self._put(path, lambda file: file.write(json.dumps(settings, indent=1).encode()))
         with self._system.open_input_file(path) as file:
-            check_settings(self.name, json.loads(file.read()), settings)
+            try:
+                written = dict(json.loads(file.read()))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise _not_written(path) from error
+        check_settings(self.name, written, settings)
+
+    def _is_there(self, path: str) -> bool:
+        """Whether there is a file.
+
+        Raises:
+            ValueError: there is something else, such as a pipe, which would be waited for.
+        """
+        kind = self._system.get_file_info(path).type
+        if kind not in (fs.FileType.NotFound, fs.FileType.File):
+            raise _not_written(path)
+        return kind == fs.FileType.File
 
     def num_chunks(self) -> int:
         """How many chunks it holds."""
@@ -113,7 +128,10 @@ class PerTextDirectory:
         if rows[0].group is not None:
             columns["group"] = pa.array([row.group for row in rows])
         table = pa.table(columns | sums_columns(sums))
-        self._put(self._chunk(file, first), lambda place: parquet.write_table(table, place))
+        self._put(
+            self._chunk(file, first),
+            lambda place: parquet.write_table(table, place, write_page_checksum=True),
+        )
 
     def read(
         self, file: str, first: int, rows: Sequence[Row], sums_type: type["TextSums"]
@@ -121,16 +139,22 @@ class PerTextDirectory:
         """The sums of a chunk that was written before; None if it was not.
 
         Raises:
-            ValueError: what was written is of other texts or groups, or no such file.
+            ValueError: what was written is of other texts or groups, damaged, or no such file.
         """
         path = self._chunk(file, first)
-        if self._system.get_file_info(path).type == fs.FileType.NotFound:
+        if not self._is_there(path):
             return None
+        # First, because pyarrow has one error for a disk that fails and for bytes that are damaged.
+        with self._system.open_input_file(path) as opened:
+            data = opened.read()
         try:
-            table = parquet.read_table(path, filesystem=self._system)
+            table = parquet.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            _check_columns(table, sums_type)
             known, sums = table["fingerprint"].to_pylist(), sums_of(table, sums_type)
-        except (pa.ArrowException, KeyError) as error:
-            raise ValueError(f"{path} was not written by --per-text of --engine ray.") from error
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise _not_written(path) from error
+        if not all(map(are_possible, sums)):
+            raise _not_written(path)
         if known != _fingerprints(rows):
             raise ValueError(
                 f"{self.name} is of other texts: the rows of {file} from {first} on are not those "
@@ -164,6 +188,20 @@ class PerTextDirectory:
             with contextlib.suppress(OSError):
                 self._system.delete_file(unfinished)
             raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _not_written(path: str) -> ValueError:
+    return ValueError(
+        f"{path} was not written by --per-text of --engine ray, or is damaged. Delete it, and "
+        "what it held is scored again."
+    )
+
+
+def _check_columns(table: pa.Table, sums_type: type["TextSums"]) -> None:
+    """Raises KeyError or TypeError unless the columns of `sums_columns` are there, without null."""
+    for name, kind in get_type_hints(sums_type).items():
+        if table[name].type != KINDS[kind] or table[name].null_count > 0:
+            raise TypeError(f"{name} is of {table[name].type}")
 
 
 def _fingerprints(rows: Sequence[Row]) -> list[str]:

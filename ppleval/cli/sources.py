@@ -3,7 +3,8 @@
 A text comes as it is in the file: no character changes, and no string of a table becomes a number,
 a date or a missing value. A byte order mark at the start of a file is not part of the text. NUL is
 a sign of binary data in plain text, CSV and TSV, and is refused there; in JSON, which spells it
-"\\u0000", and in Parquet it is a character like others.
+"\\u0000", and in Parquet it is a character like others. Half a character (a lone surrogate), which
+JSON can spell, is refused: no tokenizer reads it, and no result could be written with it.
 """
 
 import bz2
@@ -14,6 +15,7 @@ import io
 import itertools
 import json
 import lzma
+import os
 import re
 import sys
 import zlib
@@ -86,8 +88,10 @@ class Columns:
 
         Raises:
             ValueError: the text is neither a string nor a list of messages, the context no string,
-                or the group neither a string nor a whole number.
+                or the group neither a string nor a whole number; one holds half a character.
         """
+        for name in self.names:
+            check_characters(f"{source}: {name!r} of row {number}", values[name])
         text = values[self.text]
         is_conversation = isinstance(text, list) and all(isinstance(entry, dict) for entry in text)
         if not isinstance(text, str) and not is_conversation:
@@ -106,6 +110,26 @@ class Columns:
                 f"name a group, got {shown(repr(group))}."
             )
         return Row(text, str(group), context)
+
+
+def check_characters(place: str, value: Any) -> None:
+    """Raises ValueError for half a character in a string, or in those of a conversation."""
+    inside = [value]
+    while inside:
+        part = inside.pop()
+        if isinstance(part, dict):
+            inside += [*part, *part.values()]
+        elif isinstance(part, list):
+            inside += part
+        elif isinstance(part, str) and not part.isascii():
+            try:
+                part.encode()
+            except UnicodeEncodeError as error:
+                code = f"U+{ord(part[error.start]):X}"
+                raise ValueError(
+                    f"{place} holds half a character (the lone surrogate {code}). Write the whole "
+                    "character, or leave it out."
+                ) from error
 
 
 # What --group-by takes for a group of each file.
@@ -150,7 +174,7 @@ def _read_all(
 ) -> Iterator[Row]:
     for name, opener, reader in sources:
         for row in limited(_read(name, opener, reader, most), shown(name), most):
-            yield row._replace(group=without_secrets(name)) if by_file else row
+            yield row._replace(group=_visible(without_secrets(name))) if by_file else row
 
 
 def limited(rows: Iterator[Row], name: str, most: int) -> Iterator[Row]:
@@ -173,6 +197,11 @@ def _too_long(place: str, most: int) -> ValueError:
         f"{place} has more than {most:,} bytes, the most of one text. Split it, or raise "
         "--max-text-bytes if memory allows."
     )
+
+
+def _visible(name: str) -> str:
+    """The name of a file, whose bytes need not be UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _opener_and_reader(
@@ -398,6 +427,7 @@ def _read_json(name: str, file: BinaryIO, most: int, columns: Columns) -> Iterat
 
     for number, row in enumerate(_json_values(name, file, most, to_row)):
         if isinstance(row, str) and not columns.need_a_table:
+            check_characters(f"{name}: row {number}", row)
             yield Row(row)
             continue
         if not isinstance(row, dict):

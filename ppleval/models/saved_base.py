@@ -3,16 +3,18 @@
 A directory holds `base.json` (the settings), `output_layer.safetensors`, and `texts-*.safetensors`
 with the rows of some texts each. A row is the hidden state, in the model's own dtype, or the logits
 where no output layer was found that can be kept. Each file appears complete or not at all, the
-settings first, so an interrupted run can be continued wherever it was.
+settings first, so an interrupted run can be continued wherever it was. Each holds a checksum, also
+of the settings, which is compared when the file is first read.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,11 +32,14 @@ from ppleval.logits.product import Product
 from ppleval.models.language_model import Span
 from ppleval.models.sharding import ModelRanks
 
-FORMAT = "perplexity base 1"
+FORMAT = "perplexity base 2"
 SETTINGS_FILE, LAYER_FILE = "base.json", "output_layer.safetensors"
 UNFINISHED = "unfinished-"  # begins the names of directories in which files are written
+LEFT_BY_KILLED = re.compile(rf"{UNFINISHED}[a-z0-9_]{{8}}")  # those names, as tempfile makes them
 BYTES_PER_FILE = 2**26
-
+MOST_SETTINGS_BYTES = 2**20
+# The tensors of a file of texts that hold integers, one dimension each.
+PER_TOKEN, PER_TEXT = ("scored", "ids"), ("counts", "fingerprints")
 
 CONTINUE = "Call save_base once more, which continues it."
 
@@ -56,7 +61,8 @@ class SavedBase:
         device: that of the model it is compared with, on which the output layer is applied.
 
     Raises:
-        ValueError: no saved base, or a torn one.
+        ValueError: no saved base, one that is not complete, or a damaged one. The rows of a file,
+            which may be large, are checked when the first of them is read.
     """
 
     tokenizer = None
@@ -67,18 +73,36 @@ class SavedBase:
         self.path, self.device = Path(path), torch.device(device)
         self.stated = _read_settings(self.path)
         self.name = str(self.stated["model"]["model"])
-        self.vocab_size = int(self.stated["vocab_size"])
-        self.context_length = int(self.stated["reading"]["window"])
+        self.vocab_size = self.stated["vocab_size"]
+        self.context_length = self.stated["reading"]["window"]
         self._transform = LogitTransform(**self.stated["transform"])
-        self._layer = None
+        self._layer, row_size = None, self.vocab_size
         if self.stated["kind"] == "hidden":
             if self.stated["num_texts"] is None and not (self.path / LAYER_FILE).exists():
                 raise ValueError(f"The base at {self.path} is not complete. {CONTINUE}")
-            file = _tensors(self.path / LAYER_FILE)
-            layer = {name: file.get_tensor(name).to(self.device) for name in set(file.keys())}
-            self._layer = Product(layer["weight"], layer.get("bias"))
-        self._places = _places(self.path, self.stated["num_texts"])
+            self._layer = self._read_layer()
+            row_size = self._layer.weight.shape[1]
+        self._places = _places(self.path, self.stated["num_texts"], row_size)
         self._files: dict[Path, safe_open] = {}
+
+    def _read_layer(self) -> Product:
+        """The output layer, on the device."""
+        tensors = _checked_tensors(
+            _tensors(self.path / LAYER_FILE), self.path / LAYER_FILE, self.stated
+        )
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        hidden_size = (*shapes.get("weight", ()), 0, 0)[1]
+        expected = {"weight": (self.vocab_size, hidden_size), "bias": (self.vocab_size,)}
+        if "weight" not in shapes or any(expected.get(n) != shapes[n] for n in shapes):
+            raise damaged(
+                self.path,
+                f"{LAYER_FILE} must hold a weight (vocab_size, hidden_size), perhaps with a bias, "
+                f"for a vocabulary of {self.vocab_size} ids",
+            )
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise damaged(self.path, f"{LAYER_FILE} must hold floating-point numbers")
+        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        return Product(tensors["weight"], tensors.get("bias"))
 
     @staticmethod
     def is_at(path: str | os.PathLike) -> bool:
@@ -96,11 +120,13 @@ class SavedBase:
 
     def check_reading(self, settings: dict) -> None:
         """Raises ValueError if the texts are read with other settings than those of the base."""
-        for name, saved in self.stated["reading"].items():
-            if settings[name] != saved:
+        saved = self.stated["reading"]
+        for name in settings | saved:
+            then, now = saved.get(name), settings.get(name)
+            if then != now:
                 raise ValueError(
-                    f"The base at {self.path} was saved with {name} {saved}, and the texts are now "
-                    f"read with {name} {settings[name]}. Pass the same settings, or save it again."
+                    f"The base at {self.path} was saved with {name} {then}, and the texts are now "
+                    f"read with {name} {now}. Pass the same settings, or save it again."
                 )
 
     def check_text(self, number: int, ids: Sequence[int]) -> None:
@@ -162,12 +188,26 @@ class SavedBase:
     def _rows(self, span: Span) -> torch.Tensor:
         number, first = span.place
         place = self._places[number]
-        file = self._files.get(place.path)
-        if file is None:
-            file = self._files[place.path] = _tensors(place.path)
-        ids_scored = file.get_slice("scored")[place.start : place.stop]
-        start = place.start + int(torch.searchsorted(ids_scored, first))
-        return file.get_slice("rows")[start : start + len(span.targets)]
+        file = self._file(place.path)
+        scored = file.get_slice("scored")[place.start : place.stop].numpy()
+        start = place.start + int(np.searchsorted(scored, first))
+        rows = slice(start, start + len(span.targets))
+        expected = first + np.asarray(span.rows) - span.rows[:1]
+        found = scored[start - place.start :][: len(expected)]
+        ids = file.get_slice("ids")[rows].numpy()
+        if not (np.array_equal(found, expected) and np.array_equal(ids, span.targets)):
+            raise damaged(
+                self.path, f"{place.path.name} holds other tokens for text {number} than it has"
+            )
+        return file.get_slice("rows")[rows]
+
+    def _file(self, path: Path) -> safe_open:
+        """An open file of texts, whose contents are checked when it is opened."""
+        if path not in self._files:
+            file = _tensors(path)
+            _checked_tensors(file, path, self.stated)
+            self._files[path] = file
+        return self._files[path]
 
 
 class BaseWriter:
@@ -181,7 +221,7 @@ class BaseWriter:
         vocab_size: their number.
 
     Raises:
-        ValueError: there is a base of other settings, a torn one, or something else.
+        ValueError: there is a base of other settings, a damaged one, or something else.
         OSError: the disk is full, or cannot be written to. What is complete stays, as when the
             process is killed, and the same calls continue it.
     """
@@ -221,7 +261,7 @@ class BaseWriter:
         if layer is not None and not (self.path / LAYER_FILE).exists():
             tensors = {"weight": layer.weight, "bias": layer.bias}
             kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-            _write(self.path / LAYER_FILE, kept)
+            _write(self.path / LAYER_FILE, kept, self._stated)
         self.known = None if is_new else SavedBase(self.path)
         self.num_texts = 0 if self.known is None else self.known.num_texts
 
@@ -252,7 +292,7 @@ class BaseWriter:
             "counts": _int64(np.array([len(places) for places in scored])),
             "fingerprints": _int64(np.array([fingerprint(ids) for ids in all_ids])),
         }
-        _write(self.path / f"texts-{self.num_texts:09d}.safetensors", tensors)
+        _write(self.path / f"texts-{self.num_texts:09d}.safetensors", tensors, self._stated)
         self.num_texts += len(self._texts)
         self._texts, self._bytes = [], 0
 
@@ -262,12 +302,14 @@ class BaseWriter:
         self._stated["num_texts"] = self.num_texts
         self._write_settings()
         for left in self.path.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(left, ignore_errors=True)
+            if LEFT_BY_KILLED.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)  # which follows no link
 
     def _write_settings(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         with _complete(self.path / SETTINGS_FILE) as part:
-            part.write_text(json.dumps(self._stated, indent=1) + "\n")
+            stated = self._stated | {"checksum": _settings_checksum(self._stated)}
+            part.write_text(json.dumps(stated, indent=1) + "\n")
 
 
 def check_place(path: str | os.PathLike) -> None:
@@ -294,56 +336,167 @@ def fingerprint(ids: Sequence[int]) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
+def damaged(path: Path, what: str) -> ValueError:
+    """The error of a base whose files are not what was written."""
+    return ValueError(f"{path} is a damaged base: {what}. Delete it, and save it again.")
+
+
 def _read_settings(path: Path) -> dict:
+    """What `base.json` states, without its checksum.
+
+    Raises:
+        ValueError: it is no saved base, one of another version, or a damaged one.
+    """
     try:
-        stated = json.loads((path / SETTINGS_FILE).read_text())
-        if stated["format"] == FORMAT:
-            return stated
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(
-        f"{path} is no saved base: {SETTINGS_FILE} there does not state the format {FORMAT!r}. "
-        "save_base writes one."
-    )
+        with open(path / SETTINGS_FILE, "rb") as file:
+            stated = json.loads(file.read(MOST_SETTINGS_BYTES))
+    except (OSError, ValueError, RecursionError):
+        stated = {}
+    found = stated.get("format") if isinstance(stated, dict) else None
+    if not isinstance(found, str) or not re.fullmatch(r"perplexity base \d{1,3}", found):
+        raise ValueError(
+            f"{path} is no saved base, or a damaged one: {SETTINGS_FILE} there does not state the "
+            f"format {FORMAT!r}. save_base writes one."
+        )
+    if found != FORMAT:
+        raise ValueError(
+            f"The base at {path} was saved by another version of this library, in the format "
+            f"{found!r} instead of {FORMAT!r}. Delete it, and save it again."
+        )
+    if stated.pop("checksum", None) != _settings_checksum(stated):
+        raise damaged(path, f"{SETTINGS_FILE} does not fit its checksum")
+    wrong = _wrong_settings(stated)
+    if wrong:
+        raise damaged(path, f"{SETTINGS_FILE} has no valid {', '.join(wrong)}")
+    return stated
 
 
-def _places(path: Path, num_texts: int | None) -> list[_Place]:
-    """The place of each text, by its number; of all texts, where their number is known."""
+def _wrong_settings(stated: dict) -> list[str]:
+    """The names of the settings that `BaseWriter` does not write so."""
+
+    def is_count(value) -> bool:
+        return type(value) is int and 0 < value < 2**63
+
+    def are_plain(values) -> bool:
+        return isinstance(values, dict) and all(
+            re.fullmatch("[a-z_]{1,40}", name)
+            and (value is None or isinstance(value, str | int | float))
+            for name, value in values.items()
+        )
+
+    def is_transform(values) -> bool:
+        if not isinstance(values, dict) or values.keys() != vars(LogitTransform()).keys():
+            return False
+        try:
+            LogitTransform(**values)
+            return all(value is None or float(value) > 0 for value in values.values())
+        except (ValueError, OverflowError):
+            return False
+
+    valid = {
+        "format": lambda value: value == FORMAT,
+        "model": lambda value: are_plain(value) and isinstance(value.get("model"), str),
+        "reading": lambda value: are_plain(value) and is_count(value.get("window")),
+        "kind": lambda value: value in ("hidden", "logits"),
+        "transform": is_transform,
+        "vocab_size": is_count,
+        "num_texts": lambda value: value is None or is_count(value),
+    }
+    return [name for name, is_valid in valid.items() if not is_valid(stated.get(name, ""))]
+
+
+def _places(path: Path, num_texts: int | None, row_size: int) -> list[_Place]:
+    """The place of each text, by its number; of all texts, where their number is known.
+
+    Args:
+        row_size: how many numbers a row has.
+    """
     places: list[_Place] = []
-    missing = (
-        f"{path} lacks a part of its texts, from number {{}} on. Delete it, and save it again."
-    )
+    missing = "a part of its texts is missing, from number {} on"
     for file in sorted(path.glob("texts-*.safetensors")):
         if file.name != f"texts-{len(places):09d}.safetensors":
-            raise ValueError(missing.format(len(places)))
+            raise damaged(path, missing.format(len(places)))
         tensors = _tensors(file)
+        _check_shapes(tensors, file, row_size)
         start = 0
-        for count, known in zip(
-            tensors.get_tensor("counts").tolist(),
-            tensors.get_tensor("fingerprints").tolist(),
-            strict=True,
-        ):
-            places.append(_Place(file, start, start + count, known))
+        counts = tensors.get_tensor("counts").tolist()
+        if min(counts) < 0 or sum(counts) != tensors.get_slice("ids").get_shape()[0]:
+            raise damaged(path, f"the counts in {file.name} do not add up to its rows")
+        known = tensors.get_tensor("fingerprints").tolist()
+        for count, known_ids in zip(counts, known, strict=True):
+            places.append(_Place(file, start, start + count, known_ids))
             start += count
     if num_texts is not None and len(places) != num_texts:
-        raise ValueError(missing.format(len(places)))
+        raise damaged(path, missing.format(len(places)))
     return places
+
+
+def _check_shapes(tensors: safe_open, path: Path, row_size: int) -> None:
+    """Raises ValueError unless a file of texts has the tensors that `BaseWriter` writes."""
+    names = {"rows", *PER_TOKEN, *PER_TEXT}
+    if set(tensors.keys()) != names:
+        raise damaged(path.parent, f"{path.name} must hold {', '.join(sorted(names))}")
+    slices = {name: tensors.get_slice(name) for name in names}
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    (num_rows, *_), (num_texts, *_) = (*shapes["ids"], 0), (*shapes["counts"], 0)
+    expected: dict[str, tuple] = dict.fromkeys(PER_TOKEN, (num_rows,))
+    expected |= dict.fromkeys(PER_TEXT, (num_texts,))
+    expected["rows"] = (num_rows, row_size) if num_rows > 0 else (0,)
+    if shapes != expected or num_texts == 0:
+        raise damaged(
+            path.parent,
+            f"{path.name} must hold a row of {row_size} numbers, an id and a place for each token, "
+            "and a count and a fingerprint for each text",
+        )
+    if any(slices[name].get_dtype() != "I64" for name in (*PER_TOKEN, *PER_TEXT)):
+        raise damaged(path.parent, f"{path.name} must hold integers of 64 bits, but for its rows")
+    if not slices["rows"][:0].is_floating_point():
+        raise damaged(path.parent, f"the rows of {path.name} must be floating-point numbers")
 
 
 def _tensors(path: Path) -> safe_open:
     """An open file of tensors."""
+    if not path.is_file():  # a pipe would be waited for
+        raise damaged(path.parent, f"{path.name} is missing, or no regular file")
     try:
         return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} is missing or torn ({error}). Delete the base, and save it again."
-        ) from error
+    except SafetensorError as error:
+        raise damaged(path.parent, f"{path.name} is no whole file of tensors") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error}.") from error
 
 
-def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a file of tensors, which appears when it is complete."""
+def _checked_tensors(file: safe_open, path: Path, stated: dict) -> dict[str, torch.Tensor]:
+    """All tensors of a file of the base.
+
+    Raises:
+        ValueError: they do not fit the file's checksum.
+    """
+    tensors = {name: file.get_tensor(name) for name in set(file.keys())}
+    if (file.metadata() or {}).get("sha256") != _checksum(tensors, path.name, stated):
+        raise damaged(path.parent, f"{path.name} does not fit its checksum")
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], name: str, stated: dict) -> str:
+    """A hash of the tensors of a file, of its name, and of the base's settings, so that the file of
+    another base does not fit either."""
+    digest = hashlib.sha256(f"{name} {_settings_checksum(stated | {'num_texts': None})}".encode())
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _settings_checksum(stated: dict) -> str:
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], stated: dict) -> None:
+    """Write a file of tensors with its checksum, which appears when it is complete."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with _complete(path) as part:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        save_file(tensors, part, {"sha256": _checksum(tensors, path.name, stated)})
 
 
 @contextlib.contextmanager

@@ -218,7 +218,7 @@ class ByteComparer:
         if scorer.edges:
             raise ValueError("positions= needs two models with the same tokens; these differ.")
         self.scorer, self.base = scorer, base
-        self.options, self.window = scorer.options, scorer.window
+        self.options, self.window, self.edges = scorer.options, scorer.window, scorer.edges
         self.joins_texts = scorer.joins_texts
         self.shortened_contexts = scorer.shortened_contexts
         self.vocab_sizes = scorer.vocab_sizes + base.vocab_sizes

@@ -74,7 +74,7 @@ class TextSaver(TextScorer):
 
         Raises:
             TypeError, ValueError: as `score`; or there is something else at `path`, a base of other
-                settings or texts, or a torn one.
+                settings or texts, or a damaged one.
             OSError: the disk is full, or cannot be written to; what is complete stays.
         """
         writer = self._writer(path, with_contexts=contexts is not None)

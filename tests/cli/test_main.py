@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import get_type_hints
 from xml.etree import ElementTree
 
 import datasets
@@ -18,6 +20,7 @@ from ppleval import Perplexity
 from ppleval.cli import main as main_file
 from ppleval.cli import per_text as per_text_file
 from ppleval.cli.per_text import PerTextFile
+from ppleval.stats.pairs import TokenPairSums
 from ppleval.stats.totals import TextSums
 
 TEXTS = ["Return the number of items.", "naïve 漢字 🎉", "Raises ValueError\nif there is none."]
@@ -218,6 +221,22 @@ ODD_LINES = {
     "flag for number": {"weight_sum": True},
     "word for count": {"num_tokens": "2"},
     "fraction for count": {"num_bytes": 2.5},
+    "count below zero": {"num_tokens": -2},
+    "bytes below zero": {"num_bytes": -1},
+    "count above 64 bits": {"num_words": 2**63},
+    "count of 400 digits": {"num_tokens": 10**400},
+    "number of 5000 digits": b'{"num_tokens": %s}' % (b"9" * 5000),
+    "no tokens": {"num_tokens": 0},
+    "weight below zero": {"weight_sum": -2.0},
+    "infinite weight": {"weight_sum": "inf"},
+    "weight that is none": {"weight_sum": "nan"},
+    "nll below zero": {"nll_sum": -4.0},
+    "nll of minus infinity": {"unweighted_nll_sum": "-inf"},
+    "nll that is none in one sum": {"nll_sum": "nan"},
+    "word that is a number in Python": {"nll_sum": " 4_0.0 "},
+    "positions": {"positions": [[1.0, 1.0, 1.0]]},
+    "positions of another shape": {"positions": [1.0]},
+    "ragged positions": {"positions": [[1.0], [1.0, 2.0]]},
     "number for flag": {"truncated": 0},
     "number for fingerprint": {"fingerprint": 5},
     "list for row": b"[1]",
@@ -227,19 +246,99 @@ ODD_LINES = {
 }
 
 
+def sealed(row: dict) -> bytes:
+    """A line with a checksum that fits."""
+    return json.dumps(row | {"checksum": per_text_file._checksum(row)}).encode()
+
+
 @pytest.mark.parametrize("case", ODD_LINES)
 def test_resume_refuses_an_odd_line(tmp_path, case):
+    """Also if its checksum fits."""
     path, odd = tmp_path / "scores.jsonl", ODD_LINES[case]
-    lines = [json.dumps({"signature": "s"}).encode(), json.dumps(GOOD).encode()]
+    lines = [json.dumps({"signature": "s"}).encode(), sealed(GOOD)]
     path.write_bytes(b"\n".join([*lines, b""]))
     with PerTextFile(path, {"signature": "s"}, TextSums, resume=True) as log:
         assert log.finished[0].perplexity == pytest.approx(math.exp(2))
-    lines.append(odd if isinstance(odd, bytes) else json.dumps(GOOD | odd).encode())
+    lines.append(odd if isinstance(odd, bytes) else sealed(GOOD | odd))
     path.write_bytes(b"\n".join([*lines, b""]))
     before = path.read_bytes()
     with pytest.raises(ValueError, match="scores.jsonl: line 3 was not written by --per-text"):
         PerTextFile(path, {"signature": "s"}, TextSums, resume=True)
     assert path.read_bytes() == before
+
+
+DAMAGES = {
+    "another sum": (b'"nll_sum": 4.0', b'"nll_sum": 5.0'),
+    "another count": (b'"num_bytes": 3', b'"num_bytes": 2'),
+    "a name twice": (b'"num_bytes": 3', b'"num_bytes": 2, "num_bytes": 3'),
+    "no checksum": (b'"checksum": ', b'"other": '),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_resume_refuses_a_damaged_line(tmp_path, case):
+    path, (old, new) = tmp_path / "scores.jsonl", DAMAGES[case]
+    line = sealed(GOOD)
+    assert old in line
+    path.write_bytes(b"\n".join([b'{"signature": "s"}', line.replace(old, new), b""]))
+    match = (
+        r"line 2 was not written by --per-text, or by another version of it, or is damaged. Delete "
+        r"it and all lines after it, whose texts are then scored again\.$"
+    )
+    with pytest.raises(ValueError, match=match):
+        PerTextFile(path, {"signature": "s"}, TextSums, resume=True)
+
+
+def test_resume_takes_what_a_model_may_give(tmp_path):
+    """NaN in all sums, infinity, nothing scored, and buckets by position."""
+    path = tmp_path / "scores.jsonl"
+    nan = dict.fromkeys(("nll_sum", "unweighted_nll_sum", "token_nll_sq_sum"), "nan")
+    nothing = dict.fromkeys(("nll_sum", "unweighted_nll_sum", "token_nll_sq_sum"), 0.0)
+    nothing |= {"weight_sum": 0.0, "num_tokens": 0, "num_bytes": 0, "num_words": 0}
+    rows = [GOOD | nan, GOOD | dict.fromkeys(nan, "inf"), GOOD | nothing]
+    rows = [row | {"positions": [["nan", 1.0, 1.0], [0.0, 0.0, 0.0]]} for row in rows]
+    path.write_bytes(b"\n".join([b'{"signature": "s"}', *map(sealed, rows), b""]))
+    with PerTextFile(path, {"signature": "s"}, TextSums, resume=True, num_buckets=2) as log:
+        found = [sums.perplexity for sums in log.finished]
+    assert found == pytest.approx([math.nan, math.inf, math.nan], nan_ok=True)
+
+
+def test_resume_refuses_pairs_that_do_not_fit(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    one = {name: value for name, value in GOOD.items() if name in get_type_hints(TextSums)}
+    pair = GOOD | {"base": one, "kl_sum": 1.0, "reverse_kl_sum": 1.0, "same_top_sum": 1.0}
+    pair |= {"nll_product_sum": 9.0, "kl": [0.5, 0.5], "delta_p": [-0.5, 0.5]}
+
+    def read(row):
+        path.write_bytes(b'{"signature": "s"}\n' + sealed(row) + b"\n")
+        with PerTextFile(path, {"signature": "s"}, TokenPairSums, resume=True) as log:
+            return log.finished
+
+    assert read(pair)[0].kl.tolist() == [0.5, 0.5]
+    for odd in (
+        {"kl": [0.5]}, {"delta_p": [0.5, 9.0]}, {"kl": [0.5, -9.0]}, {"kl_sum": -90.0},
+        {"same_top_sum": 20.0}, {"base": one | {"num_tokens": 1}},
+        {"base": one | {"num_bytes": -1}},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="line 2 was not written by --per-text, or by"):
+            read(pair | odd)
+
+
+def test_resume_reads_regular_files_only(tmp_path):
+    """It waits for no pipe, and reads no endless device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(ValueError, match=f"{path} is no regular file, so --resume cannot"):
+            PerTextFile(path, {"signature": "s"}, TextSums, resume=True)
+
+
+def test_resume_refuses_an_endless_line(tmp_path, monkeypatch):
+    path = tmp_path / "scores.jsonl"
+    monkeypatch.setattr(per_text_file, "MOST_LINE_BYTES", 1000)
+    path.write_bytes(b'{"signature": "s"}\n' + b" " * 5000)
+    with pytest.raises(ValueError, match="line 2 was not written by --per-text"):
+        PerTextFile(path, {"signature": "s"}, TextSums, resume=True)
 
 
 @pytest.mark.long

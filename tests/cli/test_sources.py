@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import sys
 import tracemalloc
@@ -233,6 +234,18 @@ def test_a_column_names_the_groups(tmp_path, name, data):
     assert next(text_files.read_rows([str(path)], False, "body", "body"))[:2] == ("one", "one")
 
 
+def test_two_halves_of_a_character_are_one(tmp_path):
+    assert read(tmp_path / "a.json", b'["\\ud83c\\udf89"]') == ["🎉"]
+
+
+def test_a_file_whose_name_is_no_utf8_is_a_group_that_can_be_written(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    with open(path, "w") as file:
+        file.write("one")
+    (row,) = text_files.read_rows([os.fsdecode(path)], False, "body", text_files.BY_FILE)
+    assert row.group == f"{tmp_path}/caf\\xe9.txt"
+
+
 NO_NAME = " must be a string or a whole number to name a group, got "
 
 
@@ -252,6 +265,8 @@ def test_a_parquet_column_of_whole_numbers_names_groups(tmp_path):
         ("a.jsonl", b'{"body": "one", "kind": 1, "kind": 2}', "'kind' is there twice"),
         ("a.jsonl", b'{"body": "one", "kind": null}', "'kind' of row 0" + NO_NAME + "None."),
         ("a.jsonl", b'{"body": "one", "kind": true}', "'kind' of row 0" + NO_NAME + "True."),
+        ("a.jsonl", b'{"body": "one", "kind": "x"}\n{"body": "one", "kind": "a\\ud800"}',
+         "a.jsonl: 'kind' of row 1 holds half a character (the lone surrogate U+D800)."),
         ("a.json", b'["one"]', "a.json: row 0 is no object, but str."),
         ("a.parquet", parquet_bytes({"body": ["one", "two"], "kind": ["x", None]}),
          "a.parquet: 'kind' of row 1" + NO_NAME + "None."),
@@ -433,6 +448,20 @@ ERRORS = {
     "latin-1 in jsonl": (
         "a.jsonl", b'{"body": "x"}\n' * 200_000 + b'{"body": "caf\xe9"}\n',
         "a.jsonl: line 200001 is not UTF-8 text: invalid continuation byte",
+    ),
+    "half a character": (
+        "a.jsonl", b'{"body": "x"}\n{"body": "caf\\ud83c!"}\n',
+        r"a.jsonl: 'body' of row 1 holds half a character \(the lone surrogate U\+D83C\). Write",
+    ),
+    "half a character of a row that is a text": (
+        "a.json", b'["x", "\\udf89"]', r"a.json: row 1 holds half a character \(.* U\+DF89\)"
+    ),
+    "half a character in a conversation": (
+        "a.jsonl", b'{"body": [{"role": "user", "content": [{"text": "\\ud800"}]}]}',
+        "a.jsonl: 'body' of row 0 holds half a character",
+    ),
+    "half a character in a name within a conversation": (
+        "a.jsonl", b'{"body": [{"\\ud800": "user"}]}', "'body' of row 0 holds half a character",
     ),
     "cut character": ("a.json", b'[{"body": "\xf0\x9f', "a.json: line 1 is not UTF-8 text: unexp"),
     "no json": ("a.jsonl", b'{"body": "x"}\n\n{"body": }\n', r"row 1 \(line 3\) is no JSON: Exp"),

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import tempfile
 
 import pytest
 import torch
 from command_line import command_of
+from safetensors.torch import load_file, save_file
 from support import ROOT, kill_when
 from text_oracles import TEXTS, TINY, variant
 
@@ -238,22 +240,218 @@ def test_other_texts_settings_and_models_are_refused(ppl, pair, tmp_path):
     assert_same(ppl.compare(TEXTS, base=path, **names), ppl.compare(TEXTS, base=base, **names))
 
 
-@pytest.mark.parametrize("name", ["output_layer", "texts-000000000"])
-@pytest.mark.parametrize("how", ["cut", "gone", "other"])
-def test_torn_files_are_refused(ppl, pair, tmp_path, name, how):
+LAYER, TEXT_FILE = "output_layer.safetensors", "texts-000000000.safetensors"
+
+
+@pytest.fixture
+def saved(ppl, pair, tmp_path):
+    """(a function that compares with a saved base, its path)."""
     names, base = pair
     path = tmp_path / "base"
     ppl.save_base(TEXTS, path, model=base, tokenizer=names["tokenizer"])
-    file = path / f"{name}.safetensors"
+    return lambda: ppl.compare(TEXTS, base=path, **names), path
+
+
+@pytest.mark.parametrize("name", [LAYER, TEXT_FILE])
+@pytest.mark.parametrize("how", ["cut", "gone", "other", "pipe"])
+def test_torn_files_are_refused(saved, name, how):
+    compare, path = saved
+    file = path / name
     data = file.read_bytes()
-    if how == "gone":
-        file.unlink()
-    else:
+    file.unlink()
+    if how == "pipe":
+        os.mkfifo(file)
+    elif how != "gone":
         file.write_bytes(data[: len(data) // 2] if how == "cut" else b"something else")
-    match = (
-        "missing or torn"
-        if name == "output_layer" or how != "gone"
-        else "lacks a part of its texts"
-    )
-    with pytest.raises(ValueError, match=match):
-        ppl.compare(TEXTS, base=path, **names)
+    reason = f"{name} is no whole file of tensors"
+    if how in ("gone", "pipe"):
+        reason = f"{name} is missing, or no regular file"
+    if (how, name) == ("gone", TEXT_FILE):
+        reason = "a part of its texts is missing, from number 0 on"
+    whole = f"base is a damaged base: {reason}. Delete it, and save it again."
+    with pytest.raises(ValueError, match=re.escape(whole)):
+        compare()
+
+
+@pytest.mark.parametrize("name", [LAYER, TEXT_FILE])
+def test_a_number_that_changed_does_not_fit_the_checksum(saved, name):
+    """The last byte is of a row, or of the output layer."""
+    compare, path = saved
+    data = bytearray((path / name).read_bytes())
+    data[-1] ^= 1
+    (path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} does not fit its checksum. Delete it, and save"):
+        compare()
+
+
+def test_settings_that_changed_do_not_fit_the_checksum(saved):
+    compare, path = saved
+    stated = (path / "base.json").read_text()
+    assert '"logit_scale": 1.0' in stated
+    (path / "base.json").write_text(stated.replace('"logit_scale": 1.0', '"logit_scale": 1.5'))
+    with pytest.raises(ValueError, match="base.json does not fit its checksum"):
+        compare()
+
+
+def test_a_file_of_another_base_is_refused(saved, ppl, pair, tmp_path):
+    """Of the same texts, with the same tokenizer."""
+    compare, path = saved
+    names, _ = pair
+    ppl.save_base(TEXTS, tmp_path / "other", **names)
+    for name in (LAYER, TEXT_FILE):
+        own = (path / name).read_bytes()
+        (path / name).write_bytes((tmp_path / "other" / name).read_bytes())
+        with pytest.raises(ValueError, match=f"{name} does not fit its checksum"):
+            compare()
+        (path / name).write_bytes(own)
+    compare()
+
+
+def test_a_base_of_an_older_version_is_refused(saved):
+    compare, path = saved
+    stated = json.loads((path / "base.json").read_text())
+    (path / "base.json").write_text(json.dumps(stated | {"format": "perplexity base 1"}))
+    with pytest.raises(ValueError, match="by another version of this library, .* save it again"):
+        compare()
+
+
+def stated_in(path) -> dict:
+    stated = json.loads((path / "base.json").read_text())
+    del stated["checksum"]
+    return stated
+
+
+# A setting -> what else it holds, under a checksum that fits.
+ODD_SETTINGS = {
+    "kind": ["other", None, ["hidden"]],
+    "vocab_size": [0, -1, 2.0, "9", True, 10**400, None],
+    "num_texts": [0, -3, 1.5, "7", 10**19],
+    "model": [None, [], {}, {"model": 5}, {"model": "a", "model\n\x1b[2J": "b"}],
+    "reading": [None, [], {}, {"window": None}, {"window": 0}, {"window": [1]}],
+    "transform": [
+        None, {}, {"logit_scale": 0, "softcap": None}, {"logit_scale": 1, "softcap": 10**400},
+        {"logit_scale": "1", "softcap": None}, {"logit_scale": 1, "softcap": None, "more": 1},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_SETTINGS)
+def test_odd_settings_are_refused(saved, name):
+    compare, path = saved
+    stated = stated_in(path)
+    for odd in ODD_SETTINGS[name]:
+        changed = stated | {name: odd}
+        sealed = changed | {"checksum": saved_base._settings_checksum(changed)}
+        (path / "base.json").write_text(json.dumps(sealed))
+        with pytest.raises(ValueError, match=f"base: base.json has no valid {name}. Delete it"):
+            compare()
+    del stated[name]
+    sealed = stated | {"checksum": saved_base._settings_checksum(stated)}
+    (path / "base.json").write_text(json.dumps(sealed))
+    with pytest.raises(ValueError, match=f"base: base.json has no valid {name}. Delete it"):
+        compare()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": []}', '{"a": %s}' % ("9" * 5000), ""])
+def test_settings_that_are_no_settings(saved, text):
+    compare, path = saved
+    (path / "base.json").write_text(text)
+    with pytest.raises(ValueError, match="no saved base, or a damaged one: base.json there does"):
+        compare()
+
+
+def with_counts_moved(tensors: dict) -> None:
+    tensors["counts"][0] -= 1
+    tensors["counts"][1] += 1
+
+
+def with_a_count_below_zero(tensors: dict) -> None:
+    tensors["counts"][0] += 1 + tensors["counts"][1]
+    tensors["counts"][1] = -1
+
+
+# What is wrong -> (the file, the change of its tensors, what is said).
+ODD_TENSORS = {
+    "counts moved": (TEXT_FILE, with_counts_moved, "holds other tokens for text 0 than it has"),
+    "negative count": (TEXT_FILE, with_a_count_below_zero, "do not add up to its rows"),
+    "huge count": (TEXT_FILE, lambda t: t["counts"].fill_(2**62), "do not add up to its rows"),
+    "ids zeroed": (TEXT_FILE, lambda t: t["ids"].zero_(), "holds other tokens for text 0"),
+    "places": (TEXT_FILE, lambda t: t["scored"].add_(1), "holds other tokens for text 0"),
+    "integers": (
+        TEXT_FILE, lambda t: t.update(rows=t["rows"].int()), "the rows .* floating-point",
+    ),
+    "narrow rows": (
+        TEXT_FILE, lambda t: t.update(rows=t["rows"][:, :5]), "must hold a row of 32 numbers",
+    ),
+    "fewer rows": (TEXT_FILE, lambda t: t.update(rows=t["rows"][1:]), "must hold a row of 32"),
+    "a number for a row": (TEXT_FILE, lambda t: t.update(rows=t["rows"][:, 0]), "must hold a row"),
+    "one count": (TEXT_FILE, lambda t: t.update(counts=t["counts"].sum()), "must hold a row"),
+    "no texts": (
+        TEXT_FILE, lambda t: t.update({name: t[name][:0] for name in t}), "must hold a row",
+    ),
+    "32 bits": (TEXT_FILE, lambda t: t.update(ids=t["ids"].int()), "integers of 64 bits"),
+    "no ids": (TEXT_FILE, lambda t: t.pop("ids"), "must hold counts, fingerprints, ids, rows"),
+    "more": (TEXT_FILE, lambda t: t.update(more=t["ids"] + 1), "must hold counts, fingerprints"),
+    "small vocabulary": (
+        LAYER, lambda t: t.update(weight=t["weight"][1:]), "a vocabulary of 3072 ids",
+    ),
+    "no weight": (LAYER, lambda t: t.update(bias=t.pop("weight")), "a vocabulary of 3072 ids"),
+    "flat weight": (LAYER, lambda t: t.update(weight=t["weight"][:, 0]), "a vocabulary of 3072"),
+    "odd bias": (LAYER, lambda t: t.update(bias=t["weight"][:5, 0] + 1), "a vocabulary of 3072"),
+    "other tensors": (LAYER, lambda t: t.update(more=t["weight"] + 1), "a vocabulary of 3072"),
+    "integer weight": (LAYER, lambda t: t.update(weight=t["weight"].int()), "floating-point"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD_TENSORS)
+def test_odd_tensors_are_refused(saved, case):
+    """Under a checksum that fits."""
+    compare, path = saved
+    name, change, message = ODD_TENSORS[case]
+    tensors = load_file(path / name)
+    change(tensors)
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    checksum = saved_base._checksum(tensors, name, stated_in(path))
+    save_file(tensors, path / name, {"sha256": checksum})
+    with pytest.raises(ValueError, match=f"base is a damaged base: .*{message}.*save it again"):
+        compare()
+
+
+def test_another_vocabulary_is_refused(saved):
+    compare, path = saved
+    stated = stated_in(path) | {"vocab_size": 10**18}
+    sealed = stated | {"checksum": saved_base._settings_checksum(stated)}
+    (path / "base.json").write_text(json.dumps(sealed))
+    tensors = load_file(path / LAYER)
+    checksum = saved_base._checksum(tensors, LAYER, stated)
+    save_file(tensors, path / LAYER, {"sha256": checksum})
+    with pytest.raises(ValueError, match="a vocabulary of 1000000000000000000 ids"):
+        compare()
+
+
+def test_planted_links_are_not_followed(ppl, pair, tmp_path):
+    """Neither those of names that a file might be written to first, nor those of left directories;
+    and a directory of the user stays."""
+    names, base = pair
+    path, victim, diary = tmp_path / "base", tmp_path / "victim", tmp_path / "base/unfinished-diary"
+    with pytest.raises(RuntimeError):
+        ppl.save_base(failing(TEXTS), path, model=base, tokenizer=names["tokenizer"])
+    victim.mkdir()
+    (victim / "letter").write_text("dear friend")
+    diary.mkdir()
+    for name in ("base.json", LAYER, TEXT_FILE):
+        for suffix in (".part", ".tmp", "~"):
+            (path / f"{name}{suffix}").symlink_to(victim / "letter")
+    (path / LAYER).unlink()
+    (path / LAYER).symlink_to(victim / "new")
+    (path / "unfinished-abcdefgh").symlink_to(victim)
+    ppl.save_base(TEXTS, path, model=base, tokenizer=names["tokenizer"])
+    assert [file.name for file in victim.iterdir()] == ["letter"]
+    assert (victim / "letter").read_text() == "dear friend"
+    assert diary.is_dir()
+    assert not (path / LAYER).is_symlink()
+
+
+def failing(texts):
+    raise RuntimeError
+    yield from texts

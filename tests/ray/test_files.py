@@ -349,7 +349,7 @@ def test_groups_come_in_the_order_of_the_texts_whatever_comes_first(tmp_path):
     ("row", "message"),
     [
         ({"text": 5}, "data.jsonl: 'text' of row 1 is no text, but int."),
-        ({"text": "\ud83d"}, "data.jsonl, from row 0 on: predictions[1] is no valid Unicode text"),
+        ({"text": "\ud83d"}, "data.jsonl: 'text' of row 1 holds half a character"),
     ],
 )
 def test_a_bad_row_is_an_error_of_the_run(tmp_path, row, message):
@@ -507,6 +507,64 @@ def test_odd_numbers_are_read_as_they_were_written(tmp_path):
     found = output.read("data.jsonl", 7, rows, sums_type)
     assert list(map(str, found)) == list(map(str, sums))
     assert output.num_chunks() == 1
+
+
+# A column of a chunk -> what else it holds.
+ODD_COLUMNS = {
+    "num_tokens": [pa.array([-2]), pa.array([2.0]), pa.array([None], pa.int64()), pa.array(["2"])],
+    "nll_sum": [pa.array([-9.0]), pa.array([float("nan")]), pa.array([None], pa.float64())],
+    "weight_sum": [pa.array([float("inf")]), pa.array([0.0])],
+    "positions": [pa.array([[[1.0, -1.0, 1.0]]]), pa.array([[[1.0, 2.0]]]), pa.array([[1.0]])],
+}
+
+
+@pytest.mark.parametrize("name", ODD_COLUMNS)
+def test_resume_refuses_sums_that_no_text_has(tmp_path, name):
+    positions = totals.np.array([[1.5, 2.0, 2.0]])
+    sums = [totals.TextSums(4.0, 2.0, 4.0, 9.0, 2, 3, 1, True, False, positions)]
+    output, rows = PerTextDirectory(str(tmp_path)), [Row("one")]
+    output.write("data.jsonl", 0, rows, sums)
+    assert len(output.read("data.jsonl", 0, rows, totals.TextSums)) == 1
+    (path,) = tmp_path.iterdir()
+    table = pa.parquet.read_table(path)
+    for column in ODD_COLUMNS[name]:
+        odd = table.set_column(table.column_names.index(name), name, column)
+        pa.parquet.write_table(odd, path)
+        with pytest.raises(ValueError, match=f"{path} was not written by .*, or is damaged. Delet"):
+            output.read("data.jsonl", 0, rows, totals.TextSums)
+
+
+def test_resume_refuses_a_chunk_whose_bytes_changed(tmp_path):
+    """Numbers, too: each page has a checksum."""
+    sums = [totals.TextSums(4.25, 2.0, 4.0, 9.0, 2, 3, 1, True, False, totals.np.zeros((0, 3)))]
+    output, rows = PerTextDirectory(str(tmp_path)), [Row("one")]
+    output.write("data.jsonl", 0, rows, sums)
+    (path,) = tmp_path.iterdir()
+    whole, number = path.read_bytes(), totals.np.float64(4.25).tobytes()
+    at = whole.index(number) + 6
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match="was not written by .*, or is damaged. Delete it, and wh"):
+        output.read("data.jsonl", 0, rows, totals.TextSums)
+
+
+@pytest.mark.parametrize("name", ["_settings.json", "chunk"])
+def test_resume_waits_for_no_pipe(tmp_path, name):
+    output, rows = PerTextDirectory(str(tmp_path)), [Row("one")]
+    os.mkfifo(output._chunk("data.jsonl", 0) if name == "chunk" else tmp_path / name)
+    with pytest.raises(ValueError, match="was not written by --per-text of --engine ray"):
+        if name == "chunk":
+            output.read("data.jsonl", 0, rows, totals.TextSums)
+        else:
+            output.agree({"signature": "s"})
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "5", "[" * 100_000])
+def test_settings_that_are_none_are_refused(tmp_path, text):
+    (tmp_path / "_settings.json").write_text(text)
+    with pytest.raises(
+        ValueError, match="_settings.json was not written by --per-text of --engine"
+    ):
+        PerTextDirectory(str(tmp_path)).agree({"signature": "s"})
 
 
 def test_the_files_of_a_directory(tmp_path):

@@ -331,7 +331,7 @@ def test_bad_input_gets_a_sentence(ppl, models, tmp_path):
         ppl.compare(TEXTS, bas=model, **names)
     with pytest.raises(TypeError, match="predictions must be a list of texts, got one string"):
         ppl.compare("a text", base=model, **names)
-    with pytest.raises(ValueError, match="is no saved base: base.json"):
+    with pytest.raises(ValueError, match="is no saved base, or a damaged one: base.json"):
         ppl.compare(TEXTS, base=tmp_path / "missing", **names)
     with pytest.raises(ValueError, match="base_id=.*could not be loaded as a causal language"):
         ppl.compare(TEXTS, base_id=str(tmp_path / "missing"), **names)
