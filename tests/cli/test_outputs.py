@@ -84,6 +84,13 @@ def test_an_empty_file_holds_nothing_to_lose(tmp_path, data):
     assert len(out.read_text().splitlines()) == 1 + len(TEXTS)
 
 
+@pytest.mark.parametrize("option", ["--per-text", "--plot", "--to"])
+def test_the_standard_output_is_the_results(tmp_path, data, option, no_model):
+    """A file of this name is written as ./-"""
+    message = refused(tmp_path, data, option, "-")
+    assert message.startswith(f"{option} - would write to the standard output")
+
+
 def test_overwrite_needs_something_to_write(data):
     done = run(data, "--overwrite")
     assert (done.returncode, "--overwrite needs --per-text or --plot" in done.stderr) == (2, True)
