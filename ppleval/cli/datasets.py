@@ -38,7 +38,7 @@ def _open(spec: str) -> "IterableDataset":
     if len(parts) > 2 or not name:
         raise ValueError(f"A dataset is NAME[:CONFIG][:SPLIT], got {spec!r}.")
     # What Dataset.save_to_disk wrote; load_dataset reads what DatasetDict.save_to_disk did.
-    if (Path(name) / datasets.config.DATASET_STATE_JSON_FILENAME).is_file():
+    if (Path(name) / "state.json").is_file():
         return _open_saved(name, parts)
     source: dict = {"path": name}
     if Path(name).is_file():

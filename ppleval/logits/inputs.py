@@ -272,8 +272,6 @@ def _check_shapes(
         message += " A single sequence goes to add(prediction=, reference=)."
     elif logits.dim() == 3 and not batch:
         message += " A batch of sequences goes to add_batch(predictions=, references=)."
-    elif logits.dim() == 3 and logits.shape[::2] == targets.shape:
-        message += " Logits as F.cross_entropy takes them, (B, V, T), go as .transpose(1, 2)."
     elif logits.dim() == targets.dim() + 1 and abs(logits.shape[-2] - targets.shape[-1]) == 1:
         message += (
             " With shift=True, pass the logits of all T positions and all T ids."
@@ -281,6 +279,8 @@ def _check_shapes(
             else " For the input ids of a causal model pass logits and ids of equal length and "
             "shift=True: position t is then scored against id t+1."
         )
+    elif logits.dim() == 3 and logits.shape[::2] == targets.shape:
+        message += " Logits as F.cross_entropy takes them, (B, V, T), go as .transpose(1, 2)."
     raise ValueError(message)
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def as_tensor(value, name: str) -> torch.Tensor:
     return _shared(array)
 
 
-def of_dlpack(value, name: str):
+def of_dlpack(value: Any, name: str) -> Any:
     """What has its numbers in `__dlpack__` alone, as a tensor; anything else as it is.
 
     Raises:
