@@ -256,6 +256,31 @@ def test_bad_weights(ppl, weights, match):
         ppl.compute(predictions=logits, references=targets, sample_weight=weights)
 
 
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("form", [lambda values: values, list], ids=["tensor", "list"])
+def test_a_weight_that_is_not_used_may_be_anything(ppl, weight, shift, form):
+    """Of an ignored label, and with shift of the first one, as a NaN logit there."""
+    logits, targets = random_batch()
+    weights = 0.5 + torch.rand(3, 7)
+    targets[1, 3] = -100
+    options = {"predictions": form(logits), "references": form(targets), "shift": shift}
+    expected = ppl.compute(**options, sample_weight=form(weights))
+    unused = weights.clone()
+    unused[1, 3] = weight
+    if shift:
+        unused[:, 0] = weight
+    assert ppl.compute(**options, sample_weight=form(unused)) == expected
+    unused[2, 4] = weight
+    with pytest.raises(ValueError, match=r"sample_weight\[2\] must be finite, not negative"):
+        ppl.compute(**options, sample_weight=form(unused))
+
+
+def test_probabilities_whose_sum_overflows_are_refused_for_that(ppl):
+    with pytest.raises(ValueError, match="or a row whose sum overflows"):
+        ppl.compute(predictions=torch.full((1, 1, 2), 3e38), references=[[0]], from_logits=False)
+
+
 ROWS = [np.zeros((2, 3)), np.zeros((2, 3))]
 NO_LISTS = {
     "a number": ({"predictions": 3.0}, "predictions must be a list with one entry for each"),

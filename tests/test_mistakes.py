@@ -3,6 +3,7 @@
 Read each error aloud: it names the argument, what was expected, what came, and what to do.
 """
 
+import contextlib
 import functools
 import tempfile
 from pathlib import Path
@@ -14,10 +15,11 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from command_line import run
-from text_oracles import TINY
+from command_line import TINY, run
+from support import ROOT
+from transformers.modeling_outputs import CausalLMOutput
 
-from ppleval import Perplexity
+from ppleval import Perplexity, linear_token_nll, token_nll
 
 TEXTS = ["To be, or not to be.", "That is the question."]
 
@@ -45,7 +47,7 @@ SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidd
 SMALL |= {"num_attention_heads": 2}
 
 
-def compute(predictions, **options):
+def compute_texts(predictions, **options):
     return Perplexity().compute(predictions=predictions, **{"model_id": TINY} | options)
 
 
@@ -99,58 +101,91 @@ def ids(*shape, least=0):
     return torch.full(shape, least)
 
 
+def command_on(files: dict[str, str], *arguments) -> None:
+    """The command, in a directory of its own with these files."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        for name, text in files.items():
+            Path(name).write_text(text, encoding="latin-1")
+        command(*arguments)
+
+
+def resume(*arguments) -> None:
+    """The command that continues another run, of three texts."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        Path("three.txt").write_text("one\ntwo\nthree\n")
+        command("--lines", "three.txt", "--per-text", "out.jsonl")
+        command("--lines", "three.txt", "--per-text", "out.jsonl", "--resume", *arguments)
+
+
+LOGITS_OF_BATCH = torch.linspace(-1, 1, 30).view(2, 3, 5)
+LABELS = torch.tensor([[0, 4, 2], [3, 1, 1]])
+TABLE = pd.DataFrame(LABELS.numpy()).astype("Int64")
+
+
+def compute(predictions=LOGITS_OF_BATCH, references=LABELS, sample_weight=None, **options) -> None:
+    batch = {"predictions": predictions, "references": references, "sample_weight": sample_weight}
+    Perplexity().compute(**batch, **options)
+
+
+def masked(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.masked.masked_tensor(tensor, tensor > 0)
+
+
 # What the mistake is -> (a call that makes it, words that its error has).
 LOADING = {}
 TEXT_INPUTS = {
     # What is no list of texts.
-    "one string": (lambda: compute("a text"), ["predictions", "one string", "[text]"]),
-    "bytes": (lambda: compute(b"a text"), ["one string", "[text]"]),
-    "a number": (lambda: compute(5), ["predictions must be a list of texts, got int"]),
-    "no texts": (lambda: compute([]), ["predictions holds no texts"]),
+    "one string": (lambda: compute_texts("a text"), ["predictions", "one string", "[text]"]),
+    "bytes": (lambda: compute_texts(b"a text"), ["one string", "[text]"]),
+    "a number": (lambda: compute_texts(5), ["predictions must be a list of texts, got int"]),
+    "no texts": (lambda: compute_texts([]), ["predictions holds no texts"]),
     "nothing at all": (lambda: call("score"), ["predictions is missing", "list of texts"]),
-    "a Dataset": (lambda: compute(table()), ["predictions", "table (Dataset)", "['text']"]),
+    "a Dataset": (lambda: compute_texts(table()), ["predictions", "table (Dataset)", "['text']"]),
     "a Dataset, added": (lambda: add_batch(table()), ["table (Dataset)", "['text']"]),
     "a Dataset that streams": (
-        lambda: compute(table().to_iterable_dataset()),
+        lambda: compute_texts(table().to_iterable_dataset()),
         ["table (IterableDataset)", "['text']"],
     ),
     "a DatasetDict": (
-        lambda: compute(datasets.DatasetDict(test=table())),
+        lambda: compute_texts(datasets.DatasetDict(test=table())),
         ["table (DatasetDict)", "['test']['text']"],
     ),
-    "a DataFrame": (lambda: compute(pd.DataFrame(ROWS)), ["table (DataFrame)", "['text']"]),
+    "a DataFrame": (lambda: compute_texts(pd.DataFrame(ROWS)), ["table (DataFrame)", "['text']"]),
     "a DataFrame, added": (lambda: add_batch(pd.DataFrame(ROWS)), ["table (DataFrame)"]),
-    "a dict of columns": (lambda: compute({"sentence": TEXTS}), ["table (dict)", "['sentence']"]),
+    "a dict of columns": (
+        lambda: compute_texts({"sentence": TEXTS}),
+        ["table (dict)", "['sentence']"],
+    ),
     "a list of rows": (
-        lambda: compute(ROWS),
+        lambda: compute_texts(ROWS),
         ["predictions[0]", "string", "dict", "[row['text'] for row in rows]"],
     ),
     "a list of rows, added": (lambda: add_batch(ROWS), ["[row['text'] for row in rows]"]),
-    "rows one by one": (lambda: compute(iter(ROWS)), ["[row['text'] for row in rows]"]),
+    "rows one by one": (lambda: compute_texts(iter(ROWS)), ["[row['text'] for row in rows]"]),
     "rows of conversations": (
-        lambda: compute([{"messages": TALK}]),
+        lambda: compute_texts([{"messages": TALK}]),
         ["[row['messages'] for row in rows]"],
     ),
     "rows with another name for the text": (
         lambda: call("score", [{"id": 7, "body": "text"}]),
         ["[row['body'] for row in rows]"],
     ),
-    "one conversation": (lambda: compute(TALK), ["messages of one", "[messages]"]),
+    "one conversation": (lambda: compute_texts(TALK), ["messages of one", "[messages]"]),
     "messages one by one": (
-        lambda: compute(iter(TALK)),
+        lambda: compute_texts(iter(TALK)),
         ["predictions[0]", "list of messages", "[messages]"],
     ),
     "a message without a role": (
-        lambda: compute([{"content": "Hi"}]),
+        lambda: compute_texts([{"content": "Hi"}]),
         ["messages of one", "[messages]"],
     ),
     # What is no text.
     "a BatchEncoding": (
-        lambda: compute(tiny()[1](TEXTS)),
+        lambda: compute_texts(tiny()[1](TEXTS)),
         ["predictions", "BatchEncoding", "texts themselves", "tokenised here"],
     ),
     "a BatchEncoding for each text": (
-        lambda: compute([tiny()[1](text) for text in TEXTS]),
+        lambda: compute_texts([tiny()[1](text) for text in TEXTS]),
         ["predictions[0]", "BatchEncoding", "texts themselves"],
     ),
     "a BatchEncoding, added": (
@@ -158,94 +193,97 @@ TEXT_INPUTS = {
         ["BatchEncoding", "inputs of a model", "model(**inputs).logits"],
     ),
     "a Dataset of ids": (
-        lambda: compute(datasets.Dataset.from_dict({"input_ids": [[1, 2]]})),
+        lambda: compute_texts(datasets.Dataset.from_dict({"input_ids": [[1, 2]]})),
         ["Dataset", "texts themselves", "tokenised here"],
     ),
-    "lists of ids": (lambda: compute([[1, 2], [3]]), ["predictions[0]", "texts themselves"]),
-    "ids": (lambda: compute([1, 2]), ["predictions[0]", "got int", "texts themselves"]),
-    "a tensor of ids": (lambda: compute(ids(2, 3)), ["got Tensor", "texts themselves"]),
+    "lists of ids": (lambda: compute_texts([[1, 2], [3]]), ["predictions[0]", "texts themselves"]),
+    "ids": (lambda: compute_texts([1, 2]), ["predictions[0]", "got int", "texts themselves"]),
+    "a tensor of ids": (lambda: compute_texts(ids(2, 3)), ["got Tensor", "texts themselves"]),
     "logits and a model": (
-        lambda: compute(torch.zeros(2, 3, 4)),
+        lambda: compute_texts(torch.zeros(2, 3, 4)),
         ["got Tensor", "references=", "without a model"],
     ),
     "tokens": (
-        lambda: compute([text.split() for text in TEXTS]),
+        lambda: compute_texts([text.split() for text in TEXTS]),
         ["predictions[0]", "convert_tokens_to_string(tokens)", "' '.join(words)"],
     ),
     "tokens, added": (lambda: add_batch([["a", "b"]]), ["predictions[0]", "' '.join(words)"]),
-    "texts in bytes": (lambda: compute([b"a"]), ["predictions[0]", "bytes", ".decode()"]),
-    "paths": (lambda: compute([Path("a.txt")]), ["predictions[0]", ".read_text()"]),
+    "texts in bytes": (lambda: compute_texts([b"a"]), ["predictions[0]", "bytes", ".decode()"]),
+    "paths": (lambda: compute_texts([Path("a.txt")]), ["predictions[0]", ".read_text()"]),
     "None in a list": (
-        lambda: compute(["a", None]),
+        lambda: compute_texts(["a", None]),
         ["predictions[1]", "NoneType", "Row 2, counted from 1, is empty", "leave it out"],
     ),
     "None first": (lambda: add_batch([None, "a"]), ["predictions[0]", "Row 1, counted from 1"]),
     "NaN in a column": (
-        lambda: compute(pd.Series(["a", float("nan")])),
+        lambda: compute_texts(pd.Series(["a", float("nan")])),
         ["predictions[1]", "Row 2, counted from 1, is empty"],
     ),
     "NA in a column": (
-        lambda: compute(pd.Series(["a", pd.NA], dtype="string")),
+        lambda: compute_texts(pd.Series(["a", pd.NA], dtype="string")),
         ["predictions[1]", "Row 2, counted from 1, is empty"],
     ),
     "None among conversations": (
-        lambda: compute([TALK, None], chat_template=CONCATENATES),
+        lambda: compute_texts([TALK, None], chat_template=CONCATENATES),
         ["predictions[1]", "conversation", "Row 2, counted from 1, is empty"],
     ),
     "None among contexts": (
-        lambda: compute(TEXTS, contexts=["a", None]),
+        lambda: compute_texts(TEXTS, contexts=["a", None]),
         ["contexts[1]", "Row 2, counted from 1, is empty", "pass ''"],
     ),
     "a text among conversations": (
-        lambda: compute([TALK, "Hi"], chat_template=CONCATENATES),
+        lambda: compute_texts([TALK, "Hi"], chat_template=CONCATENATES),
         ["predictions[1]", "All are texts, or all are conversations"],
     ),
     "one context for all": (
-        lambda: compute(TEXTS, contexts="a"),
+        lambda: compute_texts(TEXTS, contexts="a"),
         ["contexts must be a list of texts", "[text]"],
     ),
     "fewer contexts than texts": (
-        lambda: compute(TEXTS, contexts=["a"]),
+        lambda: compute_texts(TEXTS, contexts=["a"]),
         ["one prompt for each text", "more texts, beyond 1"],
     ),
     "parts of a message": (
-        lambda: compute([PARTS], chat_template=CONCATENATES),
+        lambda: compute_texts([PARTS], chat_template=CONCATENATES),
         ["can only concatenate str", "list of parts", '"".join(part["text"] for part in'],
     ),
     "parts of a message that are printed": (
-        lambda: compute([PARTS], chat_template=PRINTS),
+        lambda: compute_texts([PARTS], chat_template=PRINTS),
         ["prints the content", "as a list", '"".join(part["text"] for part in'],
     ),
     # The model and its tokenizer.
     "no tokenizer": (
-        lambda: compute(TEXTS, model_id=None, model=tiny()[0]),
+        lambda: compute_texts(TEXTS, model_id=None, model=tiny()[0]),
         ["model= goes with the tokenizer", f"AutoTokenizer.from_pretrained({TINY!r})"],
     ),
     "no tokenizer, and none is known": (
-        lambda: compute(TEXTS, model_id=None, model=model_without_a_place()),
+        lambda: compute_texts(TEXTS, model_id=None, model=model_without_a_place()),
         ["model= goes with the tokenizer", "pass tokenizer="],
     ),
     "the name of a tokenizer": (
-        lambda: compute(TEXTS, model_id=None, model=tiny()[0], tokenizer="gpt2"),
+        lambda: compute_texts(TEXTS, model_id=None, model=tiny()[0], tokenizer="gpt2"),
         ["tokenizer must be", "got str", "AutoTokenizer.from_pretrained('gpt2')"],
     ),
     "a processor": (
-        lambda: compute(TEXTS, tokenizer=SimpleNamespace(tokenizer=tiny()[1])),
+        lambda: compute_texts(TEXTS, tokenizer=SimpleNamespace(tokenizer=tiny()[1])),
         ["tokenizer must be", "Pass its .tokenizer"],
     ),
     "the name of a model as model=": (
-        lambda: compute(TEXTS, model_id=None, model="gpt2", tokenizer=tiny()[1]),
+        lambda: compute_texts(TEXTS, model_id=None, model="gpt2", tokenizer=tiny()[1]),
         ["model must be", "got str", "model_id="],
     ),
     "a model as model_id=": (
-        lambda: compute(TEXTS, model_id=tiny()[0]),
+        lambda: compute_texts(TEXTS, model_id=tiny()[0]),
         ["model_id must be a name or a path", "got LlamaForCausalLM.", "goes to model="],
     ),
     "texts without a model": (
-        lambda: compute(TEXTS, model_id=None),
+        lambda: compute_texts(TEXTS, model_id=None),
         ["Texts need a model", "model_id="],
     ),
-    "texts and references": (lambda: compute(TEXTS, references=TEXTS), ["without references"]),
+    "texts and references": (
+        lambda: compute_texts(TEXTS, references=TEXTS),
+        ["without references"],
+    ),
     "a larger window than the saved base's": (
         lambda: compare_with_a_saved_base(window=21),
         ["saved with window 20", "with window 21", "same settings"],
@@ -264,17 +302,17 @@ TEXT_INPUTS = {
         lambda: call("compute", input_texts=TEXTS),
         ["'input_texts'", "called predictions", "predictions, references", "process_group."],
     ),
-    "prompts=": (lambda: compute(TEXTS, prompts=TEXTS), ["'prompts'", "called contexts"]),
+    "prompts=": (lambda: compute_texts(TEXTS, prompts=TEXTS), ["'prompts'", "called contexts"]),
     "pretrained=": (
         lambda: Perplexity().compute(predictions=TEXTS, pretrained=TINY),
         ["'pretrained'", "model_id="],
     ),
     "save_base without a path": (lambda: call("save_base", TEXTS), ["path is missing"]),
     "a misspelt option": (
-        lambda: compute(TEXTS, max_len=5),
+        lambda: compute_texts(TEXTS, max_len=5),
         ["'max_len'", "Did you mean max_length?", "The arguments are predictions, "],
     ),
-    "top_k of compute": (lambda: compute(TEXTS, top_k=5), ["'top_k'", "It goes to score"]),
+    "top_k of compute": (lambda: compute_texts(TEXTS, top_k=5), ["'top_k'", "It goes to score"]),
     "a model where the metric is made": (
         lambda: Perplexity(model_id=TINY),
         ["'model_id'", "It goes to compare", "score"],
@@ -288,15 +326,15 @@ TEXT_INPUTS = {
         ["'shift'", "compute", "where the metric is made"],
     ),
     "an option of logits with texts": (
-        lambda: compute(TEXTS, shift=True),
+        lambda: compute_texts(TEXTS, shift=True),
         ["shift= goes with logits and references="],
     ),
     "an option of texts with logits": (
-        lambda: compute(np.zeros((1, 2, 3)), model_id=None, references=[[0, 1]], window=5),
+        lambda: compute_texts(np.zeros((1, 2, 3)), model_id=None, references=[[0, 1]], window=5),
         ["window= goes with texts and model_id="],
     ),
     "attention_mask= of compute": (
-        lambda: compute(torch.zeros(1, 2, 3), model_id=None, attention_mask=ids(1, 2)),
+        lambda: compute_texts(torch.zeros(1, 2, 3), model_id=None, attention_mask=ids(1, 2)),
         ["'attention_mask'", "sample_weight=", "-100 into the references"],
     ),
     "attention_mask= of add_batch": (
@@ -304,7 +342,7 @@ TEXT_INPUTS = {
         ["'attention_mask'", "sample_weight=", "-100 into the references"],
     ),
     "labels=": (
-        lambda: compute(torch.zeros(1, 2, 3), model_id=None, labels=ids(1, 2)),
+        lambda: compute_texts(torch.zeros(1, 2, 3), model_id=None, labels=ids(1, 2)),
         ["'labels'", "called references"],
     ),
     "logits=": (
@@ -323,6 +361,119 @@ TEXT_INPUTS = {
 }
 LOGITS = {
     "no logits at all": (lambda: Perplexity().compute(), ["Nothing", "add_batch"]),
+    "no references": (lambda: compute(references=None), ["references is missing"]),
+    "ids for logits": (
+        lambda: compute(LABELS),
+        ["predictions must be floating-point", "belong into references"],
+    ),
+    "the two swapped": (lambda: compute(LABELS, LOGITS_OF_BATCH), ["predictions", "Token ids"]),
+    "a model's output": (
+        lambda: compute(CausalLMOutput(logits=LOGITS_OF_BATCH)),
+        ["predictions", "its .logits"],
+    ),
+    "a model's output for token_nll": (
+        lambda: token_nll(CausalLMOutput(logits=LOGITS_OF_BATCH), LABELS),
+        ["logits", "got CausalLMOutput. Pass its .logits."],
+    ),
+    "a layer for its weight": (
+        lambda: linear_token_nll(torch.ones(3, 4), torch.nn.Linear(4, 5), LABELS[0]),
+        ["weight", "got Linear. Pass its .weight."],
+    ),
+    "one sequence": (
+        lambda: compute(LOGITS_OF_BATCH[0], LABELS[0]),
+        ["(B, T, V)", "got (3, 5) and (3,)", "add(prediction=, reference=)"],
+    ),
+    "a batch for one sequence": (
+        lambda: Perplexity().add(prediction=LOGITS_OF_BATCH, reference=LABELS),
+        ["(T, V)", "got (2, 3, 5)", "add_batch(predictions=, references=)"],
+    ),
+    "batches in a list": (
+        lambda: compute([LOGITS_OF_BATCH], [LABELS]),
+        ["predictions[0]", "add_batch"],
+    ),
+    "logits as F.cross_entropy takes them": (
+        lambda: compute(LOGITS_OF_BATCH.transpose(1, 2)),
+        ["got (2, 5, 3)", ".transpose(1, 2)"],
+    ),
+    "logits shifted by hand": (
+        lambda: compute(LOGITS_OF_BATCH[:, :-1]),
+        ["got (2, 2, 5) and (2, 3)", "shift=True"],
+    ),
+    "a vocabulary of one": (
+        lambda: compute(LOGITS_OF_BATCH[..., :1], LABELS * 0),
+        ["no logits", "exp(-mean)"],
+    ),
+    "padding ids as labels": (
+        lambda: compute(references=LABELS + 4),
+        ["references[0, 1] is 8", "5 ids [0, 5)", "ignore_index=8"],
+    ),
+    "float labels": (
+        lambda: compute(references=LABELS.float()),
+        ["references must be integer token ids", "torch.float32"],
+    ),
+    "a mask for labels": (
+        lambda: compute(references=LABELS > 0),
+        ["references", "bool", "sample_weight"],
+    ),
+    "NaN for a label": (
+        lambda: compute(references=np.array([[0, 1, np.nan], [1, 2, 3]])),
+        ["references must be integer", "NaN", "is -100"],
+    ),
+    "None for a label": (
+        lambda: compute(references=[[0, 1, None], [1, 2, 3]]),
+        ["references must hold numbers", "got None", "is -100"],
+    ),
+    "pandas' NA for a label": (
+        lambda: compute(references=TABLE.mask(TABLE == 4)),
+        ["references", "got <NA>", "is -100"],
+    ),
+    "texts with references": (
+        lambda: compute(TEXTS, TEXTS),
+        ["predictions[0]", "Texts go without references", "model_id"],
+    ),
+    "a dict": (lambda: compute({"logits": LOGITS_OF_BATCH}), ["predictions", "got dict"]),
+    "a MaskedTensor of logits": (
+        lambda: compute(masked(LOGITS_OF_BATCH)),
+        ["predictions is a MaskedTensor", ".get_data()"],
+    ),
+    "a MaskedTensor of labels": (
+        lambda: compute(references=masked(LABELS)),
+        ["references is a Mask", "ignore_index"],
+    ),
+    "a masked array": (
+        lambda: compute(references=np.ma.masked_equal(LABELS.numpy(), 4)),
+        ["mask", "ignore_index"],
+    ),
+    "a sparse tensor": (
+        lambda: compute(LOGITS_OF_BATCH.to_sparse()),
+        ["sparse_coo", ".to_dense()"],
+    ),
+    "logits for probabilities": (
+        lambda: compute(from_logits=False),
+        ["negative or non-finite", "from_logits=True"],
+    ),
+    "probabilities of any size": (
+        lambda: compute(torch.full((2, 3, 5), 3e38), from_logits=False),
+        ["a row whose sum overflows", "from_logits=True"],
+    ),
+    "a weight that is NaN": (
+        lambda: compute(sample_weight=torch.full((2, 3), torch.nan)),
+        ["sample_weight[0] must be finite, not negative", "got nan"],
+    ),
+    "weights of another shape": (
+        lambda: compute(sample_weight=torch.ones(3)),
+        ["sample_weight must have the shape (2, 3)", "or (2,)", "got (3,)"],
+    ),
+    "half precision sums": (lambda: Perplexity(dtype="float16"), ["dtype", "float32", "'float16'"]),
+    "several masks": (lambda: Perplexity(mask_token_id=[0, 1]), ["one token id", "ignore_index"]),
+    "options between batches": (
+        lambda: (
+            (metric := Perplexity()).add_batch(predictions=LOGITS_OF_BATCH, references=LABELS)
+            or metric.compute(shift=True)
+        ),
+        ["other options", "shift:yes", "reset()"],
+    ),
+    "another class merged": (lambda: Perplexity().merge(3), ["another Perplexity", "got int"]),
 }
 TRAINER = {
     "no logits": (
@@ -406,7 +557,152 @@ TRAINER = {
         ["rename the group 'ci_low'"],
     ),
 }
-COMMAND = {}
+HELD_OUT = str(ROOT / "tiny_model" / "held_out.jsonl")
+COMMAND = {
+    "no such file": (lambda: command("nowhere.txt"), ["No such file", "'nowhere.txt'"]),
+    "no such second file": (lambda: command(HELD_OUT, "nowhere.txt"), ["No such", "nowhere.txt"]),
+    "a directory": (
+        lambda: command(TINY),
+        ["is a directory", "Name the files", f"--dataset {TINY}"],
+    ),
+    "nothing in it": (
+        lambda: command_on({"a.jsonl": ""}, "a.jsonl"),
+        ["There are no texts in a.jsonl"],
+    ),
+    "another encoding": (
+        lambda: command_on({"a.txt": "caf\xe9"}, "a.txt"),
+        ["a.txt is not UTF-8 text", "position 3"],
+    ),
+    "a document": (lambda: command("a.pdf"), ["a.pdf is of a kind", "convert it to plain text"]),
+    "another column": (
+        lambda: command(HELD_OUT, "--column", "body"),
+        ["row 0 has no column 'body'", "name, text"],
+    ),
+    "a column of numbers": (
+        lambda: command_on({"a.jsonl": '{"text": 5}'}, "a.jsonl"),
+        ["'text' of row 0", "but int"],
+    ),
+    "torn JSON": (lambda: command_on({"a.jsonl": '{"text": "a"'}, "a.jsonl"), ["row 0", "no JSON"]),
+    "groups of plain text": (
+        lambda: command(ROOT / "LICENSE", "--group-by", "kind"),
+        ["no column 'kind'", "file makes"],
+    ),
+    "no texts asked for": (
+        lambda: command(HELD_OUT, "--limit", 0),
+        ["--limit must be at least 1, got 0"],
+    ),
+    "a word for a number": (
+        lambda: command(HELD_OUT, "--window", "half"),
+        ["--window", "int", "'half'"],
+    ),
+    "a window that is too long": (
+        lambda: command(HELD_OUT, "--window", 9999),
+        ["window is 9999 tokens", "at most 512"],
+    ),
+    "a stride of nothing": (
+        lambda: command(HELD_OUT, "--stride", 0),
+        ["stride must be a whole number, at least 1"],
+    ),
+    "a preset that is not known": (
+        lambda: command(HELD_OUT, "--preset", "lmeval"),
+        ["'lm-eval'", "got 'lmeval'"],
+    ),
+    "a stride of a preset": (
+        lambda: command(HELD_OUT, "--preset", "lm-eval", "--stride", 3),
+        ["stride has no meaning", "lm-eval"],
+    ),
+    "an option misspelt": (
+        lambda: command(HELD_OUT, "--batchsize", 3),
+        ["no option --batchsize", "mean --batch-size?"],
+    ),
+    "an option of another command": (
+        lambda: command(HELD_OUT, "--base", TINY, "--pseudo", "original"),
+        ["--pseudo is an option of ppleval compute, not of ppleval compare"],
+    ),
+    "an option of no command": (
+        lambda: command(HELD_OUT, "--output", "a"),
+        ["no option --output", "compute --help"],
+    ),
+    "files apart": (
+        lambda: command("a.txt", "--lines", "b.txt"),
+        ["b.txt stands apart", "side by side"],
+    ),
+    "files and a dataset": (
+        lambda: command(HELD_OUT, "--dataset", TINY),
+        ["--dataset goes without files"],
+    ),
+    "lines of a dataset": (
+        lambda: command("--dataset", HELD_OUT, "--lines"),
+        ["--dataset goes without --lines"],
+    ),
+    "a dataset without a name": (
+        lambda: command("--dataset", ""),
+        ["NAME[:CONFIG][:SPLIT]", "got ''"],
+    ),
+    "texts to the standard output": (
+        lambda: command(HELD_OUT, "--per-text", "-"),
+        ["--per-text -", "Name a file, or ./-"],
+    ),
+    "a picture to the standard output": (
+        lambda: command(HELD_OUT, "--plot", "-"),
+        ["--plot -", "Name a file"],
+    ),
+    "a base to the standard output": (
+        lambda: command(HELD_OUT, "--to", "-"),
+        ["--to -", "Name a file"],
+    ),
+    "a picture of another kind": (
+        lambda: command(HELD_OUT, "--plot", "a.bmp"),
+        [".png, .svg, .pdf", "got 'a.bmp'"],
+    ),
+    "an output that is read": (
+        lambda: command(HELD_OUT, "--per-text", HELD_OUT),
+        ["would overwrite", "another place"],
+    ),
+    "an output in no directory": (
+        lambda: command(HELD_OUT, "--per-text", "/nowhere/a"),
+        ["--per-text", "no directory"],
+    ),
+    "an output that exists": (
+        lambda: command_on({"a": "mine"}, HELD_OUT, "--per-text", "a"),
+        ["exists", "--overwrite"],
+    ),
+    "nothing to resume": (lambda: command(HELD_OUT, "--resume"), ["--resume needs --per-text"]),
+    "fewer texts than before": (
+        lambda: resume("--limit", 2),
+        ["it has 3, and now there are 2", "at least 3 or none"],
+    ),
+    "another window than before": (
+        lambda: resume("--window", 20),
+        ["window:512, stride:256; now they are window:20, stride:10"],
+    ),
+    "groups that were not there before": (
+        lambda: resume("--group-by", "file"),
+        ["settings, none; now they are group_by file"],
+    ),
+    "workers without Ray": (
+        lambda: command(HELD_OUT, "--workers", 2),
+        ["--workers needs --engine ray"],
+    ),
+    "a dataset for Ray": (
+        lambda: command("--engine", "ray", "--dataset", TINY),
+        ["--engine ray reads files"],
+    ),
+    "one process for two parts": (
+        lambda: command(HELD_OUT, "--tensor-parallel", 2),
+        ["here it is 1", "torchrun"],
+    ),
+    "a template in another encoding": (
+        lambda: command_on({"a.jinja": "\xe9"}, HELD_OUT, "--chat-template", "a.jinja"),
+        ["--chat-template a.jinja is not UTF-8"],
+    ),
+    "a template for plain texts": (
+        lambda: command_on({"a.jinja": "{{ 1 }}"}, HELD_OUT, "--chat-template", "a.jinja"),
+        ["chat_template has no meaning with texts"],
+    ),
+}
+# torch's words on what is made here to be refused.
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors:UserWarning")
 MISTAKES = LOADING | TEXT_INPUTS | LOGITS | TRAINER | COMMAND
 
 

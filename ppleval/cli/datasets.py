@@ -17,8 +17,8 @@ def read_dataset_rows(spec: str, columns: Columns) -> Iterator[Row]:
 
     Args:
         spec: NAME, NAME:CONFIG, NAME:SPLIT or NAME:CONFIG:SPLIT. NAME is what `load_dataset` takes,
-            or a file that it reads. A lone second part is the configuration if one has that name,
-            else the split.
+            a file that it reads, or a directory of `save_to_disk`. A lone second part is the
+            configuration if one has that name, else the split.
         columns: those of the texts and of the groups.
 
     Raises:
@@ -36,11 +36,15 @@ def _open(spec: str) -> "IterableDataset":
     import datasets  # here, because it takes seconds
 
     name, *parts = spec.split(":")
-    if len(parts) > 2:
+    if len(parts) > 2 or not name:
         raise ValueError(f"A dataset is NAME[:CONFIG][:SPLIT], got {shown(spec)}.")
+    # What Dataset.save_to_disk wrote; load_dataset reads what DatasetDict.save_to_disk did.
+    if (Path(name) / "state.json").is_file():
+        return _open_saved(name, parts)
     source: dict = {"path": name}
     if Path(name).is_file():
-        source = {"path": str(Path(name).parent), "data_files": Path(name).name}
+        # Absolute, because "." has no name.
+        source = {"path": str(Path(name).absolute().parent), "data_files": Path(name).name}
     with _named_errors(name):
         configs = datasets.get_dataset_config_names(**source)
         config = datasets.get_dataset_default_config_name(**source)
@@ -51,6 +55,16 @@ def _open(spec: str) -> "IterableDataset":
         splits = datasets.load_dataset(**source, name=config, streaming=True)
     split = parts[0] if parts else next(iter(splits)) if len(splits) == 1 else None
     return splits[_checked(place, "split", split, list(splits))]
+
+
+def _open_saved(name: str, parts: list[str]) -> "IterableDataset":
+    import datasets
+
+    if parts:
+        raise ValueError(f"{name} is one saved dataset without splits: --dataset {name}.")
+    with _named_errors(name):
+        saved = datasets.Dataset.load_from_disk(name)
+        return saved.with_format(None).to_iterable_dataset()
 
 
 def _checked(place: str, kind: str, name: str | None, names: list[str]) -> str:

@@ -14,15 +14,16 @@ A table holds one text per row, in --column: .csv, .tsv, .json, .parquet, and JS
 .jsonlines, .jl, .ndjson or .ldjson. All but .parquet may be compressed: .gz, .bz2, .xz, .lzma,
 .zst. A column of JSON or Parquet may also hold conversations, lists of messages. Standard input (no
 files, or -) is read as a plain file. --dataset streams what `load_dataset` reads, on the Hub or in
-a directory, instead of files: NAME:PART is the configuration PART if there is one, else the split
-PART. The processes of torchrun or `accelerate launch` share the texts; so do the workers of a Ray
-cluster (--engine ray), which may die. Exit status: 0 done, 1 failed (one line says why), 2 wrong
-usage, 130 interrupted.
+a directory, or what `save_to_disk` wrote, instead of files: NAME:PART is the configuration PART if
+there is one, else the split PART. The processes of torchrun or `accelerate launch` share the texts;
+so do the workers of a Ray cluster (--engine ray), which may die. Exit status: 0 done, 1 failed (one
+line says why), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
 import contextlib
 import datetime
+import difflib
 import itertools
 import json
 import os
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         "compare", help="how far a model is from a base on the same texts"
     )
     save_base = commands.add_parser("save-base", help="write a base for compare, which reads it")
+    parser.set_defaults(commands=commands.choices)  # name -> parser, for errors
     # What a command has no option for is as if it was not given.
     compute.set_defaults(base=None, to=None)
     compare.set_defaults(to=None, pseudo=None, engine=None, workers=None)
@@ -176,7 +178,11 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """What comes out, and where."""
     output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="the result as one JSON object")
+    output.add_argument(
+        "--json",
+        action="store_true",
+        help="the result as one JSON object, without lists, and with null for NaN and infinity",
+    )
     output.add_argument(
         "--group-by",
         metavar="COLUMN",
@@ -489,10 +495,18 @@ def model_options(
         "stride": args.stride,
         "max_length": args.max_length,
         "add_start_token": not args.no_start_token,
-        "chat_template": None if args.chat_template is None else args.chat_template.read_text(),
+        "chat_template": None if args.chat_template is None else template(args.chat_template),
         "positions": args.positions,
         "pseudo": args.pseudo,
     }
+
+
+def template(path: Path) -> str:
+    """The text of a chat template."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--chat-template {path} is not UTF-8 text: {error}.") from error
 
 
 def draw(result: dict, path: Path) -> None:
@@ -513,9 +527,58 @@ def without_lists(result: dict) -> dict:
     }
 
 
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments of a subcommand; what it does not take ends the process with a sentence."""
+    parser = build_parser()
+    commands = parser.get_default("commands")
+    if not argv or argv[0] not in (*commands, "--help", "-h", "--version"):
+        given = f", got {argv[0]!r}" if argv else ""
+        parser.error(f"the first word must be a command, one of {', '.join(commands)}{given}")
+    # First, because argparse would name a required option instead of the one that is misspelt.
+    for word in itertools.takewhile(lambda word: word != "--", argv[1:]):
+        if word.startswith("--") and not _is_known(word, commands[argv[0]]):
+            commands[argv[0]].error(about_unknown(word, argv[0], commands))
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        args.parser.error(about_unknown(unknown[0], argv[0], commands))
+    return args
+
+
+def _is_known(word: str, parser: argparse.ArgumentParser) -> bool:
+    """Whether a parser has this option; argparse takes the beginning of one for it."""
+    option, _, _ = word.partition("=")
+    return any(known.startswith(option) for known in parser._option_string_actions)
+
+
+def about_unknown(word: str, command: str, commands: dict[str, argparse.ArgumentParser]) -> str:
+    """What to do about a word that a command does not take."""
+    if not word.startswith("-"):
+        return f"{word} stands apart from the other files; name all files side by side"
+    option, _, _ = word.partition("=")
+    others = [
+        f"ppleval {name}"
+        for name, parser in commands.items()
+        if name != command and _is_known(word, parser)
+    ]
+    if others:
+        return f"{option} is an option of {' and '.join(others)}, not of ppleval {command}"
+    similar = difflib.get_close_matches(
+        option, commands[command]._option_string_actions, n=1, cutoff=0.8
+    )
+    hint = f"did you mean {similar[0]}?" if similar else f"ppleval {command} --help has all"
+    return f"there is no option {option}; {hint}"
+
+
+def reason_of(error: Exception) -> str:
+    """The sentence of an error; of the system's the reason and the file, without a number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {str(error.filename)!r}"
+    return " ".join(str(error).split())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, and return the exit status."""
-    args = build_parser().parse_args(argv)
+    args = parse(sys.argv[1:] if argv is None else argv)
     parser = args.parser
     if args.resume and args.per_text is None:
         parser.error("--resume needs --per-text, the file of the run to continue")
@@ -527,14 +590,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--tensor-parallel goes without --device: each process has its own")
     if args.dataset is not None and args.files:
         parser.error("--dataset goes without files")
-    if args.limit is not None and args.limit < 1:
-        parser.error("--limit must be at least 1")
-    if args.max_text_bytes < 1:
-        parser.error("--max-text-bytes must be at least 1")
+    if args.dataset is not None and args.lines:
+        parser.error("--dataset goes without --lines: its rows are the texts")
+    for name in ("limit", "workers", "tensor_parallel", "max_text_bytes"):
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {number}")
     if args.engine is None and args.workers is not None:
         parser.error("--workers needs --engine ray")
-    if args.workers is not None and args.workers < 1:
-        parser.error("--workers must be at least 1")
     if args.engine == "ray" and (
         "-" in sources(args) or any((args.dataset, args.limit, args.tensor_parallel))
     ):
@@ -542,7 +605,10 @@ def main(argv: list[str] | None = None) -> int:
             "--engine ray reads files, and goes without --dataset, --limit and --tensor-parallel"
         )
     if sources(args) == ["-"] and sys.stdin.isatty():
-        parser.error("no files, and nothing on the standard input")
+        parser.error(
+            "no files, and nothing on the standard input; name a FILE or a --dataset, or pipe a "
+            "text to it"
+        )
     try:
         result = run(args)
         if result is None:  # the first rank has it, or a base was saved
@@ -564,7 +630,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"interrupted{hint}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {shown_message(error)}", file=sys.stderr)
+        print(f"error: {shown_message(reason_of(error))}", file=sys.stderr)
         return 1
     except MemoryError:
         print(

@@ -45,10 +45,10 @@ def placing_kwargs(args: argparse.Namespace, num_processes: int) -> dict:
     size = args.tensor_parallel
     if size in (None, 1):
         return {}
-    if size < 1 or num_processes % size > 0:
+    if num_processes % size > 0:
         raise ValueError(
             f"--tensor-parallel {size} needs a number of processes that it divides, here it is "
-            f"{num_processes}. Start them by torchrun --nproc-per-node {max(size, 2)} -m "
+            f"{num_processes}. Start them by torchrun --nproc-per-node {size} -m "
             "ppleval ..."
         )
     # transformers' DistributedConfig.

@@ -18,14 +18,19 @@ def check_outputs(args: argparse.Namespace, sources: list[str]) -> None:
 
     Raises:
         ValueError: a place that is read, or named twice, under whatever name; one that exists, if
-            it may be neither continued nor overwritten; one that cannot be written; a picture of an
-            unknown kind.
+            it may be neither continued nor overwritten; one that cannot be written; the standard
+            output; a picture of an unknown kind.
         ModuleNotFoundError: a picture without matplotlib.
     """
     options = {"--per-text": args.per_text, "--plot": args.plot, "--to": args.to}
     outputs = {option: str(name) for option, name in options.items() if name is not None}
     taken = _inputs(args, sources)
     for option, name in outputs.items():
+        if name == "-":
+            raise ValueError(
+                f"{option} - would write to the standard output, which is the result's. Name a "
+                "file, or ./- for one of this name."
+            )
         place = _place(name)
         if os.path.exists(place) and not (os.path.isfile(place) or os.path.isdir(place)):
             continue  # a device or a pipe, which keeps nothing

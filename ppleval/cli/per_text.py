@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,9 +152,16 @@ class PerTextFile:
         """
         for number, (known, group) in enumerate(self._known):
             row = next(rows, None)
-            if row is None or fingerprint(row.text, row.context) != known:
+            if row is None:
                 raise ValueError(
-                    f"{self.path} is of other texts: number {number} is not the one scored then."
+                    f"{self.path} is of other texts: it has {len(self._known)}, and now there are "
+                    f"{number}. Name all files of the interrupted run, with a --limit of at least "
+                    f"{len(self._known)} or none, or begin anew."
+                )
+            if fingerprint(row.text, row.context) != known:
+                raise ValueError(
+                    f"{self.path} is of other texts: number {number} is not the one scored then. "
+                    "Name the files of the interrupted run in the same order, or begin anew."
                 )
             if row.group != group:
                 raise ValueError(
@@ -213,11 +221,23 @@ def lock(file: BinaryIO, name: str | Path) -> None:
 def check_settings(place: str, written: dict, settings: dict) -> None:
     """Raises ValueError unless what was written there is of a run with the settings of this one."""
     if written != settings:
-        then, now = (
-            ", ".join(f"{name} {value}" for name, value in each.items())
-            for each in (written, settings)
+        then, now = _parts(written), _parts(settings)
+        only_then, only_now = (
+            ", ".join(part for part in own if part not in other) or "none"
+            for own, other in ((then, now), (now, then))
         )
-        raise ValueError(f"{place} is of a run with other settings, {then}; now they are {now}.")
+        raise ValueError(
+            f"{place} is of a run with other settings, {only_then}; now they are {only_now}. "
+            "Continue it with those of then, or begin anew in another place."
+        )
+
+
+def _parts(settings: dict) -> list[str]:
+    """Each setting by itself, those of the signature as they stand there."""
+    # A start token may hold "|", but no name and colon behind it.
+    signature = re.split(r"\|(?=\w+:)", str(settings.get("signature", "")))
+    others = [f"{name} {value}" for name, value in settings.items() if name != "signature"]
+    return signature + others
 
 
 def are_possible(sums: "TextSums", num_buckets: int | None = None) -> bool:

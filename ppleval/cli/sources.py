@@ -144,7 +144,8 @@ def read_rows(
     context_column: str | None = None,
     max_text_bytes: int = MAX_TEXT_BYTES,
 ) -> Iterator[Row]:
-    """The texts of the files, one after another. Nothing is read before it is needed.
+    """The texts of the files, one after another. Nothing is read before it is needed, but that all
+    files are there is seen at once.
 
     Args:
         files: their names, or URIs that pyarrow knows, such as s3://bucket/data.jsonl; "-", or an
@@ -159,14 +160,26 @@ def read_rows(
         max_text_bytes: of one text, unpacked and with what is around it in its row.
 
     Raises:
-        ValueError: at once, a kind of file that is not supported, or one without columns to group
-            by; while reading, data that is not what it should be, or a text that is too long, with
-            the name of the file and the place in it.
-        OSError: while reading, a file that cannot be opened.
+        ValueError: at once, a kind of file that is not supported, a directory, or a file without
+            columns to group by; while reading, data that is not what it should be, or a text that
+            is too long, with the name of the file and the place in it.
+        OSError: at once, a file that is not there; while reading, one that cannot be opened.
     """
     columns = Columns(column, None if group_by == BY_FILE else group_by, context_column)
     sources = [(name, *_opener_and_reader(name, lines, columns)) for name in files or ["-"]]
+    for name in files:
+        _check_is_there(name)
     return _read_all(sources, group_by == BY_FILE, max_text_bytes)
+
+
+def _check_is_there(name: str) -> None:
+    if name == "-" or "://" in name:
+        return
+    if Path(name).is_dir():
+        raise ValueError(
+            f"{name} is a directory. Name the files in it, or read it by --dataset {name}."
+        )
+    Path(name).stat()
 
 
 def _read_all(

@@ -20,6 +20,7 @@ from ppleval.logits.tensors import (
     check_types,
     is_dtensor,
     is_scored,
+    of_dlpack,
     to_device,
 )
 from ppleval.logits.threads import use_one_thread_after_fork
@@ -97,9 +98,9 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
         launched = _launch_shared(shared, predictions, references, sample_weight, options)
         return replace(_sums(*launched, options), is_counted_here=shared.is_first)
     use_one_thread_after_fork()
-    predictions, references, sample_weight = (
-        _listed(value) for value in (predictions, references, sample_weight)
-    )
+    predictions = _listed(predictions, "predictions")
+    references = _listed(references, "references")
+    sample_weight = _listed(sample_weight, "sample_weight")
     sums = [SequenceSums(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64), 0.0, None)]
     parts = _parts(predictions, references, sample_weight, options)
     sums += [_sums(part, *_launch(part, options), options) for part in parts]
@@ -113,10 +114,16 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
     )
 
 
-def _listed(value):
-    """A nested or jagged tensor as the list of its sequences; anything else as it is."""
-    is_nested = isinstance(value, torch.Tensor) and value.is_nested
-    return list(value.unbind()) if is_nested else value
+def _listed(value, name: str):
+    """What can be iterated by sequence: of a nested or jagged tensor the list of its sequences, of
+    a table or a buffer the array; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return list(value.unbind()) if value.is_nested else value
+    # A table gives its columns' names, a buffer of two dimensions nothing.
+    is_table = hasattr(value, "__array__") and hasattr(value, "columns")
+    return (
+        np.asarray(value) if is_table or isinstance(value, memoryview) else of_dlpack(value, name)
+    )
 
 
 def _parts(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
@@ -177,6 +184,11 @@ def _sequences(predictions, references, sample_weight, options: Options) -> Iter
         )
     for i in range(len(lists["predictions"])):
         place = f"[{i}]"
+        if isinstance(lists["predictions"][i], str):
+            raise TypeError(
+                f"predictions{place} must hold numbers, got a text. Texts go without references, "
+                "and with a model: compute(predictions=texts, model_id=...)."
+            )
         logits = as_tensor(lists["predictions"][i], f"predictions{place}")
         targets = as_tensor(lists["references"][i], f"references{place}")
         _check_shapes(logits, targets, place, "", options)
@@ -287,6 +299,8 @@ def _check_shapes(
     )
     if logits.dim() == 2 and batch:
         message += " A single sequence goes to add(prediction=, reference=)."
+    elif logits.dim() == 3 and not batch:
+        message += " A batch of sequences goes to add_batch(predictions=, references=)."
     elif logits.dim() == targets.dim() + 1 and abs(logits.shape[-2] - targets.shape[-1]) == 1:
         message += (
             " With shift=True, pass the logits of all T positions and all T ids."
@@ -294,6 +308,8 @@ def _check_shapes(
             else " For the input ids of a causal model pass logits and ids of equal length and "
             "shift=True: position t is then scored against id t+1."
         )
+    elif logits.dim() == 3 and logits.shape[::2] == targets.shape:
+        message += " Logits as F.cross_entropy takes them, (B, V, T), go as .transpose(1, 2)."
     raise ValueError(message)
 
 
@@ -358,7 +374,9 @@ def _aligned(part: _Part, options: Options) -> tuple[torch.Tensor, torch.Tensor,
     if weights is None:
         weights = torch.ones((), dtype=torch.float64, device="cpu").expand(targets.shape)
     else:
-        scored &= to_device(weights > 0, scored.device)
+        # Only a weight of 0 takes a token out. Wrong ones, NaN among them, are refused where there
+        # is something to score, once they are on the host.
+        scored &= to_device(weights != 0, scored.device)
     if options.shift:
         # The targets move, so that the logits stay one block of memory. The last position of a
         # sequence has no next token; the target that rolls in from elsewhere is not scored.
@@ -386,7 +404,7 @@ def _sums(
             )
         raise ValueError(message) from None
     weights = weights.double()
-    bad_rows = (~((weights >= 0) & (weights <= LARGEST_WEIGHT))).nonzero()
+    bad_rows = (scored & ~((weights >= 0) & (weights <= LARGEST_WEIGHT))).nonzero()
     if len(bad_rows) > 0:
         row = int(bad_rows[0])
         sequence, _ = part.place_of((row + options.shift) % len(weights))

@@ -63,7 +63,7 @@ class Reduction:
 
         Raises:
             TargetOutOfRangeError: a scored target outside [0, vocab_size).
-            ValueError: probabilities that are negative or not finite.
+            ValueError: probabilities, or their sum, that are negative or not finite.
         """
         self._check(self.faults.tolist())
         return self.stats
@@ -87,8 +87,8 @@ class Reduction:
             raise TargetOutOfRangeError(place, int(targets[place]), self.vocab_size)
         if found & NO_PROBABILITY:
             raise ValueError(
-                "from_logits=False takes probabilities, got a negative or non-finite value. "
-                "For logits or log-probabilities pass from_logits=True."
+                "from_logits=False takes probabilities, got a negative or non-finite value, or a "
+                "row whose sum overflows. For logits or log-probabilities pass from_logits=True."
             )
         if found & UNNORMALISED:
             warn_user(

@@ -10,7 +10,7 @@ import torch
 
 # Faults of the scored rows, one bit each. The kernels of triton_kernel.py name them by number.
 OUT_OF_RANGE = 1  # a target is outside the vocabulary
-NO_PROBABILITY = 2  # a row of probabilities holds a negative or non-finite value
+NO_PROBABILITY = 2  # a row of probabilities holds a negative or non-finite value, or its sum is
 UNNORMALISED = 4  # a row of probabilities does not sum to 1
 
 # A warning tells of rows of probabilities whose sum is further than this from 1.

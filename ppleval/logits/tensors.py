@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 # Hugging Face's and torch's label of a position that is not scored.
 IGNORE_INDEX = -100
+NO_LABEL = f"The label of a position that is not to be scored is {IGNORE_INDEX}."
 
 BACKENDS = ("auto", "torch", "triton")
 
@@ -19,6 +21,7 @@ def as_tensor(value, name: str) -> torch.Tensor:
         TypeError: anything but a dense array of numbers.
         ValueError: nested lists of unequal lengths.
     """
+    value = of_dlpack(value, name)
     check_kind(value, name)
     if isinstance(value, torch.Tensor):
         return value.detach()
@@ -35,15 +38,50 @@ def as_tensor(value, name: str) -> torch.Tensor:
             f"{name} must be rectangular, got nested sequences of unequal lengths."
         ) from error
     is_list = isinstance(value, (list, tuple))
-    if array.dtype == object and array.ndim == 1 and not is_list:  # an array or column of arrays
-        return as_tensor(list(array), name)
+    # An array or column of arrays, or of numbers as pandas has its Int64.
+    if array.dtype == object and array.ndim > 0 and not is_list:
+        return as_tensor(array.tolist(), name)
     foreign = array.dtype.isbuiltin == 2  # added to NumPy by another library
     if foreign and array.dtype.name == "bfloat16":  # JAX's
         return as_tensor(array.view(np.uint16), name).view(torch.bfloat16)
+    if array.dtype == object:
+        raise TypeError(f"{name} must hold numbers, got {_without_numbers(value, array)}")
     if foreign or array.dtype.kind not in "fiub":
         numbers = "real numbers" if array.dtype.kind == "c" else "numbers"
-        raise TypeError(f"{name} must hold {numbers}, got {type(value).__name__} of {array.dtype}.")
+        kind = type(value).__name__
+        if not isinstance(value, (str, bytes)):
+            kind += " of strings" if array.dtype.kind in "SU" else f" of {array.dtype}"
+        raise TypeError(f"{name} must hold {numbers}, got {kind}.")
     return _shared(array)
+
+
+def of_dlpack(value: Any, name: str) -> Any:
+    """What has its numbers in `__dlpack__` alone, as a tensor; anything else as it is.
+
+    Raises:
+        TypeError: torch cannot read it.
+    """
+    # A class has the method, too, but no numbers.
+    if hasattr(value, "__array__") or isinstance(value, type) or not hasattr(value, "__dlpack__"):
+        return value
+    try:
+        return torch.from_dlpack(value)
+    except Exception as error:  # of whatever kind the other library has
+        raise TypeError(
+            f"{name} is {type(value).__name__}, which torch.from_dlpack cannot read: {error}. Pass "
+            "a tensor or a NumPy array."
+        ) from error
+
+
+def _without_numbers(value, array: np.ndarray) -> str:
+    """What an error calls a value that NumPy has read as objects, and what to do about it."""
+    for attribute in ("logits", "weight"):  # of a model's output, and of a layer
+        if hasattr(value, attribute):
+            return f"{type(value).__name__}. Pass its .{attribute}."
+    for entry in array.flat if array.ndim > 0 else ():
+        if entry is None or type(entry).__name__ == "NAType":  # pandas need not be installed
+            return f"{entry}. {NO_LABEL}"
+    return "None." if value is None else f"{type(value).__name__} of objects."
 
 
 def _shared(array: np.ndarray) -> torch.Tensor:
@@ -82,6 +120,11 @@ def is_dtensor(tensor: torch.Tensor) -> bool:
 def _problem_of_tensor(tensor: torch.Tensor) -> str | None:
     if tensor.is_nested:
         return "a nested tensor; pass the list of its parts: .unbind()"
+    if hasattr(tensor, "get_mask"):
+        return (
+            "a MaskedTensor, whose mask would be lost; pass .get_data(), and use ignore_index or "
+            "weight 0"
+        )
     if is_dtensor(tensor):
         return (
             "a DTensor, which is spread over processes; pass .full_tensor(), or .to_local() where "
@@ -121,7 +164,12 @@ def check_types(
     if targets.numel() == 0:
         return  # an empty list has no type of its own
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise TypeError(f"{targets_name} must be integer token ids, got {targets.dtype}.")
+        message = f"{targets_name} must be integer token ids, got {targets.dtype}"
+        if targets.dtype == torch.bool:
+            raise TypeError(f"{message}. A mask goes into sample_weight.")
+        if targets.is_floating_point() and targets.float().isnan().any():
+            raise TypeError(f"{message} with NaN. {NO_LABEL}")
+        raise TypeError(f"{message}.")
 
 
 def ignored_ids(ignore_index: int | Sequence[int] | None) -> tuple[int, ...]:

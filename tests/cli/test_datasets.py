@@ -62,6 +62,34 @@ def test_files(directory, tmp_path):
     assert texts(tmp_path) == ["one", "two"]
 
 
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_what_save_to_disk_wrote(tmp_path, num_shards):
+    """One split or several; rows that were chosen and put into another order."""
+    rows = datasets.Dataset.from_dict({"year": range(5), "body": list("abcde")}).select([3, 0, 4])
+    rows.with_format("torch").save_to_disk(tmp_path / "one", num_shards=num_shards)
+    several = datasets.DatasetDict({"train": rows, "test": rows.select([2])})
+    several.save_to_disk(tmp_path / "several")
+    assert texts(tmp_path / "one") == texts(f"{tmp_path}/several:train") == ["d", "a", "e"]
+    assert texts(tmp_path / "several" / "test") == ["e"]
+    groups = [
+        row.group for row in read_dataset_rows(str(tmp_path / "one"), Columns("body", "year"))
+    ]
+    assert groups == ["3", "0", "4"]
+    with pytest.raises(ValueError, match=r"one saved dataset without splits: --dataset .*one\.$"):
+        texts(f"{tmp_path}/one:train")
+    with pytest.raises(ValueError, match="one has no column 'text'; it has year, body"):
+        texts(tmp_path / "one", Columns("text"))
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"torn")
+    with pytest.raises(ValueError, match="The dataset .*one cannot be read: "):
+        texts(tmp_path / "one")
+
+
+def test_a_file_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    monkeypatch.chdir(tmp_path)
+    assert texts("rows.jsonl") == ["one", "two"]
+
+
 def test_a_column_names_the_groups(directory):
     rows = read_dataset_rows(f"{directory}:de", Columns("body", "year"))
     assert [row[:2] for row in itertools.islice(rows, 2)] == [
@@ -101,7 +129,7 @@ def test_rows_are_read_when_they_are_asked_for(directory, monkeypatch):
         ("/en:dev", "body", "{0}/en:default has no split 'dev'; it has train, test."),
         (":de", "text", "{0}:de has no column 'text'; it has year, body."),
         (":de", "year", "{0}:de: 'year' of row 0 is no text, but int."),
-        (":en:test:more", "body", "A dataset is NAME[:CONFIG][:SPLIT], got {0}:en:test:more."),
+        (":en:test:more", "body", "A dataset is NAME[:CONFIG][:SPLIT], got '{0}:en:test:more'."),
         ("/nowhere", "body", "The dataset {0}/nowhere cannot be read: Couldn't"),
     ],
 )

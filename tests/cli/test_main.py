@@ -19,6 +19,7 @@ from support import ROOT, flat, kill_when
 from ppleval import Perplexity
 from ppleval.cli import main as main_file
 from ppleval.cli import per_text as per_text_file
+from ppleval.cli.main import main
 from ppleval.cli.per_text import PerTextFile
 from ppleval.stats.pairs import TokenPairSums
 from ppleval.stats.totals import TextSums
@@ -191,9 +192,10 @@ def test_resume_refuses_another_run(tmp_path):
     result(*arguments, stdin="one\ntwo\n")
     before = out.read_bytes()
     for changed, stdin, message in (
-        (["--stride", 7], "one\ntwo\n", "is of a run with other settings"),
+        (["--stride", 7], "one\ntwo\n", "other settings, stride:256; now they are stride:7. Cont"),
         ([], "one\nother\n", "is of other texts: number 1 is not the one"),
-        ([], "one\n", "is of other texts: number 1"),
+        ([], "one\n", "is of other texts: it has 2, and now there are 1. Name all files"),
+        (["--limit", 1], "one\ntwo\n", "with a --limit of at least 2 or none"),
         (["--preset", "hf-docs"], "one\ntwo\n", "joins all texts"),
     ):
         done = run(*arguments, "--resume", *changed, stdin=stdin)
@@ -450,7 +452,10 @@ ERRORS = {
     "archive, noticed before the model is loaded": (
         ["a.zip", "--model", "nobody/nothing"], "a.zip is of a kind that is not read"
     ),
-    "directory": ([str(ROOT)], f"Is a directory: '{ROOT}'"),
+    "directory": ([str(ROOT)], f"{ROOT} is a directory. Name the files in it, or read it by "),
+    "second file, noticed before the model is loaded": (
+        [str(ROOT / "LICENSE"), "nowhere.txt", "--model", "nobody/nothing"], "'nowhere.txt'"
+    ),
     "no texts": (["--lines"], "There are no texts in the standard input."),
     "no texts, joined": (["--lines", "-", "--preset", "hf-docs"], "in the standard input."),
     "full disk": (["--per-text", "/dev/full"], "No space left on device: '/dev/full'"),
@@ -485,12 +490,47 @@ def test_errors_are_one_line(case):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--resume"], ["--window", "many"], ["--limit", "0"], ["a.txt", "--dataset", "name"]],
+    [
+        ["--resume"],
+        ["--window", "many"],
+        ["--limit", "0"],
+        ["--tensor-parallel", "0"],
+        ["a.txt", "--dataset", "name"],
+        ["--lines", "--dataset", "name"],
+        ["--batchsize", "2"],
+    ],
 )
 def test_wrong_usage_is_status_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2
     assert "usage: ppleval compute" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the first word must be a command, one of compute, compare, save-base"),
+        (["a.txt"], "must be a command, one of compute, compare, save-base, got 'a.txt'"),
+        (["--model", "gpt2"], "got '--model'"),
+        (["compute", "--modle", "gpt2"], "there is no option --modle; did you mean --model?"),
+        (["compute", "--model_id=gpt2"], "did you mean --model?"),
+        (["compute", "--model", "m", "--text"], "no option --text; ppleval compute --help has all"),
+        (["compute", "--model", "m", "-v"], "no option -v"),
+        (["compute", "--base", "gpt2"], "--base is an option of ppleval compare, not of ppleval c"),
+        (["save-base", "--json"], "of ppleval compute and ppleval compare, not of ppleval save-b"),
+        (["compute", "a", "--model", "m", "b"], "b stands apart from the other files; name all f"),
+    ],
+)
+def test_words_that_are_not_known(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_beginning_of_an_option_is_taken_for_it(tmp_path):
+    (tmp_path / "--odd.txt").write_text(TEXTS[0])
+    assert run("--json", "--pos", "--lim=1", "--", tmp_path / "--odd.txt").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -612,7 +652,8 @@ def test_groups_and_positions_are_resumed(tmp_path):
         done = run(*changed, "--per-text", out, "--resume")
         assert done.returncode == 1
         assert "is of a run with other settings, " in done.stderr
-        assert ", group_by kind, positions yes; now they are " in done.stderr
+        assert "; now they are " in done.stderr
+        assert "signature" not in done.stderr
 
 
 def test_resume_refuses_other_groups_in_the_same_column(tmp_path):

@@ -58,7 +58,9 @@ def test_what_does_not_go_together(capsys):
     assert status == 1
     assert error.startswith("error: --tensor-parallel 2 needs a number of processes that it div")
     assert "torchrun --nproc-per-node 2 -m ppleval" in error
-    assert run(capsys, "--tensor-parallel", 0, HELD_OUT)[0] == 1
+    with pytest.raises(SystemExit):
+        run(capsys, "--tensor-parallel", 0, HELD_OUT)
+    assert "--tensor-parallel must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_a_device_map_goes_with_one_process():

@@ -84,6 +84,13 @@ def test_an_empty_file_holds_nothing_to_lose(tmp_path, data):
     assert len(out.read_text().splitlines()) == 1 + len(TEXTS)
 
 
+@pytest.mark.parametrize("option", ["--per-text", "--plot", "--to"])
+def test_the_standard_output_is_the_results(tmp_path, data, option, no_model):
+    """A file of this name is written as ./-"""
+    message = refused(tmp_path, data, option, "-")
+    assert message.startswith(f"{option} - would write to the standard output")
+
+
 def test_overwrite_needs_something_to_write(data):
     done = run(data, "--overwrite")
     assert (done.returncode, "--overwrite needs --per-text or --plot" in done.stderr) == (2, True)
@@ -320,7 +327,7 @@ def test_the_number_is_there_also_if_its_picture_fails(tmp_path, data, options, 
     done = run(data, *options, "--plot", picture)
     assert done.returncode == 1
     assert "perplexity" in done.stdout
-    assert done.stderr.splitlines()[-1] == f"error: [Errno 28] No space left on device: '{picture}'"
+    assert done.stderr.splitlines()[-1] == f"error: No space left on device: '{picture}'"
 
 
 def test_a_picture_on_a_full_disk(tmp_path, data):
@@ -328,7 +335,7 @@ def test_a_picture_on_a_full_disk(tmp_path, data):
     with largest_file(1000):
         done = run(data, "--plot", picture)
     assert (done.returncode, "  perplexity  " in done.stdout) == (1, True)
-    assert done.stderr.splitlines()[-1] == f"error: [Errno 27] File too large: '{picture}'"
+    assert done.stderr.splitlines()[-1] == f"error: File too large: '{picture}'"
 
 
 def test_a_dataset_beside_its_output_is_read(tmp_path):

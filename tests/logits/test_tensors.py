@@ -1,9 +1,10 @@
 """Which tensors and arrays are taken, which refused; and what moves tensors between devices."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from support import random_batch
+from support import flat, random_batch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -16,6 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors:UserWarning"),
 ]
 
 
@@ -27,6 +29,19 @@ class ScipySparse:
 
     def todense(self):
         return self._tensor.numpy()
+
+
+class Foreign:
+    """An array of a library that has no other way out than DLPack."""
+
+    def __init__(self, tensor):
+        self._tensor = tensor
+
+    def __dlpack__(self, **options):
+        return self._tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._tensor.__dlpack_device__()
 
 
 @pytest.fixture
@@ -49,6 +64,14 @@ REFUSED = {
     "quantized": (
         lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8),
         r"quantized, torch.qint8; pass \.dequantize\(\)",
+    ),
+    "masked": (
+        lambda x: torch.masked.masked_tensor(x, x == x),
+        r"a MaskedTensor, whose mask would be lost; pass \.get_data\(\)",
+    ),
+    "DLPack that torch does not read": (
+        lambda x: Foreign(None),
+        "Foreign, which torch.from_dlpack cannot read: .* Pass a tensor or a NumPy array",
     ),
     "complex": (lambda x: x + 0j, "got torch.complex64"),
     "NumPy's complex": (lambda x: x.numpy() + 0j, "must hold real numbers, got ndarray of complex"),
@@ -155,6 +178,51 @@ def test_nested_tensors_are_the_list_of_their_sequences(layout, shift):
     assert ppl.compute(**ragged | {"predictions": nested["predictions"]}) == expected
     with pytest.raises(ValueError, match="references must be rectangular"):
         ppl.compute(predictions=batch["predictions"], references=nested["references"])
+
+
+# How a tensor is passed; tables have two dimensions.
+OTHER_FORMS = {
+    "memoryview": lambda x: memoryview(x.numpy()),
+    "DLPack": Foreign,
+    "table": lambda x: pd.DataFrame(x.numpy()),
+    "table of nullable numbers": lambda x: pd.DataFrame(x.numpy()).astype(
+        "Float64" if x.is_floating_point() else "Int64"
+    ),
+    "object array": lambda x: x.numpy().astype(object),
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+@pytest.mark.parametrize(("function", "argument"), PLACES)
+def test_other_forms_of_the_same_numbers(ppl, form, function, argument):
+    """Whole, and one form for each sequence; the other arguments as tensors, or as a list."""
+    arguments = arguments_of(function)
+    for name, value in arguments.items():
+        if value.is_floating_point():  # as pandas has it
+            arguments[name] = value.double()
+    value, call = arguments[argument], getattr(ppl, function)
+    if "table" in form and value.dim() != 2:
+        pytest.skip("a table has two dimensions")
+    expected = call(**arguments)
+    changed = [arguments | {argument: OTHER_FORMS[form](value)}]
+    if function == "compute":
+        listed = {name: list(other) for name, other in arguments.items()}
+        changed.append(listed | {argument: OTHER_FORMS[form](value)})
+        if "table" not in form:
+            changed.append(listed | {argument: [OTHER_FORMS[form](part) for part in value]})
+    for each in changed:
+        found = call(**each)
+        if isinstance(expected, dict):
+            assert flat(found) == pytest.approx(flat(expected), rel=1e-12)
+        elif isinstance(expected, TokenStats):
+            assert all(map(torch.equal, found.tensors, expected.tensors))
+        elif expected is not None:
+            assert torch.equal(found, expected)
+
+
+def test_a_class_is_no_array(ppl):
+    with pytest.raises(TypeError, match="predictions must be a list .* got type"):
+        ppl.compute(predictions=Foreign, references=[[0]])
 
 
 def test_long_double_is_read_as_float64(ppl):

@@ -414,7 +414,7 @@ def test_resume_refuses_other_texts_settings_and_directories(tmp_path):
     (other,) = answers(
         make_job(per_text=str(out), options={"model_id": TINY, "stride": 7}), str(data)
     )
-    assert "out is of a run with other settings, signature model:" in other.error
+    assert "out is of a run with other settings, stride:256; now they are stride:7." in other.error
     (other,) = answers(make_job(per_text=str(out), group_by="file"), str(data))
     assert "is of a run with other settings" in other.error
     write_rows(data, [{"text": "one"}, {"text": "three"}])
