@@ -270,6 +270,12 @@ class BaseWriter:
             part.write_text(json.dumps(self._stated, indent=1) + "\n")
 
 
+def check_saved(path: str | os.PathLike) -> None:
+    """Raises ValueError if there is no saved base, or one without some of its texts."""
+    path = Path(path)
+    _places(path, _read_settings(path)["num_texts"])
+
+
 def check_place(path: str | os.PathLike) -> None:
     """Raises ValueError if there is something else than a base, or the start of one."""
     path = Path(path)
@@ -303,7 +309,7 @@ def _read_settings(path: Path) -> dict:
         pass
     raise ValueError(
         f"{path} is no saved base: {SETTINGS_FILE} there does not state the format {FORMAT!r}. "
-        "save_base writes one."
+        "save_base writes one; the name or the directory of a model goes to base_id=."
     )
 
 

@@ -7,28 +7,27 @@ here.
 """
 
 import copy
-import json
+import itertools
 import os
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from ppleval.logits.tensors import is_dtensor
+from ppleval.models.language_model import num_embeddings
+from ppleval.models.places import adapter_settings, base_of_adapter, listed
 from ppleval.models.probe import NUM_IDS, random_ids
 
-NAMES_SHOWN = 5  # of tensors in an error
 # A folder that no model has: transformers looks there for an adapter, and loads the base alone.
 NO_FOLDER = "without an adapter"
 
 
 def load_whole(
-    auto_class: Any, model_id: str | os.PathLike, where: dict, kwargs: dict
+    auto_class: Any, model_id: str | os.PathLike, where: dict, kwargs: dict, num_ids: int = 0
 ) -> PreTrainedModel:
     """The model, or the adapter with its base, that `from_pretrained` of the class loads.
 
@@ -36,6 +35,7 @@ def load_whole(
         auto_class: of transformers, for models of one kind.
         where: the arguments that tell where its files are, which the adapter and its base share.
         kwargs: these and all others of `from_pretrained`.
+        num_ids: how many ids the tokenizer has, to which an adapter may have extended its base.
 
     Raises:
         ValueError: a checkpoint, a base or an adapter lacks weights, or has some of other shapes.
@@ -58,29 +58,57 @@ def load_whole(
     _check_report(model, report, f"the base of its adapter, {base},")
     if "disk" in getattr(model, "hf_device_map", {}).values():  # transformers drops what goes there
         raise ValueError("its adapter cannot be on disk, where device_map= puts parts of its base")
+    known = num_embeddings(model.get_input_embeddings(), model.config)
+    is_longer = known < num_ids and _is_of_longer_base(model_id, where, known, num_ids)
+    if is_longer:
+        _lengthen(model, known, num_ids)
     report = model.load_adapter(
         os.fspath(model_id), name, adapter_kwargs=where, ignore_mismatched_sizes=True
     )
     _check_report(model, report.to_dict(), "its adapter")
+    if is_longer:
+        _check_added_ids(model, known, num_ids)
     return model
 
 
-def base_of_adapter(model_id: str | os.PathLike, where: dict) -> str | os.PathLike | None:
-    """The model that an adapter changes: of a directory that holds both the same one, else the one
-    that its configuration names. None where `model_id` names no adapter.
+def _is_of_longer_base(model_id: str | os.PathLike, where: dict, known: int, num_ids: int) -> bool:
+    """Whether an adapter was made for its base with `num_ids` embeddings, which now has `known`."""
+    from peft.utils import load_peft_weights
 
-    Raises:
-        ValueError: the configuration names none.
-    """
-    path = find_adapter_config_file(os.fspath(model_id), **where)
-    if path is None:
-        return None
-    if Path(model_id, where.get("subfolder", ""), "config.json").is_file():
-        return model_id
-    base = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if base is None:
-        raise ValueError("base_model_name_or_path in its adapter_config.json names no base")
-    return base
+    trained = (adapter_settings(model_id, where) or {}).get("trainable_token_indices") or []
+    trained = itertools.chain(*trained.values()) if isinstance(trained, dict) else trained
+    if any(known <= token_id < num_ids for token_id in trained):
+        return True
+    weights = load_peft_weights(os.fspath(model_id), device="cpu", **where)
+    return any(num_ids in weight.shape for weight in weights.values())
+
+
+@torch.no_grad()
+def _lengthen(model: PreTrainedModel, known: int, num_ids: int) -> None:
+    """Give the embeddings and the output layer rows for more ids, as AutoPeftModel does; of NaN, so
+    that it shows where the adapter has no numbers for them."""
+    model.resize_token_embeddings(num_ids, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for weight in () if layer is None else layer.parameters():
+            weight[known:] = torch.nan
+
+
+@torch.no_grad()
+def _check_added_ids(model: PreTrainedModel, known: int, num_ids: int) -> None:
+    """Raises ValueError if an adapter does not have all weights of the ids that it adds."""
+    added = torch.arange(known, num_ids, device=model.device)
+    lost = {
+        "embeddings": model.get_input_embeddings()(added),
+        "rows of the output layer": _logits(model, known)[..., known:],
+    }
+    names = [name for name, found in lost.items() if found.isnan().any()]
+    if names:
+        ids = f"id {known}" if num_ids == known + 1 else f"ids {known} to {num_ids - 1}"
+        raise ValueError(
+            f"its tokenizer has {ids}, which its base has not, and the adapter does not hold their "
+            f"{' and '.join(names)}; PEFT would make them up. Where it was "
+            "trained, save what merge_and_unload returns; or pass model=."
+        )
 
 
 def _check_report(model: PreTrainedModel, report: dict[str, Collection], owner: str) -> None:
@@ -107,7 +135,7 @@ def _does_not_fit(
     """One line: what is wrong with the weights of `owner`, why that may be, and what to do."""
     kind = type(model).__name__
     found = [
-        f"{len(names)} {what} ({_listed(names)})"
+        f"{len(names)} {what} ({listed(names)})"
         for what, names in (
             ("missing", missing),
             ("of another shape", mismatched),
@@ -123,11 +151,6 @@ def _does_not_fit(
     if kind not in saved:
         message += f"Its configuration says that it was saved as {' or '.join(saved)}. "
     return f"{message}Save it whole with save_pretrained, or complete it yourself and pass model=."
-
-
-def _listed(names: list[str]) -> str:
-    shown, others = ", ".join(names[:NAMES_SHOWN]), len(names) - NAMES_SHOWN
-    return f"{shown}, and {others} more" if others > 0 else shown
 
 
 def _shape(sizes: Collection[int]) -> str:
@@ -175,10 +198,11 @@ def _are_idle(model: PreTrainedModel, names: list[str]) -> bool:
         return False
     kept = [weight.clone() for weight in weights]
     try:
-        before = _logits(model)
+        num_ids = num_embeddings(model.get_input_embeddings(), model.config)
+        before = _logits(model, num_ids)
         for weight in weights:
             weight.fill_(torch.nan)
-        return torch.equal(_logits(model), before)
+        return torch.equal(_logits(model, num_ids), before)
     except (RuntimeError, ValueError, TypeError):  # does not read ids alone
         return False
     finally:
@@ -192,9 +216,9 @@ def _is_in_list(model: PreTrainedModel, name: str) -> bool:
     return any(isinstance(module, (nn.ModuleList, nn.ModuleDict)) for module in around)
 
 
-def _logits(model: Any) -> torch.Tensor:
-    """Of some ids, which the decoder of an encoder-decoder reads as well."""
-    ids = random_ids(NUM_IDS // 2, model.get_input_embeddings().num_embeddings, num_rows=1)
+def _logits(model: Any, num_ids: int) -> torch.Tensor:
+    """Of some of the first `num_ids` ids, which the decoder of an encoder-decoder reads as well."""
+    ids = random_ids(NUM_IDS // 2, num_ids, num_rows=1)
     inputs = {"input_ids": ids.to(model.device)}
     if getattr(model.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = inputs["input_ids"]
