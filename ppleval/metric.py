@@ -13,7 +13,7 @@ from ppleval.logits.nll import token_nll, token_stats
 from ppleval.logits.options import Options, check_names
 from ppleval.logits.output_layer import linear_token_nll
 from ppleval.models.kinds import CausalModel, MaskedModel, Seq2SeqModel
-from ppleval.models.loading import BaseSource, KeptModel, ModelSource, split_names
+from ppleval.models.loading import BaseSource, Check, KeptModel, ModelSource, split_names
 from ppleval.models.pair import ModelPair, same_tokens
 from ppleval.models.saved_base import SavedBase, check_place
 from ppleval.pending import Batch, Pending
@@ -463,7 +463,8 @@ class Perplexity:
         source, text_options = self._source_and_options(options)
         check_scores(text_options, top_k, corrected)
         texts, contexts = checked_texts(texts, contexts, text_options, batch_size=batch_size)
-        scorer = self._scorer(source, text_options, ALONE)
+        with_contexts = contexts is not None
+        scorer = self._scorer(source, text_options, ALONE, with_contexts)
         return list(
             scorer.score(
                 texts,
@@ -735,7 +736,8 @@ class Perplexity:
         text_options.refuse_pseudo("save_base")
         check_place(path)
         texts, contexts = checked_texts(texts, contexts, text_options, batch_size=batch_size)
-        saver = TextSaver(self._kept.get(source, ALONE), text_options)
+        model_ = self._kept.get(source, ALONE, _check(source, text_options))
+        saver = TextSaver(model_, text_options)
         saver.save(path, texts, contexts, batch_size=batch_size, progress=self._shows_progress())
 
     def _compute_texts(
@@ -762,7 +764,7 @@ class Perplexity:
                 groups=all_groups,
                 batch_size=batch_size,
             )
-            scorer = self._scorer(source, text_options, processes)
+            scorer = self._scorer(source, text_options, processes, contexts is not None)
             return self._corpus_result(
                 scorer, all_texts, contexts, all_groups, batch_size, processes
             )
@@ -818,10 +820,15 @@ class Perplexity:
         return TextOptions(**own | options)
 
     def _scorer(
-        self, source: ModelSource, options: TextOptions, processes: Processes
+        self,
+        source: ModelSource,
+        options: TextOptions,
+        processes: Processes,
+        with_contexts: bool | None = None,
     ) -> TextScorer:
         kinds = (CausalModel, Seq2SeqModel) if options.pseudo is None else (MaskedModel,)
-        model = self._kept.get(source, processes, kinds)
+        check = _check(source, options, with_contexts)
+        model = self._kept.get(source, processes, check, kinds)
         # A rank that refuses its options tells the others, which would wait for it.
         return processes.require_all(processes.attempt(SCORERS[type(model)], model, options))
 
@@ -834,11 +841,12 @@ class Perplexity:
     ) -> TextComparer | ByteComparer:
         # Before the model is loaded, whose own check follows.
         processes.require_all(processes.attempt(base_source.check))
-        one = self._kept.get(source, processes)
+        one = self._kept.get(source, processes, _check(source, options))
         if base_source.saved is not None:
             other = SavedBase(base_source.saved, one.device)
             return TextComparer(ModelPair(one, other), options)
-        other = self._kept_base.get(base_source.model_source(source, one.tokenizer), processes)
+        source = base_source.model_source(source, one.tokenizer)
+        other = self._kept_base.get(source, processes, _check(source, options))
         if same_tokens(one.tokenizer, other.tokenizer):
             return TextComparer(ModelPair(one, other), options)
         return ByteComparer(TextScorer(one, options), TextScorer(other, options))
@@ -892,3 +900,10 @@ def _with_kind_in(texts, options: dict) -> tuple[Any, dict]:
 def _checked_by_all(processes: Processes, *given, **options) -> tuple[Any, Any]:
     """As `checked_texts`, on every process that shares the texts; if one refuses, all do."""
     return processes.require_all(processes.attempt(lambda: checked_texts(*given, **options)))
+
+
+def _check(source: ModelSource, options: TextOptions, with_contexts: bool | None = None) -> Check:
+    """What refuses a model for these texts before it is loaded."""
+    return lambda kind, tokenizer: SCORERS[kind].check_use(
+        source.name, tokenizer, options, with_contexts
+    )

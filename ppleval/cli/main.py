@@ -350,13 +350,14 @@ def checked_options(
     Raises:
         TypeError, ValueError: options that do not go together, or with these texts.
     """
+    from ppleval.models.kinds import CausalModel, Seq2SeqModel
     from ppleval.models.loading import ModelSource, split_names
     from ppleval.texts.checks import checked_texts
     from ppleval.texts.options import TextOptions
 
     options = model_options(args, cli_models.placing_kwargs(args, processes.size), device)
     options["conversations"] = is_conversation(first.text)
-    _, of_texts = split_names(options, ModelSource)
+    named, of_texts = split_names(options, ModelSource)
     text_options = TextOptions(**of_texts)
     if args.resume and text_options.rules.joint is not None:
         raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
@@ -364,6 +365,14 @@ def checked_options(
         raise ValueError(f"--preset {args.preset} joins all texts, so they have no groups.")
     contexts = None if args.context_column is None else [first.context]
     checked_texts([first.text], contexts, text_options, batch_size=args.batch_size)
+    source = ModelSource(**named)
+    source.check()
+    takes_any = args.base is None and args.pseudo is None
+    if takes_any and contexts is None and source.kind((CausalModel, Seq2SeqModel)) is Seq2SeqModel:
+        raise ValueError(
+            f"{args.model} is an encoder-decoder: name --context-column, a column with one source "
+            "for each text, which its encoder reads."
+        )
     return options
 
 

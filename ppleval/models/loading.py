@@ -1,10 +1,11 @@
 """Where a model comes from: the arguments that name it, how it is loaded, the one that is kept."""
 
 import contextlib
+import functools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -123,13 +124,11 @@ class ModelSource:
             check_tokenizer(self.tokenizer)
         if self.model_id is None:
             return
-        try:
+        with self._naming_it():
             if not OWN_FILES & set(self._kwargs):
                 check_place(self.model_id, self._where())
             if not PLACING_KWARGS & set(self._kwargs):
                 torch.empty(0, device=self._placed_on)
-        except (OSError, ValueError, RuntimeError, AssertionError) as error:
-            raise self._not_loaded(error) from error
 
     @property
     def _placed_on(self) -> str | torch.device:
@@ -138,17 +137,30 @@ class ModelSource:
             return "cuda" if torch.cuda.is_available() else "cpu"
         return "cuda" if self.device == "gpu" else self.device
 
-    def _not_loaded(
-        self, error: Exception, kind: str = "", hints: Sequence[str] = ()
-    ) -> ValueError:
-        """The error of a model that is not loaded, with the whole reason and what to do."""
-        as_kind = f" as a {kind}" if kind else ""
-        reason = " ".join(str(error).split()) or type(error).__name__
-        reason = LONG_LIST.sub(lambda names: listed(names[0].split(", ")), reason)
-        whole = " ".join([f"{reason.removesuffix('.')}." if hints else reason, *hints])
-        return ValueError(
-            f"{self.argument}={self.model_id!r} could not be loaded{as_kind}: {whole}"
-        )
+    @contextlib.contextmanager
+    def _naming_it(self, kind: type[LanguageModel] | None = None) -> Iterator[None]:
+        """Raises ValueError, with the whole reason and what to do, where something cannot be loaded
+        as a model of this kind."""
+        try:
+            yield
+        # torch, transformers and PEFT raise these for an unknown model, dtype, device or token.
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            RuntimeError,
+            AssertionError,
+        ) as error:
+            as_kind = "" if kind is None else f" as a {kind.kind}"
+            hints = [] if kind is None else list(self._hints(kind))
+            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = LONG_LIST.sub(lambda names: listed(names[0].split(", ")), reason)
+            whole = " ".join([f"{reason.removesuffix('.')}." if hints else reason, *hints])
+            raise ValueError(
+                f"{self.argument}={self.model_id!r} could not be loaded{as_kind}: {whole}"
+            ) from error
 
     def kind(self, kinds: Sequence[type[LanguageModel]]) -> type[LanguageModel]:
         """Which of the kinds the model is: an encoder-decoder if its configuration says so and that
@@ -180,37 +192,34 @@ class ModelSource:
         except (OSError, ValueError, KeyError):  # `load` tells what is wrong, if anything is
             return None
 
+    @property
+    def name(self) -> str | None:
+        """What is loaded, with its revision; None for `model=`."""
+        if self.model_id is None:
+            return None
+        revision = self._kwargs.get("revision")
+        return str(self.model_id) if revision is None else f"{self.model_id}@{revision}"
+
     def load(
-        self, kind: type[LanguageModel]
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
-        """The model, its tokenizer, and their name with the revision; for `model=`, no name.
+        self, kind: type[LanguageModel], check: Callable[[PreTrainedTokenizerBase], None]
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model and its tokenizer, which `check` looks at before the model is loaded.
 
         Raises:
             ValueError: the model or its tokenizer cannot be loaded, or is of another kind.
         """
         if self.model_id is None:
-            # As checked, neither is None.
-            return self.model, self.tokenizer, None  # pyright: ignore[reportReturnType]
+            assert self.model is not None  # as checked
+            assert self.tokenizer is not None
+            return self.model, self.tokenizer
         use_one_thread_after_fork()  # transformers loads weights in threads of its own
-        try:
-            tokenizer = (
-                self._load_tokenizer(self.model_id) if self.tokenizer is None else self.tokenizer
-            )
-            model = self._load_model(self.model_id, kind, len(tokenizer))
-        # torch, transformers and PEFT raise these for an unknown model, dtype, device or token.
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            RuntimeError,
-            AssertionError,
-        ) as error:
-            raise self._not_loaded(error, kind.kind, list(self._hints(kind))) from error
-        revision = self._kwargs.get("revision")
-        name = str(self.model_id)
-        return model, tokenizer, name if revision is None else f"{name}@{revision}"
+        with self._naming_it(kind):
+            tokenizer = self.tokenizer
+            if tokenizer is None:  # one without any token is not true
+                tokenizer = self._load_tokenizer(self.model_id)
+        check(tokenizer)
+        with self._naming_it(kind):
+            return self._load_model(self.model_id, kind, len(tokenizer)), tokenizer
 
     def _load_tokenizer(self, model_id: str | os.PathLike) -> PreTrainedTokenizerBase:
         """The tokenizer of the model; of an adapter without one that of its base."""
@@ -380,6 +389,10 @@ def _entries(path: Path) -> dict:
         return {}
 
 
+# Looks at a model's kind and its tokenizer before the model is loaded.
+Check = Callable[[type[LanguageModel], PreTrainedTokenizerBase], None]
+
+
 class KeptModel:
     """The last model that was asked for, loaded and probed once. Threads may ask at once."""
 
@@ -390,13 +403,15 @@ class KeptModel:
         self,
         source: ModelSource,
         processes: Processes,
+        check: Check,
         kinds: tuple[type[LanguageModel], ...] = (CausalModel,),
     ) -> LanguageModel:
         """The model of `source`: the kept one if it is the same, else a new one, kept from now on.
 
         Args:
-            kinds: which it may be; the first, unless its configuration tells another.
             processes: those that will share texts. If one of them has no model, all get an error.
+            check: raises an error for a model that would be of no use; called before it is loaded.
+            kinds: which it may be; the first, unless its configuration tells another.
 
         Raises:
             TypeError, ValueError: a model that cannot be loaded or used.
@@ -407,7 +422,7 @@ class KeptModel:
         known = kept[1] if kept is not None and kept[0] == key else None
         known = known if isinstance(known, kinds) else None
         # Before the probe, which may run a model that these processes hold together.
-        loaded = processes.require_all(processes.attempt(self._loaded, source, kinds, known))
+        loaded = processes.require_all(processes.attempt(self._loaded, source, kinds, known, check))
         if known is None or not known.is_current:
             kind, *parts = loaded
             known = kind(*parts)
@@ -419,6 +434,7 @@ class KeptModel:
         source: ModelSource,
         kinds: tuple[type[LanguageModel], ...],
         known: LanguageModel | None,
+        check: Check,
     ) -> tuple:
         """The class of the model, and what it is made of: that of the known one, or a new one."""
         if known is not None:
@@ -427,5 +443,5 @@ class KeptModel:
         kind = source.kind(kinds)
         if source.model is None:
             self._kept = None  # makes room before the next one is loaded
-        model, tokenizer, name = source.load(kind)
-        return kind, model, tokenizer, name
+        model, tokenizer = source.load(kind, functools.partial(check, kind))
+        return kind, model, tokenizer, source.name

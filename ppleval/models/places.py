@@ -163,7 +163,10 @@ def base_of_adapter(model_id: str | os.PathLike, where: dict) -> str | os.PathLi
         return model_id
     base = settings.get("base_model_name_or_path")
     if not isinstance(base, str):
-        raise ValueError(f"base_model_name_or_path in its {ADAPTER_CONFIG} names no base")
+        raise ValueError(
+            f"base_model_name_or_path in its {ADAPTER_CONFIG} names no base; write there which "
+            "model it was trained on"
+        )
     if _is_path(base) and not os.path.isdir(base):
         raise ValueError(_has_lost(base))
     return base

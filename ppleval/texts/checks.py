@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 from ppleval.logits.options import positive_int
@@ -13,12 +13,12 @@ from ppleval.texts.options import TextOptions
 
 def checked_texts(
     texts: Iterable,
-    contexts: Iterable[str] | None,
+    contexts: Iterable | None,
     options: TextOptions,
     *,
     groups: Sequence[str] | None = None,
     batch_size: int | None = None,
-) -> tuple[Iterable, Iterable[str] | None]:
+) -> tuple[Iterable, Iterable | None]:
     """The texts and the contexts, to be read as before.
 
     What can be read twice, such as a list or a column, is checked as a whole; of a generator the
@@ -37,7 +37,7 @@ def checked_texts(
     pairs = checked_pairs(texts_here, contexts_here, options.conversations, warns=False)
     is_whole = texts_here is texts and contexts_here is contexts
     deque(pairs if is_whole else itertools.islice(pairs, 1), maxlen=0)
-    if groups is not None and texts_here is texts:
+    if groups is not None and isinstance(texts, Sized):
         check_number(groups, len(texts))
     return texts, contexts
 
@@ -56,7 +56,10 @@ def check_scores(options: TextOptions, top_k: int, corrected: bool) -> int:
     return positive_int(top_k, "top_k", least=0)
 
 
-def _twice(values: Any) -> tuple[Any, Any]:
+def _twice(values: Iterable | None) -> tuple[Any, Any]:
     """The values, and once more: the same object where it can be read twice, else a copy."""
-    can_be = values is None or (hasattr(values, "__len__") and hasattr(values, "__getitem__"))
-    return (values, values) if can_be else itertools.tee(values)
+    can_be = hasattr(values, "__len__") and hasattr(values, "__getitem__")
+    if values is None or can_be:
+        return values, values
+    first, second = itertools.tee(values)
+    return first, second

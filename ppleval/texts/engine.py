@@ -79,6 +79,24 @@ class TextScorer:
                 f"{model.num_embeddings} embeddings. Pass another id to add_start_token, or False."
             )
 
+    @classmethod
+    def check_use(
+        cls,
+        name: str | None,
+        tokenizer: PreTrainedTokenizerBase,
+        options: TextOptions,
+        with_contexts: bool | None,
+    ) -> None:
+        """Check what can be told before the model of this name is loaded.
+
+        Args:
+            with_contexts: whether texts will have contexts; None where that is not known.
+
+        Raises:
+            ValueError: options that this tokenizer, or a model of this kind, does not take.
+        """
+        encoder_of(tokenizer, options)
+
     @property
     def starts_each_window(self) -> bool:
         """Whether the start token takes the place of the first id of later windows."""

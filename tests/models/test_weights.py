@@ -71,7 +71,7 @@ def saved_adapter(directory, base, tokenizer, settings, **options):
 
 def refusal(ppl, directory, **options):
     """What is said of a model that is not loaded; by any seed, as no random number matters."""
-    with pytest.raises(ValueError, match=r"could not be loaded as a .*: ") as caught:
+    with pytest.raises(ValueError, match=r"could not be loaded( as a .*)?: ") as caught:
         ppl.compute(predictions=TEXT, model_id=str(directory), device="cpu", **options)
     return str(caught.value)
 
