@@ -113,7 +113,7 @@ def _check_added_ids(model: PreTrainedModel, known: int, num_ids: int) -> None:
 
 def _check_report(model: PreTrainedModel, report: dict[str, Collection], owner: str) -> None:
     """Raises ValueError where transformers reports that `owner` lacks weights."""
-    missing = sorted(report["missing_keys"])
+    missing = _unshared(model, sorted(report["missing_keys"]))
     if all(_is_computed(model, name) for name in missing) or _are_idle(model, missing):
         missing = []
     mismatched = [
@@ -123,6 +123,13 @@ def _check_report(model: PreTrainedModel, report: dict[str, Collection], owner: 
     if missing or mismatched:
         unknown = sorted(report["unexpected_keys"])
         raise ValueError(_does_not_fit(model, owner, missing, mismatched, unknown))
+
+
+def _unshared(model: PreTrainedModel, missing: list[str]) -> list[str]:
+    """Those that are not also there under another name, as PEFT's tokens of tied layers are."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    loaded = {id(weight) for name, weight in weights.items() if name not in missing}
+    return [name for name in missing if id(weights.get(name)) not in loaded]
 
 
 def _does_not_fit(
