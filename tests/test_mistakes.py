@@ -48,6 +48,11 @@ def load(name, texts=TEXTS, files=(), without=(), adapter=None, **options) -> No
             Perplexity().compute(predictions=texts, model_id=name, **options)
 
 
+def load_any(**names) -> None:
+    """Score texts with a model that is named in any way."""
+    Perplexity().score(TEXTS, **names)
+
+
 def empty_model():
     """A model that has shapes and no weights."""
     config = transformers.AutoConfig.from_pretrained(TINY)
@@ -74,7 +79,7 @@ LOADING = {
     "no model": (lambda: Perplexity().score(TEXTS), ["model_id=", "model= and tokenizer="]),
     "two models": (lambda: load(TINY, model=1), ["either model_id=", "model= and tokenizer="]),
     "a number as model_id": (
-        lambda: Perplexity().score(TEXTS, model_id=7),
+        lambda: load_any(model_id=7),
         ["model_id must be a name or a path", "7"],
     ),
     "a name as model": (
