@@ -14,7 +14,7 @@ from ppleval.logits.nll import token_nll, token_stats
 from ppleval.logits.options import Options
 from ppleval.logits.output_layer import linear_token_nll
 from ppleval.models.kinds import CausalModel, MaskedModel, Seq2SeqModel
-from ppleval.models.loading import BaseSource, KeptModel, ModelSource, split_names
+from ppleval.models.loading import BaseSource, Check, KeptModel, ModelSource, split_names
 from ppleval.models.pair import ModelPair, same_tokens
 from ppleval.models.saved_base import SavedBase, check_place
 from ppleval.pending import Batch, Pending
@@ -22,6 +22,7 @@ from ppleval.show.plots import plot
 from ppleval.stats.groups import checked_groups
 from ppleval.stats.runs import Run
 from ppleval.stats.totals import Result
+from ppleval.texts.checks import check_scores, checked_texts
 from ppleval.texts.compare import ByteComparer, TextComparer, TextComparison
 from ppleval.texts.corpus import corpus_result
 from ppleval.texts.encoder_decoder import Seq2SeqScorer
@@ -406,8 +407,10 @@ class Perplexity:
             if references is not None or sample_weight is not None:
                 raise ValueError("Texts and a model go without references and sample_weight.")
             _refuse_those_of(Options, TextOptions, options, "logits and references=")
-            options |= {"sync": sync, "process_group": process_group}
-            return self._compute_texts(predictions, contexts, groups, batch_size, options)
+            processes = Processes.to_sync(sync, process_group)
+            return self._compute_texts(
+                predictions, contexts, groups, batch_size, options, processes
+            )
         options = self._options_of_logits(options, contexts=contexts, batch_size=batch_size)
         processes = Processes.to_sync(sync, process_group)
         batch = Batch(predictions, references, sample_weight, groups)
@@ -461,7 +464,11 @@ class Perplexity:
         options = given(Perplexity.score, locals(), TextOptions, ModelSource)
         check_texts(predictions)
         texts, options = _with_kind_in(predictions, options)
-        scorer = self.text_scorer(**options)
+        source, text_options = self._source_and_options(options)
+        check_scores(text_options, top_k, corrected)
+        texts, contexts = checked_texts(texts, contexts, text_options, batch_size=batch_size)
+        with_contexts = contexts is not None
+        scorer = self._scorer(source, text_options, ALONE, with_contexts)
         return list(
             scorer.score(
                 texts,
@@ -515,13 +522,8 @@ class Perplexity:
             ConnectionError: with `sync`, another process refused its model.
         """
         options = given(Perplexity.text_scorer, locals(), TextOptions, ModelSource)
-        source, options = split_names(options, ModelSource)
-        text_options = self._text_options(options)
-        processes = Processes.to_sync(sync, process_group)
-        kinds = (CausalModel, Seq2SeqModel) if text_options.pseudo is None else (MaskedModel,)
-        model_ = self._kept.get(ModelSource(**source), processes, kinds)
-        # A rank that refuses its options tells the others, which would wait for it.
-        return processes.require_all(processes.attempt(SCORERS[type(model_)], model_, text_options))
+        source, text_options = self._source_and_options(options)
+        return self._scorer(source, text_options, Processes.to_sync(sync, process_group))
 
     def compare(
         self,
@@ -584,11 +586,14 @@ class Perplexity:
         """
         options = given(Perplexity.compare, locals(), TextOptions, ModelSource, BaseSource)
         check_texts(predictions)
-        check_collection(contexts, "contexts")
         groups = None if groups is None else checked_groups(groups)
         texts, options = _with_kind_in(predictions, options)
-        comparer = self.text_comparer(sync=sync, process_group=process_group, **options)
+        sources, text_options = self._sources_and_options(options)
         processes = Processes.to_sync(sync, process_group)
+        texts, contexts = _checked_by_all(
+            processes, texts, contexts, text_options, groups=groups, batch_size=batch_size
+        )
+        comparer = self._comparer(*sources, text_options, processes)
         return self._corpus_result(comparer, texts, contexts, groups, batch_size, processes)
 
     def compare_tokens(
@@ -633,7 +638,9 @@ class Perplexity:
         options = given(Perplexity.compare_tokens, locals(), TextOptions, ModelSource, BaseSource)
         check_texts(predictions)
         texts, options = _with_kind_in(predictions, options)
-        comparer = self.text_comparer(**options)
+        sources, text_options = self._sources_and_options(options)
+        texts, contexts = checked_texts(texts, contexts, text_options, batch_size=batch_size)
+        comparer = self._comparer(*sources, text_options, ALONE)
         if isinstance(comparer, ByteComparer):
             raise ValueError("The two models have different tokens, so none can be compared.")
         shown = self._shows_progress()
@@ -677,18 +684,8 @@ class Perplexity:
         Args, Raises: as for `compare`.
         """
         options = given(Perplexity.text_comparer, locals(), TextOptions, ModelSource, BaseSource)
-        names, base_names, options = split_names(options, ModelSource, BaseSource)
-        source, base_source = ModelSource(**names), BaseSource(**base_names)
-        text_options = self._causal_options(options, "compare")
-        processes = Processes.to_sync(sync, process_group)
-        one = self._kept.get(source, processes)
-        if base_source.saved is not None:
-            other = SavedBase(base_source.saved, one.device)
-            return TextComparer(ModelPair(one, other), text_options)
-        other = self._kept_base.get(base_source.model_source(source, one.tokenizer), processes)
-        if same_tokens(one.tokenizer, other.tokenizer):
-            return TextComparer(ModelPair(one, other), text_options)
-        return ByteComparer(TextScorer(one, text_options), TextScorer(other, text_options))
+        sources, text_options = self._sources_and_options(options)
+        return self._comparer(*sources, text_options, Processes.to_sync(sync, process_group))
 
     def save_base(
         self,
@@ -743,24 +740,39 @@ class Perplexity:
                 "path is missing: save_base(texts, path, ...) writes a directory there."
             )
         texts, options = _with_kind_in(predictions, options)
-        source, options = split_names(options, ModelSource)
-        text_options = self._causal_options(options, "save_base")
+        source, text_options = self._source_and_options(options)
+        text_options.refuse_pseudo("save_base")
         check_place(path)
-        saver = TextSaver(self._kept.get(ModelSource(**source), ALONE), text_options)
+        texts, contexts = checked_texts(texts, contexts, text_options, batch_size=batch_size)
+        model_ = self._kept.get(source, ALONE, _check(source, text_options))
+        saver = TextSaver(model_, text_options)
         saver.save(path, texts, contexts, batch_size=batch_size, progress=self._shows_progress())
 
     def _compute_texts(
-        self, texts, contexts, groups, batch_size: int | None, options: dict
+        self,
+        texts,
+        contexts,
+        groups,
+        batch_size: int | None,
+        options: dict,
+        processes: Processes,
     ) -> Result:
         check_collection(texts, "predictions")
-        check_collection(contexts, "contexts")
         groups = None if groups is None else checked_groups(groups)
         if self.num_process > 1:
             raise ValueError("Texts and a model are scored by one process; num_process must be 1.")
         with self._pending.all_texts(texts, groups) as (all_texts, all_groups):
             all_texts, options = _with_kind_in(all_texts, options)
-            scorer = self.text_scorer(**options)
-            processes = Processes.to_sync(options["sync"], options["process_group"])
+            source, text_options = self._source_and_options(options)
+            all_texts, contexts = _checked_by_all(
+                processes,
+                all_texts,
+                contexts,
+                text_options,
+                groups=all_groups,
+                batch_size=batch_size,
+            )
+            scorer = self._scorer(source, text_options, processes, contexts is not None)
             return self._corpus_result(
                 scorer, all_texts, contexts, all_groups, batch_size, processes
             )
@@ -795,16 +807,55 @@ class Perplexity:
                 raise ValueError(f"{name}= goes with {where}.")
         return self._options.replace(**options)
 
+    def _source_and_options(self, options: dict) -> tuple[ModelSource, TextOptions]:
+        """The model of a call, and the options of its texts, checked; nothing is loaded."""
+        source, of_texts = split_names(options, ModelSource)
+        return ModelSource(**source), self._text_options(of_texts)
+
+    def _sources_and_options(
+        self, options: dict
+    ) -> tuple[tuple[ModelSource, BaseSource], TextOptions]:
+        """The model and the base of a comparison, and the options of its texts, checked."""
+        source, base, of_texts = split_names(options, ModelSource, BaseSource)
+        text_options = self._text_options(of_texts)
+        text_options.refuse_pseudo("compare")
+        return (ModelSource(**source), BaseSource(**base)), text_options
+
     def _text_options(self, options: dict) -> TextOptions:
         own: dict[str, Any] = {"dtype": self._options.dtype, "backend": self._options.backend}
         return TextOptions(**own | options)
 
-    def _causal_options(self, options: dict, name: str) -> TextOptions:
-        """The options of a method that takes causal models only; raises ValueError for others."""
-        text_options = self._text_options(options)
-        if text_options.pseudo is not None:
-            raise ValueError(f"{name} takes causal models only, so pseudo= does not go with it.")
-        return text_options
+    def _scorer(
+        self,
+        source: ModelSource,
+        options: TextOptions,
+        processes: Processes,
+        with_contexts: bool | None = None,
+    ) -> TextScorer:
+        kinds = (CausalModel, Seq2SeqModel) if options.pseudo is None else (MaskedModel,)
+        check = _check(source, options, with_contexts)
+        model = self._kept.get(source, processes, check, kinds)
+        # A rank that refuses its options tells the others, which would wait for it.
+        return processes.require_all(processes.attempt(SCORERS[type(model)], model, options))
+
+    def _comparer(
+        self,
+        source: ModelSource,
+        base_source: BaseSource,
+        options: TextOptions,
+        processes: Processes,
+    ) -> TextComparer | ByteComparer:
+        # Before the model is loaded, whose own check follows.
+        processes.require_all(processes.attempt(base_source.check))
+        one = self._kept.get(source, processes, _check(source, options))
+        if base_source.saved is not None:
+            other = SavedBase(base_source.saved, one.device)
+            return TextComparer(ModelPair(one, other), options)
+        source = base_source.model_source(source, one.tokenizer)
+        other = self._kept_base.get(source, processes, _check(source, options))
+        if same_tokens(one.tokenizer, other.tokenizer):
+            return TextComparer(ModelPair(one, other), options)
+        return ByteComparer(TextScorer(one, options), TextScorer(other, options))
 
     def _corpus_result(
         self,
@@ -858,3 +909,15 @@ def _with_kind_in(texts, options: dict) -> tuple[Any, dict]:
     """The texts, and the options with whether they are conversations, if these do not say it."""
     texts, are_conversations = with_kind(texts)
     return texts, {"conversations": are_conversations} | options
+
+
+def _checked_by_all(processes: Processes, *given, **options) -> tuple[Any, Any]:
+    """As `checked_texts`, on every process that shares the texts; if one refuses, all do."""
+    return processes.require_all(processes.attempt(lambda: checked_texts(*given, **options)))
+
+
+def _check(source: ModelSource, options: TextOptions, with_contexts: bool | None = None) -> Check:
+    """What refuses a model for these texts before it is loaded."""
+    return lambda kind, tokenizer: SCORERS[kind].check_use(
+        source.name, tokenizer, options, with_contexts
+    )

@@ -229,10 +229,12 @@ def run(args: argparse.Namespace) -> dict | None:
     with_contexts = args.context_column is not None
     if args.to is not None:
         return save_base(args, rows, processes)
-    are_conversations = is_conversation(first.text)
-    scorer = load_scorer(args, processes, device, are_conversations)
+    options = processes.require_all(
+        processes.attempt(checked_options, args, first, processes, device)
+    )
+    with cli_models.bars_on_terminals_only():
+        scorer = load_scorer(args, options, processes)
     signature = scorer.signature(with_contexts)
-    check_joining(args, scorer)
     with contextlib.ExitStack() as stack:
         log, sums = None, []
         if args.per_text is not None and processes.rank == 0:
@@ -377,12 +379,39 @@ def check_places(args: argparse.Namespace, processes: "Processes") -> None:
         check_outputs(args, sources(args))
 
 
-def check_joining(args: argparse.Namespace, scorer: "TextScorer | TextComparer | ByteComparer"):
-    """Raises ValueError for options that go by the text, where all texts are joined."""
-    if args.resume and scorer.joins_texts:
+def checked_options(
+    args: argparse.Namespace, first: Row, processes: "Processes", device: "torch.device | None"
+) -> dict[str, Any]:
+    """The arguments of `text_scorer` for texts that begin with this one; what is wrong with them
+    is told before the model is loaded.
+
+    Raises:
+        TypeError, ValueError: options that do not go together, or with these texts.
+    """
+    from ppleval.models.kinds import CausalModel, Seq2SeqModel
+    from ppleval.models.loading import ModelSource, split_names
+    from ppleval.texts.checks import checked_texts
+    from ppleval.texts.options import TextOptions
+
+    options = model_options(args, cli_models.placing_kwargs(args, processes.size), device)
+    options["conversations"] = is_conversation(first.text)
+    named, of_texts = split_names(options, ModelSource)
+    text_options = TextOptions(**of_texts)
+    if args.resume and text_options.rules.joint is not None:
         raise ValueError(f"--resume goes by the text, and --preset {args.preset} joins all texts.")
-    if args.group_by is not None and scorer.joins_texts:
+    if args.group_by is not None and text_options.rules.joint is not None:
         raise ValueError(f"--preset {args.preset} joins all texts, so they have no groups.")
+    contexts = None if args.context_column is None else [first.context]
+    checked_texts([first.text], contexts, text_options, batch_size=args.batch_size)
+    source = ModelSource(**named)
+    source.check()
+    takes_any = args.base is None and args.pseudo is None
+    if takes_any and contexts is None and source.kind((CausalModel, Seq2SeqModel)) is Seq2SeqModel:
+        raise ValueError(
+            f"{args.model} is an encoder-decoder: name --context-column, a column with one source "
+            "for each text, which its encoder reads."
+        )
+    return options
 
 
 def per_text_settings(args: argparse.Namespace, signature: str) -> dict[str, str]:
@@ -417,7 +446,8 @@ def save_base(args: argparse.Namespace, rows: Iterator[Row], processes: "Process
     options = model_options(args, cli_models.placing_kwargs(args, processes.size))
     texts, contexts = texts_and_contexts(rows, args)
     options["batch_size"] = args.batch_size
-    Perplexity().save_base(texts, args.to, contexts=contexts, **options)
+    with cli_models.bars_on_terminals_only():
+        Perplexity().save_base(texts, args.to, contexts=contexts, **options)
     name = shown(args.to)
     print(f"saved {name}; compare with it by: ppleval compare --base {name}", file=sys.stderr)
 
@@ -455,20 +485,16 @@ def join_launch() -> "tuple[Processes, torch.device | None]":
 
 
 def load_scorer(
-    args: argparse.Namespace,
-    processes: "Processes",
-    device: "torch.device | None",
-    are_conversations: bool,
+    args: argparse.Namespace, options: dict[str, Any], processes: "Processes"
 ) -> "TextScorer | TextComparer | ByteComparer":
     """What scores texts with the arguments' model and options, or compares it with their base."""
     from ppleval.metric import Perplexity
     from ppleval.models.saved_base import SavedBase
 
-    sync, placing = processes.size > 1, cli_models.placing_kwargs(args, processes.size)
-    options = model_options(args, placing, device)
-    options["conversations"] = are_conversations
+    sync = processes.size > 1
     if args.base is None:
         return Perplexity().text_scorer(sync=sync, **options)
+    placing = cli_models.placing_kwargs(args, processes.size)
     is_saved = SavedBase.is_at(args.base)
     base: dict[str, Any] = (
         {"base": args.base} if is_saved else {"base_id": args.base, "base_kwargs": placing}

@@ -1,7 +1,11 @@
-"""The command line's options for a model that is too large for one card -> `model_kwargs`."""
+"""How the command loads a model: options for one that is too large for one card ->
+`model_kwargs`."""
 
 import argparse
+import contextlib
 import importlib.util
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +31,21 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tensor-parallel", type=int, metavar="N", help="share each copy among N processes [1]"
     )
+
+
+@contextlib.contextmanager
+def bars_on_terminals_only() -> Iterator[None]:
+    """Where a model is loaded: transformers shows its bars on a terminal, and nowhere else."""
+    from transformers.utils import logging
+
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def placing_kwargs(args: argparse.Namespace, num_processes: int) -> dict:

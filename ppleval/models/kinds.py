@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedTokenizerBase,
+)
 
 from ppleval.logits.tensors import to_device
 from ppleval.models.language_model import LanguageModel, Span, check_range, num_embeddings, padded
@@ -85,10 +90,7 @@ class MaskedModel(LanguageModel):
                 f"{self.name} is an encoder-decoder; pseudo= needs a {self.kind}. "
                 "An encoder-decoder is scored without it, with contexts= for its encoder."
             )
-        if self.tokenizer.mask_token_id is None:
-            raise ValueError(
-                f"The tokenizer of {self.name} has no mask token; pseudo= needs a {self.kind}."
-            )
+        check_has_mask(self.name, self.tokenizer)
 
     @property
     def mask_id(self) -> int:
@@ -126,6 +128,14 @@ class MaskedModel(LanguageModel):
             "input_ids": to_device(padded(rows), self.device),
             "attention_mask": to_device(mask, self.device),
         }
+
+
+def check_has_mask(name: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError if the tokenizer of the model of this name has no mask token."""
+    if tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"The tokenizer of {name} has no mask token; pseudo= needs a {MaskedModel.kind}."
+        )
 
 
 class Seq2SeqModel(LanguageModel):

@@ -89,6 +89,7 @@ class LanguageModel(ABC):
     ):
         self.model, self.tokenizer = model, tokenizer
         self.name = shown(name or _name_of(model))
+        _check_has_weights(model, self.name)
         self._check_kind()
         self.embeddings = _input_embeddings(model, self.name, self.kind)
         self.ranks = ModelRanks.of(model)
@@ -388,17 +389,21 @@ def _int64(numbers: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.array(numbers, dtype=np.int64))
 
 
-def check_types(model, tokenizer) -> None:
-    """Raises TypeError for anything but a model and a tokenizer of transformers."""
+def check_model(model, name: str = "model") -> None:
+    """Raises TypeError for anything but a model of transformers; `name` is the argument."""
     complete = hasattr(model, "config") and hasattr(model, "get_input_embeddings")
     if not isinstance(model, nn.Module) or not complete:
         raise TypeError(
-            f"model must be a transformers model, got {type(model).__name__}. "
-            "A name or path goes to model_id=."
+            f"{name} must be a transformers model, got {type(model).__name__}. "
+            f"A name or path goes to {name}_id=."
         )
-    if tokenizer is None:
+
+
+def check_tokenizer(tokenizer, name: str = "tokenizer", model: nn.Module | None = None) -> None:
+    """Raises TypeError for anything but a tokenizer of transformers; `name` is the argument."""
+    if model is not None and tokenizer is None:
         raise TypeError(
-            f"model= goes with the tokenizer that the model was trained with: pass tokenizer="
+            "model= goes with the tokenizer that the model was trained with: pass tokenizer="
             f"{_tokenizer_of(model) or '...'}, too."
         )
     if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
@@ -408,7 +413,19 @@ def check_types(model, tokenizer) -> None:
         elif hasattr(tokenizer, "tokenizer"):  # a processor, which reads images or sounds, too
             hint = " Pass its .tokenizer."
         raise TypeError(
-            f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}.{hint}"
+            f"{name} must be a transformers tokenizer, got {type(tokenizer).__name__}.{hint}"
+        )
+
+
+def _check_has_weights(model: nn.Module, name: str) -> None:
+    """Raises ValueError for weights on `meta` that no hook of accelerate brings from elsewhere."""
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return
+    empty = [path for path, weight in model.named_parameters() if weight.is_meta]
+    if empty:
+        raise ValueError(
+            f"The weights of {name} are not there: {empty[0]} and {len(empty) - 1} others are on "
+            "the device meta, which holds shapes alone. Load the model on another, such as cpu."
         )
 
 

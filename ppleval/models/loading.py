@@ -1,8 +1,11 @@
 """Where a model comes from: the arguments that name it, how it is loaded, the one that is kept."""
 
+import contextlib
+import functools
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -22,13 +25,14 @@ from transformers.utils.hub import CHAT_TEMPLATE_DIR
 from ppleval.distributed import Processes
 from ppleval.logits.threads import use_one_thread_after_fork
 from ppleval.models.kinds import CausalModel, Seq2SeqModel
-from ppleval.models.language_model import LanguageModel, check_types
+from ppleval.models.language_model import LanguageModel, check_model, check_tokenizer
+from ppleval.models.places import base_of_adapter, check_place, has_tokenizer, no_directory
 from ppleval.models.probe import HINT_AT_PSEUDO
+from ppleval.models.saved_base import check_saved
 from ppleval.models.tokenizer_errors import tokenizer_errors
-from ppleval.models.weights import base_of_adapter, entries_of, load_whole, shards_of
-from ppleval.shown import shown, shown_message
+from ppleval.models.weights import load_whole, shards_of
+from ppleval.shown import listed, shown, shown_message
 
-ADAPTER_CONFIG = "adapter_config.json"
 # What places a model, so that it is not moved.
 PLACING_KWARGS = {"device_map", "quantization_config", "tp_plan", "tp_size", "distributed_config"}
 # What damaged files raise -> what is wrong, where the error does not say it or gives bad advice.
@@ -41,6 +45,10 @@ DAMAGES = {
 }
 # What a model and its tokenizer are both loaded with.
 SHARED_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+# With these the files of the directory are others, or not needed.
+OWN_FILES = {"config", "gguf_file"}
+# Hundreds of names, in errors of transformers.
+LONG_LIST = re.compile(r"[\w./'\"-]+(, [\w./'\"-]+){20,}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,11 @@ class ModelSource:
             raise ValueError(
                 "device= and model_kwargs= go with model_id=; model= is used as it is."
             )
+        if not isinstance(self.model_kwargs, dict | None):
+            raise TypeError(
+                "model_kwargs must be a dict, such as {'dtype': 'bfloat16'}, got "
+                f"{self.model_kwargs!r}."
+            )
 
     def key(self) -> tuple:
         """Equal for sources that give the same model; it changes when its files do."""
@@ -96,8 +109,7 @@ class ModelSource:
     def _directories(self) -> list[str]:
         """Where the files are that are loaded: in the named directory, and that of an adapter's
         base."""
-        adapter_kwargs = self._kwargs.get("adapter_kwargs") or {}
-        subfolders = {kwargs.get("subfolder") or "" for kwargs in (self._kwargs, adapter_kwargs)}
+        subfolders = {kwargs.get("subfolder") or "" for kwargs in (self._kwargs, self._where())}
         found: list[str] = []
         roots: list[str | os.PathLike] = [self.model_id or ""]
         while roots:
@@ -106,12 +118,57 @@ class ModelSource:
                 directory = os.path.realpath(os.path.join(root, subfolder))
                 if directory not in found:
                     found.append(directory)
-                    roots += _adapter_bases(directory)
+                    roots += _local_base(directory)
         return found
 
     @property
     def _kwargs(self) -> dict:
         return self.model_kwargs or {}
+
+    def check(self) -> None:
+        """Check what can be told before the model is loaded.
+
+        Raises:
+            TypeError: an object that is no model or no tokenizer.
+            ValueError: there is no model at that place, or no such device.
+        """
+        if self.model is not None:
+            check_model(self.model)
+        if self.model is not None or self.tokenizer is not None:
+            check_tokenizer(self.tokenizer, model=self.model)
+        if self.model_id is None:
+            return
+        with self._naming_it():
+            if not OWN_FILES & set(self._kwargs):
+                check_place(self.model_id, self._where())
+            if not PLACING_KWARGS & set(self._kwargs):
+                torch.empty(0, device=self._placed_on)
+
+    @property
+    def _placed_on(self) -> str | torch.device:
+        """The device that the model is moved to."""
+        if self.device is None:
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if self.device == "gpu" else self.device
+
+    @contextlib.contextmanager
+    def _naming_it(self, kind: type[LanguageModel] | None = None) -> Iterator[None]:
+        """Raises ValueError, with the whole reason and what to do, where something cannot be loaded
+        as a model of this kind."""
+        try:
+            yield
+        # Damaged files, or an unknown model, dtype, device or token, raise whatever they happen to.
+        except Exception as error:
+            as_kind = "" if kind is None else f" as a {kind.kind}"
+            hints = [] if kind is None else list(self._hints(kind))
+            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = LONG_LIST.sub(lambda names: listed(names[0].split(", ")), reason)
+            reason = DAMAGES.get(type(error), reason)
+            whole = " ".join([f"{reason.removesuffix('.')}." if hints else reason, *hints])
+            raise ValueError(
+                f"{self.argument}={shown(repr(self.model_id))} could not be loaded{as_kind}: "
+                f"{shown_message(whole)}"
+            ) from error
 
     def kind(self, kinds: Sequence[type[LanguageModel]]) -> type[LanguageModel]:
         """Which of the kinds the model is: an encoder-decoder if its configuration says so and that
@@ -138,69 +195,81 @@ class ModelSource:
             return self._kwargs["config"]
         try:
             return AutoConfig.from_pretrained(
-                base_of_adapter(self.model_id, self._shared_kwargs()) or self.model_id,
+                base_of_adapter(self.model_id, self._where()) or self.model_id,
                 trust_remote_code=self.trust_remote_code,
                 **self._shared_kwargs(),
             )
         except Exception:  # `load` tells what is wrong, if anything is
             return None
 
+    @property
+    def name(self) -> str | None:
+        """What is loaded, with its revision; None for `model=`."""
+        if self.model_id is None:
+            return None
+        revision = self._kwargs.get("revision")
+        return str(self.model_id) if revision is None else f"{self.model_id}@{revision}"
+
     def load(
-        self, kind: type[LanguageModel]
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
-        """The model, its tokenizer, and their name with the revision; for `model=`, no name.
+        self, kind: type[LanguageModel], check: Callable[[PreTrainedTokenizerBase], None]
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model and its tokenizer, which `check` looks at before the model is loaded.
 
         Raises:
             ValueError: the model or its tokenizer cannot be loaded, or is of another kind.
         """
         if self.model_id is None:
-            # `check_types` tells what the user passed, and refuses None.
-            return self.model, self.tokenizer, None  # pyright: ignore[reportReturnType]
+            assert self.model is not None  # as checked
+            assert self.tokenizer is not None
+            return self.model, self.tokenizer
         use_one_thread_after_fork()  # transformers loads weights in threads of its own
-        try:
-            tokenizer = (
-                self._load_tokenizer(self.model_id) if self.tokenizer is None else self.tokenizer
-            )
-            model = self._load_model(self.model_id, kind)
-        # Damaged files, or an unknown model, dtype, device or token, raise whatever they happen to.
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reason, hint = DAMAGES.get(type(error), reason), self._hint(kind)
-            raise ValueError(
-                f"{self.argument}={shown(repr(self.model_id))} could not be loaded as a "
-                f"{kind.kind}: "
-                + shown_message(f"{reason.removesuffix('.')}. {hint}" if hint else reason)
-            ) from error
-        revision = self._kwargs.get("revision")
-        name = str(self.model_id)
-        return model, tokenizer, name if revision is None else f"{name}@{revision}"
+        with self._naming_it(kind):
+            tokenizer = self.tokenizer
+            if tokenizer is None:  # one without any token is not true
+                tokenizer = self._load_tokenizer(self.model_id)
+        check(tokenizer)
+        with self._naming_it(kind):
+            return self._load_model(self.model_id, kind, len(tokenizer)), tokenizer
 
     def _load_tokenizer(self, model_id: str | os.PathLike) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model; of an adapter without one that of its base."""
+        places = [(model_id, self._shared_kwargs())]
+        base = base_of_adapter(model_id, self._where())
+        if base is not None:
+            places += [(model_id, self._where()), (base, self._shared_kwargs())]
+        name, where = next((place for place in places if has_tokenizer(*place)), places[0])
         with tokenizer_errors():
             return AutoTokenizer.from_pretrained(
-                model_id, trust_remote_code=self.trust_remote_code, **self._shared_kwargs()
+                name, trust_remote_code=self.trust_remote_code, **where
             )
 
     def _shared_kwargs(self) -> dict:
         return {name: self._kwargs[name] for name in SHARED_KWARGS if name in self._kwargs}
 
+    def _where(self) -> dict:
+        """Where the files are that are named; of an adapter's base they may be elsewhere."""
+        return self._shared_kwargs() | (self._kwargs.get("adapter_kwargs") or {})
+
     def _load_model(
-        self, model_id: str | os.PathLike, kind: type[LanguageModel]
+        self, model_id: str | os.PathLike, kind: type[LanguageModel], num_ids: int
     ) -> PreTrainedModel:
         kwargs = self._kwargs | {"trust_remote_code": self.trust_remote_code}
-        model = load_whole(kind.auto_class, model_id, self._shared_kwargs(), kwargs)
+        model = load_whole(kind.auto_class, model_id, self._shared_kwargs(), kwargs, num_ids)
         if not PLACING_KWARGS & set(self._kwargs):
-            device = self.device
-            if device is None:
-                device = "cuda" if torch.cuda.is_available() else "cpu"
             # transformers declares `to` without its `self`.
-            model.to("cuda" if device == "gpu" else device)  # pyright: ignore[reportArgumentType]
+            model.to(self._placed_on)  # pyright: ignore[reportArgumentType]
         return model
 
-    def _hint(self, kind: type[LanguageModel]) -> str:
+    def _hints(self, kind: type[LanguageModel]) -> Iterator[str]:
+        """What may help where the model cannot be loaded."""
+        assert self.model_id is not None
+        name = os.fspath(self.model_id)
         if kind is CausalModel and type(self._config()) in MODEL_FOR_MASKED_LM_MAPPING:
-            return HINT_AT_PSEUDO
-        return ""
+            yield HINT_AT_PSEUDO
+        if not os.path.isdir(name):
+            yield f"On this machine {no_directory(name)}."
+        elif self.tokenizer is None and not has_tokenizer(name, self._shared_kwargs()):
+            yield "It has no tokenizer: save one there by save_pretrained, or pass tokenizer=."
 
 
 class _BaseModelSource(ModelSource):
@@ -237,6 +306,11 @@ class BaseSource:
                 "base_device= and base_kwargs= go with base_id=; base= is used as it is."
             )
 
+        if not isinstance(self.base_kwargs, dict | None):
+            raise TypeError(
+                "base_kwargs must be a dict, such as {'dtype': 'bfloat16'}, got "
+                f"{self.base_kwargs!r}."
+            )
         if self.saved is not None and self.base_tokenizer is not None:
             raise ValueError(
                 "base_tokenizer= does not go with a saved base, which holds token ids."
@@ -246,6 +320,24 @@ class BaseSource:
     def saved(self) -> str | os.PathLike | None:
         """The path of a saved base."""
         return self.base if isinstance(self.base, (str, os.PathLike)) else None
+
+    def check(self) -> None:
+        """Check what can be told before a model is loaded.
+
+        Raises:
+            TypeError: an object that is no model or no tokenizer.
+            ValueError: there is no model, or no saved base, at that place.
+        """
+        if self.base_tokenizer is not None:
+            check_tokenizer(self.base_tokenizer, "base_tokenizer")
+        if self.saved is not None:
+            check_saved(self.saved)
+        elif self.base is not None:
+            check_model(self.base, "base")
+        else:
+            _BaseModelSource(
+                self.base_id, device=self.base_device, model_kwargs=self.base_kwargs
+            ).check()
 
     def model_source(self, model: ModelSource, tokenizer: PreTrainedTokenizerBase) -> ModelSource:
         """Where the base comes from, beside this model with its tokenizer."""
@@ -290,11 +382,18 @@ def _shard_folders(directory: str) -> Iterator[str]:
             yield os.path.join(directory, os.path.dirname(shard))
 
 
-def _adapter_bases(directory: str) -> Iterator[str]:
+def _local_base(directory: str) -> Iterator[str | os.PathLike]:
     """The model that the adapter in a directory belongs to; nothing where there is none."""
-    base = entries_of(Path(directory, ADAPTER_CONFIG)).get("base_model_name_or_path")
-    if isinstance(base, str):
-        yield base
+    if not os.path.isdir(directory):
+        return
+    with contextlib.suppress(OSError, ValueError):  # `load` tells what is wrong
+        base = base_of_adapter(directory, {})
+        if base is not None:
+            yield base
+
+
+# Looks at a model's kind and its tokenizer before the model is loaded.
+Check = Callable[[type[LanguageModel], PreTrainedTokenizerBase], None]
 
 
 class KeptModel:
@@ -307,13 +406,15 @@ class KeptModel:
         self,
         source: ModelSource,
         processes: Processes,
+        check: Check,
         kinds: tuple[type[LanguageModel], ...] = (CausalModel,),
     ) -> LanguageModel:
         """The model of `source`: the kept one if it is the same, else a new one, kept from now on.
 
         Args:
-            kinds: which it may be; the first, unless its configuration tells another.
             processes: those that will share texts. If one of them has no model, all get an error.
+            check: raises an error for a model that would be of no use; called before it is loaded.
+            kinds: which it may be; the first, unless its configuration tells another.
 
         Raises:
             TypeError, ValueError: a model that cannot be loaded or used.
@@ -324,7 +425,7 @@ class KeptModel:
         known = kept[1] if kept is not None and kept[0] == key else None
         known = known if isinstance(known, kinds) else None
         # Before the probe, which may run a model that these processes hold together.
-        loaded = processes.require_all(processes.attempt(self._loaded, source, kinds, known))
+        loaded = processes.require_all(processes.attempt(self._loaded, source, kinds, known, check))
         if known is None or not known.is_current:
             kind, *parts = loaded
             known = kind(*parts)
@@ -336,13 +437,14 @@ class KeptModel:
         source: ModelSource,
         kinds: tuple[type[LanguageModel], ...],
         known: LanguageModel | None,
+        check: Check,
     ) -> tuple:
         """The class of the model, and what it is made of: that of the known one, or a new one."""
         if known is not None:
             return type(known), known.model, known.tokenizer, known.name
+        source.check()
         kind = source.kind(kinds)
         if source.model is None:
             self._kept = None  # makes room before the next one is loaded
-        model, tokenizer, name = source.load(kind)
-        check_types(model, tokenizer)
-        return kind, model, tokenizer, name
+        model, tokenizer = source.load(kind, functools.partial(check, kind))
+        return kind, model, tokenizer, source.name

@@ -264,10 +264,13 @@ def _positions_of_padding(model: "PreTrainedModel", length: int) -> int:
     are one position ahead.
     """
     for name, module in model.named_modules():
-        if "position" not in name.rpartition(".")[2] or not isinstance(module, nn.Embedding):
+        padding_id = getattr(module, "padding_idx", None)
+        if "position" not in name.rpartition(".")[2] or not isinstance(padding_id, int):
             continue
-        if module.padding_idx is not None and module.num_embeddings == length:
-            return module.padding_idx + 1 + hasattr(model.config, "ngram")
+        # A sharded weight has another size; I-BERT's table is no nn.Embedding, and has no number.
+        num_rows = getattr(module, "num_embeddings", None) or (weight_shape(module) or (0,))[0]
+        if num_rows == length:
+            return padding_id + 1 + hasattr(model.config, "ngram")
     return 0
 
 

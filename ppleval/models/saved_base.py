@@ -76,12 +76,8 @@ class SavedBase:
         self.vocab_size = self.stated["vocab_size"]
         self.context_length = self.stated["reading"]["window"]
         self._transform = LogitTransform(**self.stated["transform"])
-        self._layer, row_size = None, self.vocab_size
-        if self.stated["kind"] == "hidden":
-            if self.stated["num_texts"] is None and not (self.path / LAYER_FILE).exists():
-                raise ValueError(f"The base at {self.path} is not complete. {CONTINUE}")
-            self._layer = self._read_layer()
-            row_size = self._layer.weight.shape[1]
+        row_size = _row_size(self.path, self.stated)
+        self._layer = self._read_layer() if self.stated["kind"] == "hidden" else None
         self._places = _places(self.path, self.stated["num_texts"], row_size)
         self._files: dict[Path, safe_open] = {}
 
@@ -90,15 +86,6 @@ class SavedBase:
         tensors = _checked_tensors(
             _tensors(self.path / LAYER_FILE), self.path / LAYER_FILE, self.stated
         )
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        hidden_size = (*shapes.get("weight", ()), 0, 0)[1]
-        expected = {"weight": (self.vocab_size, hidden_size), "bias": (self.vocab_size,)}
-        if "weight" not in shapes or any(expected.get(n) != shapes[n] for n in shapes):
-            raise damaged(
-                self.path,
-                f"{LAYER_FILE} must hold a weight (vocab_size, hidden_size), perhaps with a bias, "
-                f"for a vocabulary of {self.vocab_size} ids",
-            )
         if not all(tensor.is_floating_point() for tensor in tensors.values()):
             raise damaged(self.path, f"{LAYER_FILE} must hold floating-point numbers")
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -312,6 +299,13 @@ class BaseWriter:
             part.write_text(json.dumps(stated, indent=1) + "\n")
 
 
+def check_saved(path: str | os.PathLike) -> None:
+    """Raises ValueError if there is no saved base, or one that is not whole; reads no rows."""
+    path = Path(path)
+    stated = _read_settings(path)
+    _places(path, stated["num_texts"], _row_size(path, stated))
+
+
 def check_place(path: str | os.PathLike) -> None:
     """Raises ValueError if there is something else than a base, or the start of one."""
     path = Path(path)
@@ -356,7 +350,8 @@ def _read_settings(path: Path) -> dict:
     if not isinstance(found, str) or not re.fullmatch(r"perplexity base \d{1,3}", found):
         raise ValueError(
             f"{path} is no saved base, or a damaged one: {SETTINGS_FILE} there does not state the "
-            f"format {FORMAT!r}. save_base writes one."
+            f"format {FORMAT!r}. save_base writes one; the name or the directory of a model goes "
+            "to base_id=."
         )
     if found != FORMAT:
         raise ValueError(
@@ -403,6 +398,30 @@ def _wrong_settings(stated: dict) -> list[str]:
         "num_texts": lambda value: value is None or is_count(value),
     }
     return [name for name, is_valid in valid.items() if not is_valid(stated.get(name, ""))]
+
+
+def _row_size(path: Path, stated: dict) -> int:
+    """How many numbers a row of a base has: those that its output layer takes, or logits.
+
+    Raises:
+        ValueError: the layer is not there, or does not fit the vocabulary.
+    """
+    if stated["kind"] == "logits":
+        return stated["vocab_size"]
+    if stated["num_texts"] is None and not (path / LAYER_FILE).exists():
+        raise ValueError(f"The base at {path} is not complete. {CONTINUE}")
+    tensors = _tensors(path / LAYER_FILE)
+    shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    hidden_size = (*shapes.get("weight", ()), 0, 0)[1]
+    vocab_size = stated["vocab_size"]
+    expected = {"weight": (vocab_size, hidden_size), "bias": (vocab_size,)}
+    if "weight" not in shapes or any(expected.get(n) != shapes[n] for n in shapes):
+        raise damaged(
+            path,
+            f"{LAYER_FILE} must hold a weight (vocab_size, hidden_size), perhaps with a bias, "
+            f"for a vocabulary of {vocab_size} ids",
+        )
+    return hidden_size
 
 
 def _places(path: Path, num_texts: int | None, row_size: int) -> list[_Place]:

@@ -7,6 +7,7 @@ here.
 """
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -18,13 +19,13 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from ppleval.logits.tensors import is_dtensor
+from ppleval.models.language_model import num_embeddings
+from ppleval.models.places import NAMES_SHOWN, adapter_settings, base_of_adapter
 from ppleval.models.probe import NUM_IDS, random_ids
 from ppleval.shown import listed, shown
 
-NAMES_SHOWN = 5  # of tensors in an error
 # Entries of a configuration that transformers hands to the package `kernels`, if it names one.
 IMPLEMENTATION = re.compile(r"implementation(_internal)?$")
 # A folder that no model has: transformers looks there for an adapter, and loads the base alone.
@@ -32,7 +33,7 @@ NO_FOLDER = "without an adapter"
 
 
 def load_whole(
-    auto_class: Any, model_id: str | os.PathLike, where: dict, kwargs: dict
+    auto_class: Any, model_id: str | os.PathLike, where: dict, kwargs: dict, num_ids: int = 0
 ) -> PreTrainedModel:
     """The model, or the adapter with its base, that `from_pretrained` of the class loads.
 
@@ -40,6 +41,7 @@ def load_whole(
         auto_class: of transformers, for models of one kind.
         where: the arguments that tell where its files are, which the adapter and its base share.
         kwargs: these and all others of `from_pretrained`.
+        num_ids: how many ids the tokenizer has, to which an adapter may have extended its base.
 
     Raises:
         ValueError: a checkpoint, a base or an adapter lacks weights, or has some of other shapes;
@@ -68,29 +70,57 @@ def load_whole(
     _check_report(model, report, f"the base of its adapter, {shown(base)},")
     if "disk" in getattr(model, "hf_device_map", {}).values():  # transformers drops what goes there
         raise ValueError("its adapter cannot be on disk, where device_map= puts parts of its base")
+    known = num_embeddings(model.get_input_embeddings(), model.config)
+    is_longer = known < num_ids and _is_of_longer_base(model_id, where, known, num_ids)
+    if is_longer:
+        _lengthen(model, known, num_ids)
     report = model.load_adapter(
         os.fspath(model_id), name, adapter_kwargs=adapter_where, ignore_mismatched_sizes=True
     )
     _check_report(model, report.to_dict(), "its adapter")
+    if is_longer:
+        _check_added_ids(model, known, num_ids)
     return model
 
 
-def base_of_adapter(model_id: str | os.PathLike, where: dict) -> str | os.PathLike | None:
-    """The model that an adapter changes: of a directory that holds both the same one, else the one
-    that its configuration names. None where `model_id` names no adapter.
+def _is_of_longer_base(model_id: str | os.PathLike, where: dict, known: int, num_ids: int) -> bool:
+    """Whether an adapter was made for its base with `num_ids` embeddings, which now has `known`."""
+    from peft.utils import load_peft_weights
 
-    Raises:
-        ValueError: the configuration names none.
-    """
-    path = find_adapter_config_file(os.fspath(model_id), **where)
-    if path is None:
-        return None
-    if Path(model_id, where.get("subfolder", ""), "config.json").is_file():
-        return model_id
-    base = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if base is None:
-        raise ValueError("base_model_name_or_path in its adapter_config.json names no base")
-    return base
+    trained = (adapter_settings(model_id, where) or {}).get("trainable_token_indices") or []
+    trained = itertools.chain(*trained.values()) if isinstance(trained, dict) else trained
+    if any(known <= token_id < num_ids for token_id in trained):
+        return True
+    weights = load_peft_weights(os.fspath(model_id), device="cpu", **where)
+    return any(num_ids in weight.shape for weight in weights.values())
+
+
+@torch.no_grad()
+def _lengthen(model: PreTrainedModel, known: int, num_ids: int) -> None:
+    """Give the embeddings and the output layer rows for more ids, as AutoPeftModel does; of NaN, so
+    that it shows where the adapter has no numbers for them."""
+    model.resize_token_embeddings(num_ids, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for weight in () if layer is None else layer.parameters():
+            weight[known:] = torch.nan
+
+
+@torch.no_grad()
+def _check_added_ids(model: PreTrainedModel, known: int, num_ids: int) -> None:
+    """Raises ValueError if an adapter does not have all weights of the ids that it adds."""
+    added = torch.arange(known, num_ids, device=model.device)
+    lost = {
+        "embeddings": model.get_input_embeddings()(added),
+        "rows of the output layer": _logits(model, known)[..., known:],
+    }
+    names = [name for name, found in lost.items() if found.isnan().any()]
+    if names:
+        ids = f"id {known}" if num_ids == known + 1 else f"ids {known} to {num_ids - 1}"
+        raise ValueError(
+            f"its tokenizer has {ids}, which its base has not, and the adapter does not hold their "
+            f"{' and '.join(names)}; PEFT would make them up. Where it was "
+            "trained, save what merge_and_unload returns; or pass model=."
+        )
 
 
 def _check_kernels(name: str | os.PathLike, where: dict, kwargs: dict) -> None:
@@ -154,7 +184,7 @@ def entries_of(path: Path) -> dict:
 
 def _check_report(model: PreTrainedModel, report: dict[str, Collection], owner: str) -> None:
     """Raises ValueError where transformers reports that `owner` lacks weights."""
-    missing = sorted(report["missing_keys"])
+    missing = _unshared(model, sorted(report["missing_keys"]))
     if all(_is_computed(model, name) for name in missing) or _are_idle(model, missing):
         missing = []
     mismatched = [
@@ -164,6 +194,13 @@ def _check_report(model: PreTrainedModel, report: dict[str, Collection], owner: 
     if missing or mismatched:
         unknown = sorted(report["unexpected_keys"])
         raise ValueError(_does_not_fit(model, owner, missing, mismatched, unknown))
+
+
+def _unshared(model: PreTrainedModel, missing: list[str]) -> list[str]:
+    """Those that are not also there under another name, as PEFT's tokens of tied layers are."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    loaded = {id(weight) for name, weight in weights.items() if name not in missing}
+    return [name for name in missing if id(weights.get(name)) not in loaded]
 
 
 def _does_not_fit(
@@ -239,10 +276,11 @@ def _are_idle(model: PreTrainedModel, names: list[str]) -> bool:
         return False
     kept = [weight.clone() for weight in weights]
     try:
-        before = _logits(model)
+        num_ids = num_embeddings(model.get_input_embeddings(), model.config)
+        before = _logits(model, num_ids)
         for weight in weights:
             weight.fill_(torch.nan)
-        return torch.equal(_logits(model), before)
+        return torch.equal(_logits(model, num_ids), before)
     except (RuntimeError, ValueError, TypeError):  # does not read ids alone
         return False
     finally:
@@ -256,9 +294,9 @@ def _is_in_list(model: PreTrainedModel, name: str) -> bool:
     return any(isinstance(module, (nn.ModuleList, nn.ModuleDict)) for module in around)
 
 
-def _logits(model: Any) -> torch.Tensor:
-    """Of some ids, which the decoder of an encoder-decoder reads as well."""
-    ids = random_ids(NUM_IDS // 2, model.get_input_embeddings().num_embeddings, num_rows=1)
+def _logits(model: Any, num_ids: int) -> torch.Tensor:
+    """Of some of the first `num_ids` ids, which the decoder of an encoder-decoder reads as well."""
+    ids = random_ids(NUM_IDS // 2, num_ids, num_rows=1)
     inputs = {"input_ids": ids.to(model.device)}
     if getattr(model.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = inputs["input_ids"]

@@ -34,10 +34,8 @@ def corpus_result(
 
     Raises:
         TypeError, ValueError, ConnectionError: as `TextScorer.sums`; or there are not as many
-            groups as texts, or the preset joins all texts.
+            groups as texts.
     """
-    if groups is not None and scorer.joins_texts:
-        raise ValueError(f'preset="{scorer.options.preset}" joins all texts, so it has no groups.')
     # First, so that it is that of the weights that score.
     signature = scorer.signature(with_contexts=contexts is not None)
     scored = scorer.sums(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from ppleval.models.kinds import Seq2SeqModel
 from ppleval.models.language_model import Span
@@ -103,11 +104,27 @@ class Seq2SeqScorer(TextScorer):
     model: Seq2SeqModel
 
     def __init__(self, model: Seq2SeqModel, options: TextOptions):
+        self.check_use(model.name, model.tokenizer, options, with_contexts=None)
+        super().__init__(model, options)
+
+    @classmethod
+    def check_use(
+        cls,
+        name: str | None,
+        tokenizer: PreTrainedTokenizerBase,
+        options: TextOptions,
+        with_contexts: bool | None,
+    ) -> None:
+        """Check what can be told before the model of this name is loaded, as `TextScorer` does."""
         options.refuse(
             ("preset", "add_start_token", "start_each_window", "join_contexts", "conversations"),
-            f"for {model.name}, which is an encoder-decoder",
+            f"for {name}, which is an encoder-decoder",
         )
-        super().__init__(model, options)
+        if with_contexts is False:
+            raise ValueError(
+                f"{name} is an encoder-decoder: pass contexts=, one source for each text, such as "
+                "a sentence for its translation. Its encoder reads them."
+            )
 
     def _new_encoder(self) -> Seq2SeqEncoder:
         assert isinstance(self.model, Seq2SeqModel)
@@ -133,11 +150,8 @@ class Seq2SeqScorer(TextScorer):
     def _pairs(
         self, texts: Iterable[str], contexts: Iterable[str] | None
     ) -> Iterator[tuple[str, str | None]]:
-        if contexts is None:
-            raise ValueError(
-                f"{self.model.name} is an encoder-decoder: pass contexts=, one source for each "
-                "text, such as a sentence for its translation. Its encoder reads them."
-            )
+        model, with_contexts = self.model, contexts is not None
+        self.check_use(model.name, model.tokenizer, self.options, with_contexts)
         return super()._pairs(texts, contexts)
 
     def _num_inputs(self, job: Job) -> int:

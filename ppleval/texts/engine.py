@@ -24,6 +24,7 @@ from ppleval.stats.positions import bucket_edges
 from ppleval.stats.report import TextReport
 from ppleval.stats.texts import TextTotals
 from ppleval.stats.totals import Result, TextSums
+from ppleval.texts.checks import check_scores
 from ppleval.texts.conversations import ConversationEncoder
 from ppleval.texts.encoding import EncodedText, TextEncoder
 from ppleval.texts.inputs import checked_pairs, num_characters
@@ -77,6 +78,24 @@ class TextScorer:
                 f"The start token is id {start_id}, but the model {model.name} has "
                 f"{model.num_embeddings} embeddings. Pass another id to add_start_token, or False."
             )
+
+    @classmethod
+    def check_use(
+        cls,
+        name: str | None,
+        tokenizer: PreTrainedTokenizerBase,
+        options: TextOptions,
+        with_contexts: bool | None,
+    ) -> None:
+        """Check what can be told before the model of this name is loaded.
+
+        Args:
+            with_contexts: whether texts will have contexts; None where that is not known.
+
+        Raises:
+            ValueError: options that this tokenizer, or a model of this kind, does not take.
+        """
+        encoder_of(tokenizer, options)
 
     @property
     def starts_each_window(self) -> bool:
@@ -167,11 +186,7 @@ class TextScorer:
             ValueError: no texts, more or fewer contexts than texts, a preset without contexts, ids
                 that the model does not have, or a model or tokenizer that cannot be corrected for.
         """
-        if not isinstance(corrected, bool):
-            raise TypeError(f"corrected must be True or False, got {corrected!r}.")
-        if corrected and self.options.conversations:
-            raise ValueError("corrected=True goes with texts; a turn ends with a token of its own.")
-        top_k = positive_int(top_k, "top_k", least=0)
+        top_k = check_scores(self.options, top_k, corrected)
         decode = functools.cache(lambda token_id: str(self.model.tokenizer.decode([token_id])))
         scorer = self._with_word_starts() if corrected else self
         for draft in scorer.drafts(
@@ -328,8 +343,7 @@ class TextScorer:
 
     def _pairs(self, texts, contexts) -> Iterator[tuple[str, str | None]]:
         """Each text with its context, checked; one joined text where the preset joins them."""
-        if contexts is not None and not self.rules.takes_contexts:
-            raise ValueError(f'preset="{self.options.preset}" has no contexts.')
+        self.options.check_use(with_contexts=contexts is not None)
         pairs = checked_pairs(texts, contexts, self.options.conversations)
         if self.rules.joint is None:
             return pairs

@@ -130,7 +130,10 @@ def _text_column(names: list) -> Any:
 
 
 def checked_pairs(
-    texts: Iterable, contexts: Iterable[str] | None, conversations: bool = False
+    texts: Iterable,
+    contexts: Iterable[str] | None,
+    conversations: bool = False,
+    warns: bool = True,
 ) -> Iterator[tuple[Any, str | None]]:
     """Each text with its context, or each conversation, checked when it is read.
 
@@ -151,7 +154,7 @@ def checked_pairs(
     else:
         pairs = itertools.zip_longest(texts, contexts, fillvalue=missing)
     check = _checked_conversation if conversations else _checked
-    number, warned = -1, False
+    number, warned = -1, not warns
     for number, (text, context) in enumerate(pairs):
         if text is missing or context is missing:
             raise ValueError(

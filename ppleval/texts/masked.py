@@ -11,7 +11,9 @@ the text for each token, so a text costs as many passes as it has tokens.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ppleval.models.kinds import MaskedModel
+from transformers import PreTrainedTokenizerBase
+
+from ppleval.models.kinds import MaskedModel, check_has_mask
 from ppleval.models.language_model import Span
 from ppleval.texts.encoding import EncodedText, TextEncoder
 from ppleval.texts.engine import Job, TextScorer
@@ -113,6 +115,18 @@ class MaskedScorer(TextScorer):
                 f"window must be at least {self._num_special + 1}, because the tokenizer adds "
                 f"{self._num_special} special tokens; got {self.window}."
             )
+
+    @classmethod
+    def check_use(
+        cls,
+        name: str | None,
+        tokenizer: PreTrainedTokenizerBase,
+        options: TextOptions,
+        with_contexts: bool | None,
+    ) -> None:
+        """Check what can be told before the model of this name is loaded, as `TextScorer` does."""
+        check_has_mask(name, tokenizer)
+        MaskedEncoder(tokenizer, options)
 
     def _new_encoder(self) -> MaskedEncoder:
         return MaskedEncoder(self.model.tokenizer, self.options)

@@ -10,6 +10,7 @@ from ppleval.logits.options import dtype_name, positive_int
 from ppleval.logits.tensors import check_backend
 from ppleval.texts.inputs import plain
 from ppleval.texts.presets import PRESETS, Preset
+from ppleval.texts.windows import check_window
 
 JOIN_CONTEXTS = ("text", "ids")
 
@@ -75,6 +76,8 @@ class TextOptions:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, positive_int(value, name))
+        if self.window is not None and self.stride is not None:
+            check_window(self.window, self.stride)
         if not isinstance(self.start_each_window, bool | None):
             raise TypeError(
                 f"start_each_window must be True, False or None, got {self.start_each_window!r}."
@@ -120,6 +123,18 @@ class TextOptions:
             raise ValueError(f"pseudo must be one of {PSEUDO} or None, got {self.pseudo!r}.")
         names = ("preset", "add_start_token", "stride", "start_each_window", "positions")
         self.refuse((*names, "conversations"), f'with pseudo="{self.pseudo}"')
+
+    def check_use(self, with_contexts: bool, with_groups: bool = False) -> None:
+        """Raises ValueError if texts under this preset have no contexts, or no groups."""
+        if with_contexts and not self.rules.takes_contexts:
+            raise ValueError(f'preset="{self.preset}" has no contexts.')
+        if with_groups and self.rules.joint is not None:
+            raise ValueError(f'preset="{self.preset}" joins all texts, so it has no groups.')
+
+    def refuse_pseudo(self, method: str) -> None:
+        """Raises ValueError for the options of a masked model in a method that takes none."""
+        if self.pseudo is not None:
+            raise ValueError(f"{method} takes causal models only, so pseudo= does not go with it.")
 
     def refuse(self, names: Sequence[str], where: str) -> None:
         """Raises ValueError if one of these options does not have its default value."""

@@ -1,6 +1,7 @@
 """The progress of scoring: a bar for people, or a function that is called with numbers."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -21,7 +22,9 @@ class Progress:
 
     def __init__(self, shown: bool | Callable[[int, int], None], num_texts: int | None = None):
         self._tell = shown if callable(shown) else None
-        self._bar = tqdm(unit="tok", desc="perplexity", disable=shown is not True)
+        # Left out where it is shown, so that TQDM_DISABLE counts.
+        hidden: dict[str, Any] = {} if shown is True else {"disable": True}
+        self._bar = tqdm(unit="tok", desc="perplexity", **hidden)
         self._num_texts = num_texts
         self._texts_before, self._texts = 0, 0  # those of earlier portions, and of this one
         self._before, self._expected = 0, 0  # tokens, likewise

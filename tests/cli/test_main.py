@@ -15,6 +15,7 @@ import datasets
 import pytest
 from command_line import TINY, command_of, result, run, words_of
 from support import ROOT, flat, kill_when
+from transformers.utils.logging import is_progress_bar_enabled
 
 from ppleval import Perplexity
 from ppleval.cli import main as main_file
@@ -751,7 +752,7 @@ def test_a_base_is_saved_and_compared_with(tmp_path):
 def test_a_base_that_is_not_there(tmp_path):
     done = run("--base", tmp_path / "nothing", stdin="text")
     assert done.returncode == 1
-    assert "could not be loaded as a causal language model" in done.stderr
+    assert "could not be loaded: there is no directory" in done.stderr
 
 
 def test_a_picture(tmp_path):
@@ -883,3 +884,12 @@ def test_memory_that_runs_out_ends_in_a_sentence(tmp_path, monkeypatch):
     done = run(stdin=TEXTS[0])
     assert done.returncode == 1
     assert done.stderr.startswith("error: memory ran out. Pass a smaller --batch-size")
+
+
+def test_bars_of_loading_are_for_terminals(tmp_path):
+    """transformers shows them wherever standard error goes."""
+    text = tmp_path / "text.txt"
+    text.write_text("Return the number of items in the list.")
+    assert "Loading weights" not in run(text).stderr
+    assert "Loading weights" not in run("--to", tmp_path / "base", text).stderr
+    assert is_progress_bar_enabled()  # as before, for whoever uses the library

@@ -380,3 +380,12 @@ def test_a_model_that_cannot_be_called_with_ids_is_refused(ppl, tokenizer, monke
     monkeypatch.setattr(model.model, "forward", lambda *args, **kwargs: [][0])
     with pytest.raises(ValueError, match="as a causal language model is: list index out of range"):
         ppl.compute(predictions=["text"], model=model, tokenizer=tokenizer)
+
+
+def test_weights_that_are_not_there(ppl, models):
+    """On `meta` there are shapes alone."""
+    model, tokenizer = models["llama"]
+    with torch.device("meta"):
+        empty = type(model)(model.config)
+    with pytest.raises(ValueError, match="and 20 others are on the device meta"):
+        ppl.compute(predictions=TEXTS, model=empty, tokenizer=tokenizer)

@@ -9,7 +9,7 @@ import torch
 import transformers
 from command_line import run
 from other_models import SIZES, make_masked, make_seq2seq, make_tokenizer
-from peft import LoraConfig, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from text_oracles import TINY, config_of, grown, ids_of, plain_nll
 
@@ -71,7 +71,7 @@ def saved_adapter(directory, base, tokenizer, settings, **options):
 
 def refusal(ppl, directory, **options):
     """What is said of a model that is not loaded; by any seed, as no random number matters."""
-    with pytest.raises(ValueError, match=r"could not be loaded as a .*: ") as caught:
+    with pytest.raises(ValueError, match=r"could not be loaded( as a .*)?: ") as caught:
         ppl.compute(predictions=TEXT, model_id=str(directory), device="cpu", **options)
     return str(caught.value)
 
@@ -263,24 +263,88 @@ def test_an_adapter_over_an_incomplete_base(ppl, adapted, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"target_modules": ["q_proj"]}, "model.embed_tokens.weight (3073x32, not 3072x32)"),
-        ({"target_modules": ["embed_tokens"]}, "lora_embedding_A.default (2x3073, not 2x3072)"),
-        ({"trainable_token_indices": [3072]}, "index 3072 is out of bounds"),
-    ],
-)
-def test_an_adapter_of_a_base_with_added_tokens(ppl, adapted, tmp_path, settings, reason):
-    """The base that is loaded has no rows for them, and none are made."""
-    base = transformers.AutoModelForCausalLM.from_pretrained(adapted[1])
+def with_a_fox(base, directory, settings, **options):
+    """A directory of an adapter whose base was given one more token: (its model, its tokenizer)."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(base)
     tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
     tokenizer.add_tokens(["fox"])
     base.resize_token_embeddings(len(tokenizer))
-    settings = LoraConfig(r=2, **{"target_modules": ["q_proj"]} | settings)
-    whole = {"save_embedding_layers": "embed_tokens.weight" in reason}
-    saved_adapter(tmp_path, base, tokenizer, settings, **whole)
-    assert reason in refusal(ppl, tmp_path)
+    settings = {"r": 2, "init_lora_weights": False, "task_type": "CAUSAL_LM"} | settings
+    model = saved_adapter(directory, base, tokenizer, LoraConfig(**settings), **options)
+    return model, tokenizer
+
+
+FOX = ["Return the fox of a list."]
+WHOLE = ["embed_tokens", "lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "saves_embeddings"),
+    [
+        ({"target_modules": ["q_proj"]}, True),
+        ({"target_modules": ["q_proj"], "modules_to_save": WHOLE}, False),
+    ],
+    ids=["embeddings", "modules_to_save"],
+)
+def test_an_adapter_with_the_weights_of_added_tokens(
+    ppl, adapted, tmp_path, settings, saves_embeddings
+):
+    """It has the numbers of the model that was trained, as AutoPeftModelForCausalLM has."""
+    model, tokenizer = with_a_fox(
+        adapted[1], tmp_path, settings, save_embedding_layers=saves_embeddings
+    )
+    by_name = ppl.compute(predictions=FOX, model_id=str(tmp_path), device="cpu")["perplexity"]
+    for other in (model, AutoPeftModelForCausalLM.from_pretrained(tmp_path)):
+        expected = ppl.compute(predictions=FOX, model=other, tokenizer=tokenizer)["perplexity"]
+        assert by_name == pytest.approx(expected, rel=2e-5)
+
+
+def test_an_adapter_of_added_tokens_over_tied_embeddings(ppl, models, tmp_path):
+    model, tokenizer = models["gemma"]
+    base = saved(tmp_path / "base", model, tokenizer)
+    settings = {"target_modules": ["q_proj"], "trainable_token_indices": [len(tokenizer)]}
+    adapter = tmp_path / "adapter"
+    model, tokenizer = with_a_fox(base, adapter, settings, save_embedding_layers=False)
+    by_name = ppl.compute(predictions=FOX, model_id=str(adapter), device="cpu")["perplexity"]
+    expected = ppl.compute(predictions=FOX, model=model, tokenizer=tokenizer)["perplexity"]
+    assert by_name == pytest.approx(expected, rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "saves_embeddings", "lost"),
+    [
+        ({"target_modules": ["embed_tokens"]}, False, "embeddings and rows of the output layer"),
+        ({"target_modules": ["embed_tokens"]}, True, "rows of the output layer"),
+        ({"trainable_token_indices": [3072]}, False, "rows of the output layer"),
+    ],
+)
+def test_an_adapter_without_weights_of_added_tokens(
+    ppl, adapted, tmp_path, settings, saves_embeddings, lost
+):
+    """PEFT makes them up."""
+    with_a_fox(adapted[1], tmp_path, settings, save_embedding_layers=saves_embeddings)
+    reason = "its tokenizer has id 3072, which its base has not, and the adapter does not hold"
+    assert f"{reason} their {lost}; PEFT would make them up." in refusal(ppl, tmp_path)
+
+
+def test_an_adapter_without_its_tokenizer_has_that_of_its_base(ppl, adapted, tmp_path):
+    adapter = shutil.copytree(adapted[0], tmp_path / "adapter")
+    for file in adapter.glob("*token*"):
+        file.unlink()
+    result = ppl.compute(predictions=TEXT, model_id=str(adapter), device="cpu")
+    assert result["perplexity"] == pytest.approx(adapted[2], rel=2e-5)
+
+
+def test_an_adapter_whose_base_is_gone(ppl, adapted, tmp_path):
+    adapter = shutil.copytree(adapted[0], tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(tmp_path / "gone")
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    found = refusal(ppl, adapter)
+    assert f"it is an adapter, and its base is gone: there is no directory {tmp_path}/gone" in found
+    assert "as base_model_name_or_path" in found
+    (adapter / "adapter_config.json").write_text("{")
+    assert f"{adapter / 'adapter_config.json'} is not valid JSON: " in refusal(ppl, adapter)
 
 
 def test_an_adapter_of_an_encoder_decoder(ppl, tmp_path):
@@ -297,6 +361,10 @@ def test_an_adapter_of_an_encoder_decoder(ppl, tmp_path):
         predictions=TEXT, contexts=TEXT, model=model.base_model.model, tokenizer=tokenizer
     )["perplexity"]
     assert by_name == pytest.approx(expected, rel=2e-5)
+    for file in adapter.glob("*token*"):
+        file.unlink()
+    again = ppl.compute(predictions=TEXT, contexts=TEXT, model_id=str(adapter), device="cpu")
+    assert again["perplexity"] == by_name
     changed(base, lambda tensors: tensors.pop("encoder.final_layer_norm.weight"))
     assert "encoder.final_layer_norm.weight" in refusal(ppl, adapter, contexts=TEXT)
 

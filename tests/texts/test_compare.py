@@ -333,7 +333,7 @@ def test_bad_input_gets_a_sentence(ppl, models, tmp_path):
         ppl.compare("a text", base=model, **names)
     with pytest.raises(ValueError, match="is no saved base, or a damaged one: base.json"):
         ppl.compare(TEXTS, base=tmp_path / "missing", **names)
-    with pytest.raises(ValueError, match="base_id=.*could not be loaded as a causal language"):
+    with pytest.raises(ValueError, match="base_id=.*could not be loaded: there is no directory"):
         ppl.compare(TEXTS, base_id=str(tmp_path / "missing"), **names)
 
 

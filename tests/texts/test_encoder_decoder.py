@@ -248,7 +248,7 @@ def test_the_command_line_reads_sources_and_resumes(ppl, models, tmp_path, capsy
         "kind",
     ]
     assert main(command) == 1
-    assert "pass contexts=" in capsys.readouterr().err
+    assert "name --context-column" in capsys.readouterr().err
     command += ["--context-column", "source", "--per-text", str(out)]
     assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
@@ -288,7 +288,7 @@ def test_a_decoder_that_reads_something_else_for_labels_is_refused(ppl, models):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"preset": "lm-eval"}, "preset has no meaning for .*, which is an encoder-decoder"),
+        ({"preset": "evaluate"}, "preset has no meaning for .*, which is an encoder-decoder"),
         ({"add_start_token": False}, "add_start_token has no meaning"),
         ({"add_start_token": 1}, "add_start_token has no meaning"),
         ({"start_each_window": False}, "start_each_window has no meaning"),

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from other_models import CONTEXT, MASKED, TEXTS, make_masked, masked_nll, needs_network
+from other_models import (
+    CONTEXT,
+    MASKED,
+    TEXTS,
+    make_masked,
+    make_tokenizer,
+    masked_config,
+    masked_nll,
+    needs_network,
+)
 from support import flat
 from text_oracles import grown, make_models
 
@@ -328,3 +337,14 @@ def test_published_by_minicons(ppl):
     unit = surprisals["original"] / 18.014726
     assert unit == pytest.approx(1, rel=1e-4) or unit == pytest.approx(math.log(2), rel=1e-4)
     assert surprisals["within_word_l2r"] / 32.779836 == pytest.approx(unit, rel=1e-4)
+
+
+def test_a_table_of_positions_that_is_no_embedding(ppl):
+    """I-BERT's; it begins behind the padding id, as RoBERTa's."""
+    tokenizer = make_tokenizer("roberta")
+    config = masked_config("roberta", tokenizer).to_dict()
+    torch.manual_seed(0)
+    model = grown(transformers.IBertForMaskedLM(transformers.IBertConfig(**config)))
+    options = {"model": model, "tokenizer": tokenizer, "pseudo": "original"}
+    assert ppl.text_scorer(**options).window == CONTEXT
+    assert ppl.compute(predictions=TEXTS, **options)["num_tokens"] > CONTEXT

@@ -1,12 +1,16 @@
 """The progress of scoring, for people and for functions."""
 
+import os
 import random
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from other_models import make_tokenizer
+from support import PYTHONPATH
 from text_oracles import TEXTS, TINY, config_of, grown
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
@@ -137,3 +141,20 @@ def test_progress_follows_the_switches_of_both_libraries(ppl, capsys, disable, e
         assert shown() == ""
     finally:
         enable()
+
+
+def test_progress_follows_the_switch_of_tqdm():
+    """Which tqdm reads where it is imported."""
+    program = (
+        "from ppleval.texts.progress import Progress\n"
+        "with Progress(True, 1) as bar:\n"
+        "    bar.begin(1), bar.expect(1), bar.show()"
+    )
+
+    def shown(value):
+        environment = os.environ | {"PYTHONPATH": PYTHONPATH, "TQDM_DISABLE": value}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True).stderr
+
+    assert "perplexity" in shown("")
+    assert shown("1") == ""
