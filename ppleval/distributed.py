@@ -24,6 +24,13 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
+def num_launched() -> int:
+    """How many processes run together, whether they are connected yet or not."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process's rank among `size` processes; by default it is alone."""
@@ -41,7 +48,7 @@ class Processes:
         """
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if num_launched() > 1:
             raise ValueError(
                 "sync: several processes were launched, but torch.distributed is not initialised. "
                 "Create accelerate.Accelerator(), or call torch.distributed.init_process_group()."

@@ -9,7 +9,7 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils.logging import is_progress_bar_enabled
 
 from ppleval.arguments import UNSET, given, refuse
-from ppleval.distributed import ALONE, Processes
+from ppleval.distributed import ALONE, Processes, num_launched
 from ppleval.logits.nll import token_nll, token_stats
 from ppleval.logits.options import Options
 from ppleval.logits.output_layer import linear_token_nll
@@ -466,7 +466,9 @@ class Perplexity:
         texts, options = _with_kind_in(predictions, options)
         source, text_options = self._source_and_options(options)
         check_scores(text_options, top_k, corrected)
-        texts, contexts = checked_texts(texts, contexts, text_options, batch_size=batch_size)
+        texts, contexts = _checked_early(
+            ALONE, texts, contexts, text_options, batch_size=batch_size
+        )
         with_contexts = contexts is not None
         scorer = self._scorer(source, text_options, ALONE, with_contexts)
         return list(
@@ -590,7 +592,7 @@ class Perplexity:
         texts, options = _with_kind_in(predictions, options)
         sources, text_options = self._sources_and_options(options)
         processes = Processes.to_sync(sync, process_group)
-        texts, contexts = _checked_by_all(
+        texts, contexts = _checked_early(
             processes, texts, contexts, text_options, groups=groups, batch_size=batch_size
         )
         comparer = self._comparer(*sources, text_options, processes)
@@ -639,7 +641,9 @@ class Perplexity:
         check_texts(predictions)
         texts, options = _with_kind_in(predictions, options)
         sources, text_options = self._sources_and_options(options)
-        texts, contexts = checked_texts(texts, contexts, text_options, batch_size=batch_size)
+        texts, contexts = _checked_early(
+            ALONE, texts, contexts, text_options, batch_size=batch_size
+        )
         comparer = self._comparer(*sources, text_options, ALONE)
         if isinstance(comparer, ByteComparer):
             raise ValueError("The two models have different tokens, so none can be compared.")
@@ -743,7 +747,9 @@ class Perplexity:
         source, text_options = self._source_and_options(options)
         text_options.refuse_pseudo("save_base")
         check_place(path)
-        texts, contexts = checked_texts(texts, contexts, text_options, batch_size=batch_size)
+        texts, contexts = _checked_early(
+            ALONE, texts, contexts, text_options, batch_size=batch_size
+        )
         model_ = self._kept.get(source, ALONE, _check(source, text_options))
         saver = TextSaver(model_, text_options)
         saver.save(path, texts, contexts, batch_size=batch_size, progress=self._shows_progress())
@@ -764,7 +770,7 @@ class Perplexity:
         with self._pending.all_texts(texts, groups) as (all_texts, all_groups):
             all_texts, options = _with_kind_in(all_texts, options)
             source, text_options = self._source_and_options(options)
-            all_texts, contexts = _checked_by_all(
+            all_texts, contexts = _checked_early(
                 processes,
                 all_texts,
                 contexts,
@@ -911,9 +917,17 @@ def _with_kind_in(texts, options: dict) -> tuple[Any, dict]:
     return texts, {"conversations": are_conversations} | options
 
 
-def _checked_by_all(processes: Processes, *given, **options) -> tuple[Any, Any]:
-    """As `checked_texts`, on every process that shares the texts; if one refuses, all do."""
-    return processes.require_all(processes.attempt(lambda: checked_texts(*given, **options)))
+def _checked_early(processes: Processes, texts, contexts, *given, **options) -> tuple[Any, Any]:
+    """As `checked_texts`, on all processes that share the texts; if one refuses, all do.
+
+    Where more run than these, they may hold the model together, and a rank that refuses its texts
+    here would leave others waiting in it. The scorer, which knows them, refuses then.
+    """
+    if processes.size < num_launched():
+        return texts, contexts
+    return processes.require_all(
+        processes.attempt(lambda: checked_texts(texts, contexts, *given, **options))
+    )
 
 
 def _check(source: ModelSource, options: TextOptions, with_contexts: bool | None = None) -> Check:

@@ -292,10 +292,11 @@ def warn_of_empty(num_empty: int, num_texts: int) -> None:
 def run_on_ray(args: argparse.Namespace) -> dict:
     """As `run`, by the workers of a Ray cluster; what cannot go well ends before it is started."""
     from ppleval.cli.sources import files_in
+    from ppleval.distributed import num_launched
     from ppleval.ray import cluster as ray_cluster
     from ppleval.ray import files as ray_files
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_launched() > 1:
         raise ValueError("--engine ray starts its workers itself; start it as one process.")
     check_outputs(args, args.files)
     files = [file for name in args.files for file in files_in(name)]
