@@ -103,12 +103,14 @@ def scored_by_loop(sequence: SequenceRows, options: dict, in_float32: bool) -> S
     unscored = {*as_tuple(options["ignore_index"]), *as_tuple(options["mask_token_id"])}
     length = len(sequence.ids)
     weights = np.ones(length) if sequence.weights is None else sequence.weights
-    if any(not 0 <= weight <= LARGEST_WEIGHT for weight in weights):
-        raise RefusedByLoopError("a weight that is negative, not finite or too large")
     found: list[tuple[float, float]] = []
     for place in range(1 if options["shift"] else 0, length):
         target, weight = int(sequence.ids[place]), float(weights[place])
-        if target in unscored or weight == 0:
+        if target in unscored:
+            continue
+        if not 0 <= weight <= LARGEST_WEIGHT:
+            raise RefusedByLoopError("a weight that is negative, not finite or too large")
+        if weight == 0:
             continue
         row = sequence.logits[place - 1 if options["shift"] else place]
         found.append((nll_of(row, target, options["from_logits"], in_float32), weight))

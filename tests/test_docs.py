@@ -284,7 +284,7 @@ def test_requirements_txt_lists_what_is_imported():
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     names = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
     names -= {"ppleval", "demo", "spaces"}  # the last is there on the machines of Spaces
-    names -= {"matplotlib", "ray", "torchao", "triton"}  # asked for where they are needed
+    names -= {"matplotlib", "peft", "ray", "torchao", "triton"}  # asked for where they are needed
     names = {{"yaml": "PyYAML"}.get(name, name).replace("_", "-") for name in names}
     listed = re.findall(r"^[\w-]+", read(ROOT / "requirements.txt"), flags=re.MULTILINE)
     assert listed == sorted({name.replace("_", "-") for name in listed}, key=str.lower)

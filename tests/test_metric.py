@@ -613,7 +613,7 @@ def test_places_among_sequences_that_are_reduced_together(ppl, shift):
         ppl.compute(**batch, **options)
     targets[sequence][4] = 3
     weights = [torch.ones(len(ids)) for ids in targets]
-    weights[sequence][0] = -1
+    weights[sequence][1] = -1
     with pytest.raises(ValueError, match=rf"sample_weight\[{sequence}\] must be finite.* -1.0"):
         ppl.compute(**batch, **options, sample_weight=weights)
     logits[sequence] = logits[sequence][:4]

@@ -187,7 +187,7 @@ LOADING = {
     "two models": (lambda: load(TINY, model=1), ["either model_id=", "model= and tokenizer="]),
     "a number as model_id": (
         lambda: load_any(model_id=7),
-        ["model_id must be a name or a path", "7"],
+        ["model_id must be a name or a path", "got int"],
     ),
     "a name as model": (
         lambda: load(None, model="gpt2", tokenizer="gpt2"),
@@ -651,7 +651,7 @@ TRAINER = {
         lambda: hooked(torch.zeros(2, 4, 5), None),
         ["no labels", "label_names", "DataCollatorForLanguageModeling"],
     ),
-    "float labels": (
+    "float labels in a Trainer": (
         lambda: hooked(torch.zeros(2, 4, 5), torch.zeros(2, 4)),
         ["integer token ids", "float32"],
     ),

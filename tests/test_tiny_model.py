@@ -55,7 +55,7 @@ def test_make_run_prints_the_bits_per_byte_of_the_cards():
     assert bits < 1.9
     card = (MODEL / "README.md").read_text(encoding="utf-8")
     assert float(re.search(r"\*\*([\d.]+)\*\* \(perplexity", card).group(1)) == bits
-    page = (ROOT / "docs" / "texts.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     shown = re.search(r"\$ make run\n(.*?)```", page, re.DOTALL)
     assert shown.group(1) == done.stdout
 

@@ -37,7 +37,7 @@ def _open(spec: str) -> "IterableDataset":
 
     name, *parts = spec.split(":")
     if len(parts) > 2 or not name:
-        raise ValueError(f"A dataset is NAME[:CONFIG][:SPLIT], got {shown(spec)}.")
+        raise ValueError(f"A dataset is NAME[:CONFIG][:SPLIT], got {shown(repr(spec))}.")
     # What Dataset.save_to_disk wrote; load_dataset reads what DatasetDict.save_to_disk did.
     if (Path(name) / "state.json").is_file():
         return _open_saved(name, parts)

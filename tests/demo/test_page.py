@@ -196,7 +196,7 @@ def test_pressing_twice_asks_once(page, held):
     page.keyboard.press("Control+Enter")
     wait_for(lambda: held[0])
     stop = page.get_by_role("button", name="Stop", exact=True)
-    assert stop.is_enabled()
+    wait_for(stop.is_enabled)
     stop.click()
     page.get_by_text("Stopped. Nothing was scored.").wait_for()
     wait_for(lambda: threads_that_score() == 0)

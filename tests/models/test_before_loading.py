@@ -103,7 +103,7 @@ BASES = {
     ),
     "a saved base that is not there": (
         {"base_id": None, "base": "/nowhere/base"},
-        "/nowhere/base is no saved base: .* goes to base_id=",
+        "/nowhere/base is no saved base, .* goes to base_id=",
     ),
     "a number as base": ({"base_id": None, "base": 1}, "base must be a transformers model"),
     "the name of a base's tokenizer": ({"base_tokenizer": "gpt2"}, "base_tokenizer must be a"),

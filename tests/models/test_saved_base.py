@@ -434,8 +434,9 @@ def test_planted_links_are_not_followed(ppl, pair, tmp_path):
     and a directory of the user stays."""
     names, base = pair
     path, victim, diary = tmp_path / "base", tmp_path / "victim", tmp_path / "base/unfinished-diary"
+    texts = TEXTS * 50  # more than the first portion
     with pytest.raises(RuntimeError):
-        ppl.save_base(failing(TEXTS), path, model=base, tokenizer=names["tokenizer"])
+        ppl.save_base(failing(texts), path, model=base, tokenizer=names["tokenizer"])
     victim.mkdir()
     (victim / "letter").write_text("dear friend")
     diary.mkdir()
@@ -445,7 +446,7 @@ def test_planted_links_are_not_followed(ppl, pair, tmp_path):
     (path / LAYER).unlink()
     (path / LAYER).symlink_to(victim / "new")
     (path / "unfinished-abcdefgh").symlink_to(victim)
-    ppl.save_base(TEXTS, path, model=base, tokenizer=names["tokenizer"])
+    ppl.save_base(texts, path, model=base, tokenizer=names["tokenizer"])
     assert [file.name for file in victim.iterdir()] == ["letter"]
     assert (victim / "letter").read_text() == "dear friend"
     assert diary.is_dir()
@@ -453,5 +454,5 @@ def test_planted_links_are_not_followed(ppl, pair, tmp_path):
 
 
 def failing(texts):
-    raise RuntimeError
     yield from texts
+    raise RuntimeError
