@@ -175,6 +175,7 @@ def test_why_numbers_differ_writes_between_the_markers_only():
         program.put(page, "peers", "")
 
 
+@pytest.mark.long
 def test_ray_corpus(printed):
     """The numbers of one process."""
     program = program_of("ray_corpus")

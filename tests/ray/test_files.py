@@ -207,6 +207,7 @@ def test_each_text_is_written_once_beside_its_place(corpus, scored):
             assert row[name] == other[name]
 
 
+@pytest.mark.long
 def test_an_error_ends_the_run_with_one_sentence(cluster, tmp_path):
     data = write_rows(tmp_path / "data.jsonl", [{"text": "one"}])
     arguments = ["--engine", "ray", "--workers", 1, "--model", tmp_path / "absent", data]
