@@ -734,7 +734,7 @@ class Perplexity:
 
         Raises:
             TypeError, ValueError: as `compute`; or something else is at `path`, a base of other
-                texts or settings, or a torn one.
+                texts or settings, or a damaged one.
             OSError: the disk is full, or cannot be written to; what is complete stays.
         """
         options = given(Perplexity.save_base, locals(), TextOptions, ModelSource)
