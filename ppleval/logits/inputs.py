@@ -4,13 +4,13 @@ This file tells the kinds of input apart and checks their shapes; `nll.py` does 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ppleval.logits.dtensors import Part, part_of, whole_of
+from ppleval.logits.dtensors import part_of, whole_of
 from ppleval.logits.kernels import Reduction, TargetOutOfRangeError, launch
 from ppleval.logits.options import Options
 from ppleval.logits.outputs import ROW_SUM_TOLERANCE
@@ -25,6 +25,7 @@ from ppleval.logits.tensors import (
 )
 from ppleval.logits.threads import use_one_thread_after_fork
 from ppleval.logits.vocab_parallel import PartWork, reduce_part, with_all_rows, work_on_logits
+from ppleval.stats.runs import SequenceSums
 from ppleval.user_warnings import warn_user
 
 # Short sequences are copied together and reduced at once, up to this many logits: 4 MB of float32.
@@ -32,20 +33,6 @@ from ppleval.user_warnings import warn_user
 TOGETHER = 2**20
 # The interval needs squares of sums of weights, which end at 1e308.
 LARGEST_WEIGHT = 1e100
-
-
-@dataclass(frozen=True)
-class SequenceSums:
-    """Per sequence d of a batch: S_d = sum_t w_t nll_t in nats and W_d = sum_t w_t, float64."""
-
-    nll_sums: np.ndarray  # (batch,)
-    weight_sums: np.ndarray  # (batch,)
-    num_tokens: np.ndarray  # (batch,) int64, scored tokens
-    guess_nll_sum: float  # nats, sum w_t log V: what a uniform guess over V ids would give
-    nan_place: tuple[int, int] | None  # the first (sequence, position) whose nll is NaN
-    # Whether this process counts them where processes are added up: one of those that share logits.
-    is_counted_here: bool = True
-    dtypes: frozenset[str] = frozenset()  # in which the logits were reduced
 
 
 @dataclass(slots=True)
@@ -93,25 +80,25 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
         TypeError, ValueError: input of the wrong type, shape or range, named.
         ConnectionError: another process that shares a DTensor failed, or is gone.
     """
-    shared = part_of(predictions, "predictions", None, None)
-    if shared is not None:
-        launched = _launch_shared(shared, predictions, references, sample_weight, options)
-        return replace(_sums(*launched, options), is_counted_here=shared.is_first)
+    if is_dtensor(predictions):
+        return _reduce_shared(predictions, references, sample_weight, options)
     use_one_thread_after_fork()
     predictions = _listed(predictions, "predictions")
     references = _listed(references, "references")
     sample_weight = _listed(sample_weight, "sample_weight")
-    sums = [SequenceSums(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64), 0.0, None)]
-    parts = _parts(predictions, references, sample_weight, options)
-    sums += [_sums(part, *_launch(part, options), options) for part in parts]
-    return SequenceSums(
-        nll_sums=np.concatenate([part.nll_sums for part in sums]),
-        weight_sums=np.concatenate([part.weight_sums for part in sums]),
-        num_tokens=np.concatenate([part.num_tokens for part in sums]),
-        guess_nll_sum=sum(part.guess_nll_sum for part in sums),
-        nan_place=next((part.nan_place for part in sums if part.nan_place is not None), None),
-        dtypes=frozenset().union(*(part.dtypes for part in sums)),
-    )
+    sums = []
+    for part in _parts(predictions, references, sample_weight, options):
+        targets, scored, weights = _aligned(part, options)
+        reduction = launch(
+            part.logits,
+            targets,
+            scored,
+            from_logits=options.from_logits,
+            dtype=options.dtype,
+            backend=options.backend,
+        )
+        sums.append(_sums(part, reduction, weights, options))
+    return sums[0] if len(sums) == 1 else _concatenated(sums)
 
 
 def _listed(value, name: str):
@@ -126,14 +113,14 @@ def _listed(value, name: str):
     )
 
 
-def _parts(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
+def _parts(predictions, references, sample_weight, options: Options) -> Iterable[_Part]:
     """The input, checked: all of it if it is one tensor, else sequence by sequence or several."""
     _check_kinds(predictions, references, sample_weight)
     logits = _as_one_array(predictions)
     if logits is not None:
-        yield _part_of_tensor(as_tensor(logits, "predictions"), references, sample_weight, options)
-    else:
-        yield from _together(_sequences(predictions, references, sample_weight, options))
+        logits = as_tensor(logits, "predictions")
+        return [_part_of_tensor(logits, references, sample_weight, options)]
+    return _together(_sequences(predictions, references, sample_weight, options))
 
 
 def _check_kinds(predictions, references, sample_weight) -> None:
@@ -164,8 +151,10 @@ def _part_of_tensor(logits: torch.Tensor, references, sample_weight, options: Op
     """All sequences, whose logits are one tensor."""
     targets = as_tensor(references, "references")
     _check_shapes(logits, targets, "", "B, ", options)
-    weights = _weights(sample_weight, targets.shape, "sample_weight")
-    weights = None if weights is None else weights.flatten()
+    weights = None
+    if sample_weight is not None:
+        weights = as_tensor(sample_weight, "sample_weight")
+        weights = _weights(weights, targets.shape, "sample_weight").flatten()
     batch, length = targets.shape
     return _Part(0, [length] * batch, logits, targets.to(torch.int64).flatten(), weights)
 
@@ -232,20 +221,20 @@ def _entries(values, name: str) -> list:
 
 
 def _together(sequences: Iterator[_Part]) -> Iterator[_Part]:
-    """The same sequences; neighbours that are short and alike are joined.
+    """The sequences; neighbours that are short and alike are joined.
 
     Each reduction costs some hundred microseconds, however few its rows.
     """
-    run, size, kind_of_run = [], 0, None
+    near, size, kind_of_near = [], 0, None
     for part in sequences:
         part_size, kind = part.logits.numel(), _kind(part)
-        if run and (size + part_size > TOGETHER or kind != kind_of_run):
-            yield _joined(run)
-            run, size = [], 0
-        run.append(part)
-        size, kind_of_run = size + part_size, kind
-    if run:
-        yield _joined(run)
+        if near and (size + part_size > TOGETHER or kind != kind_of_near):
+            yield _joined(near)
+            near, size = [], 0
+        near.append(part)
+        size, kind_of_near = size + part_size, kind
+    if near:
+        yield _joined(near)
 
 
 def _kind(part: _Part) -> tuple:
@@ -313,11 +302,8 @@ def _check_shapes(
     raise ValueError(message)
 
 
-def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None:
+def _weights(weights: torch.Tensor, shape: torch.Size, name: str) -> torch.Tensor:
     """Weights of the shape of the targets. One weight per sequence is spread over its tokens."""
-    if sample_weight is None:
-        return None
-    weights = as_tensor(sample_weight, name)
     if weights.is_complex():
         raise TypeError(f"{name} must hold real numbers, got {weights.dtype}.")
     # One type for all. MPS has no float64.
@@ -330,41 +316,6 @@ def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None
             f"{tuple(shape[:-1])} with one weight per sequence, got {tuple(weights.shape)}."
         )
     return weights
-
-
-def _launch(part: _Part, options: Options) -> tuple[Reduction, torch.Tensor]:
-    """The reduction of each row, and the rows' weights."""
-    targets, scored, weights = _aligned(part, options)
-    return launch(part.logits, targets, scored, **_how(options)), weights
-
-
-def _launch_shared(
-    shared: Part, predictions, references, sample_weight, options: Options
-) -> tuple[_Part, Reduction, torch.Tensor]:
-    """All sequences of a DTensor, the reduction of each row, and the rows' weights.
-
-    Raises: as `reduce_part`.
-    """
-    references, sample_weight = whole_of(references), whole_of(sample_weight)
-
-    def checked() -> tuple[_Part, torch.Tensor, PartWork]:
-        _check_kinds(shared.local, references, sample_weight)
-        shared.check_shape("predictions")
-        part = _part_of_tensor(predictions, references, sample_weight, options)
-        *flat, weights = _aligned(part, options)
-        rows = (values.view(predictions.shape[:-1]) for values in flat)
-        work = work_on_logits(as_tensor(shared.local, "predictions"), *rows, **_how(options))
-        return part, weights, replace(work, weights=weights)
-
-    mine = shared.attempt(checked)
-    reduction = with_all_rows(reduce_part(shared, mine.then(lambda own: own[2])), shared)
-    part, weights, _ = mine.value
-    return part, reduction, weights
-
-
-def _how(options: Options) -> dict:
-    """How rows are reduced, for `launch` and `work_on_logits`."""
-    return {name: getattr(options, name) for name in ("from_logits", "dtype", "backend")}
 
 
 def _aligned(part: _Part, options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -451,3 +402,49 @@ def _look_like_probabilities(logits: torch.Tensor, scored: torch.Tensor, nll: to
         row.min() >= 0 and row.max() <= 1 and abs(row.sum() - 1) <= ROW_SUM_TOLERANCE
         for row in rows
     )
+
+
+def _concatenated(sums: Sequence[SequenceSums]) -> SequenceSums:
+    """The sums of all sequences of parts, which follow each other; there may be none."""
+    if not sums:
+        return SequenceSums(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64), 0.0)
+    return SequenceSums(
+        nll_sums=np.concatenate([part.nll_sums for part in sums]),
+        weight_sums=np.concatenate([part.weight_sums for part in sums]),
+        num_tokens=np.concatenate([part.num_tokens for part in sums]),
+        guess_nll_sum=sum(part.guess_nll_sum for part in sums),
+        nan_place=next((part.nan_place for part in sums if part.nan_place is not None), None),
+        dtypes=frozenset().union(*(part.dtypes for part in sums)),
+    )
+
+
+def _reduce_shared(predictions, references, sample_weight, options: Options) -> SequenceSums:
+    """The sums of all sequences of a DTensor, on every process that shares it.
+
+    Raises: as `reduce_part`.
+    """
+    shared = part_of(predictions, "predictions", None, None)
+    assert shared is not None  # because of a DTensor
+    references, sample_weight = whole_of(references), whole_of(sample_weight)
+
+    def checked() -> tuple[_Part, PartWork, torch.Tensor]:
+        _check_kinds(shared.local, references, sample_weight)
+        shared.check_shape("predictions")
+        part = _part_of_tensor(predictions, references, sample_weight, options)
+        *flat, weights = _aligned(part, options)
+        rows = (values.view(predictions.shape[:-1]) for values in flat)
+        logits = as_tensor(shared.local, "predictions")
+        work = work_on_logits(
+            logits,
+            *rows,
+            from_logits=options.from_logits,
+            dtype=options.dtype,
+            backend=options.backend,
+        )
+        return part, replace(work, weights=weights), weights
+
+    mine = shared.attempt(checked)
+    reduction = with_all_rows(reduce_part(shared, mine.then(lambda own: own[1])), shared)
+    part, _, weights = mine.value
+    sums = _sums(part, reduction, weights, options)
+    return replace(sums, is_counted_here=shared.is_first)
