@@ -82,18 +82,18 @@ class Reduction:
 
     def _tell(self, faults: list[int]) -> None:
         """Raise, or warn of, what is wrong."""
-        found = functools.reduce(operator.or_, faults, 0)
-        if found & OUT_OF_RANGE:
+        bits = functools.reduce(operator.or_, faults, 0)
+        if bits & OUT_OF_RANGE:
             targets = self.targets.cpu()
             outside = self.scored.cpu() & ((targets < 0) | (targets >= self.vocab_size))
             place = tuple(outside.nonzero()[0].tolist())
             raise TargetOutOfRangeError(place, int(targets[place]), self.vocab_size)
-        if found & NO_PROBABILITY:
+        if bits & NO_PROBABILITY:
             raise ValueError(
                 "from_logits=False takes probabilities, got a negative or non-finite value, or a "
                 "row whose sum overflows. For logits or log-probabilities pass from_logits=True."
             )
-        if found & UNNORMALISED:
+        if bits & UNNORMALISED:
             warn_user(
                 "With from_logits=False, some rows of probabilities do not sum to 1; "
                 "each row is divided by its sum."

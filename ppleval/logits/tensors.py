@@ -142,10 +142,10 @@ def _problem_of_tensor(tensor: torch.Tensor) -> str | None:
 
 def _holds(value: Sequence, kinds: tuple[type, ...]) -> bool:
     """Whether a nested list holds anything of these types."""
-    found = set(map(type, value))
-    if any(issubclass(kind, kinds) for kind in found):
+    types = set(map(type, value))
+    if any(issubclass(kind, kinds) for kind in types):
         return True
-    if not any(issubclass(kind, (list, tuple)) for kind in found):
+    if not any(issubclass(kind, (list, tuple)) for kind in types):
         return False
     return any(isinstance(part, (list, tuple)) and _holds(part, kinds) for part in value)
 

@@ -20,7 +20,7 @@ from ppleval.logits.outputs import (
     LogitTransform,
     TokenStats,
 )
-from ppleval.logits.threads import share
+from ppleval.logits.threads import over_threads
 
 # Elements of a block, at most. On a CPU: 2 MB of float32 in each thread. Elsewhere a launch costs
 # more than a cache gives: 64 MB.
@@ -64,15 +64,15 @@ def reduce(
     everywhere = host_scored.nonzero().squeeze(1).to(logits.device)
     scored_targets = targets.to(logits.device)[everywhere]
     with_all = out.rank is not None
-    found = TokenStats.empty(len(everywhere), out.nll.dtype, logits.device, with_all=with_all)
+    stats = TokenStats.empty(len(everywhere), out.nll.dtype, logits.device, with_all=with_all)
     faults: list[int] = []
     if not from_logits:
         do = functools.partial(_reduce_probabilities, faults=faults)
     else:
         do = _write_all if with_all else _write_nll
-    do = functools.partial(do, targets=scored_targets, out=found)
+    do = functools.partial(do, targets=scored_targets, out=stats)
     over_blocks(logits, host_scored, len(everywhere), out.nll.dtype, transform, do)
-    for values, outputs in zip(found.tensors, out.tensors, strict=True):
+    for values, outputs in zip(stats.tensors, out.tensors, strict=True):
         outputs.zero_()[everywhere] = values
     return functools.reduce(operator.or_, faults, 0)
 
@@ -109,7 +109,7 @@ def over_blocks(
 
     on_threads = logits.device.type == "cpu" and num_scored * vocab_size > FEW_ELEMENTS
     if on_threads:
-        share(work, len(blocks))
+        over_threads(work, len(blocks))
     else:
         work(iter(range(len(blocks))))
 

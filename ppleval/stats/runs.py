@@ -81,8 +81,8 @@ class Run:
     @property
     def dtypes(self) -> list[str]:
         """In which its logits were reduced."""
-        found = {"float32": self.num_float32, "float64": self.num_float64}
-        return [name for name, count in found.items() if count > 0]
+        counts = {"float32": self.num_float32, "float64": self.num_float64}
+        return [name for name, count in counts.items() if count > 0]
 
     def numbers(self) -> list[float | int]:
         """The totals and counts in one row, as it crosses processes."""
