@@ -47,7 +47,8 @@ def given(method: FunctionType, arguments: dict[str, Any], *kinds: type) -> dict
     Raises:
         TypeError: a keyword that the method does not know.
     """
-    refuse(arguments["unknown"], method, type(arguments["self"]))
+    if arguments["unknown"]:
+        refuse(arguments["unknown"], method, type(arguments["self"]))
     names = {field.name for kind in kinds for field in fields(kind)}
     found = {}
     for name, default in (method.__kwdefaults__ or {}).items():

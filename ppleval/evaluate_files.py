@@ -33,13 +33,11 @@ def add_over_files(run: Run, metric: evaluate.Metric) -> Run | None:
 
     Args:
         run: that of this process.
-        metric: its `num_process`, 1 for a process alone, and where and how they meet.
+        metric: its `num_process`, and where and how they meet.
 
     Raises:
         ValueError: the run has groups, which evaluate's files do not carry.
     """
-    if metric.num_process == 1:
-        return run
     if run.groups:
         raise ValueError("groups go with one process or with sync=True, not with num_process.")
     exchange = _Exchange(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.utils import are_progress_bars_disabled
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # What scores texts with each kind of model.
 SCORERS = {CausalModel: TextScorer, MaskedModel: MaskedScorer, Seq2SeqModel: Seq2SeqScorer}
+LOGIT_OPTIONS = {field.name for field in fields(Options)}
 
 
 class Perplexity:
@@ -176,7 +177,7 @@ class Perplexity:
                 connected, or this one is not in the group.
             ConnectionError: another process failed or is gone; nothing changes here.
         """
-        self._check_one_protocol(sync=True)
+        self._check_one_protocol()
         self._pending.sync(Processes.to_sync(True, process_group))
 
     def trainer_hooks(
@@ -221,7 +222,7 @@ class Perplexity:
         names = None if groups is None else checked_groups(groups)
         processes = None if process_group is None else Processes.of_group(process_group)
         options["shift"] = True if shift is None else shift
-        hooks = TrainerHooks(self._options.replace(**options), shift is None, names, processes)
+        hooks = TrainerHooks(replace(self._options, **options), shift is None, names, processes)
         return {
             "preprocess_logits_for_metrics": hooks.preprocess_logits_for_metrics,
             "compute_metrics": hooks.compute_metrics,
@@ -412,9 +413,15 @@ class Perplexity:
                 predictions, contexts, groups, batch_size, options, processes
             )
         options = self._options_of_logits(options, contexts=contexts, batch_size=batch_size)
-        processes = Processes.to_sync(sync, process_group)
         batch = Batch(predictions, references, sample_weight, groups)
-        return self._compute_logits(batch, options, processes if sync else None)
+        if sync is False and process_group is None:
+            pending = self._pending.all_batches(batch, options)
+        else:
+            processes = Processes.to_sync(sync, process_group)
+            self._check_one_protocol()
+            pending = self._pending.all_batches_of(processes, batch, options)
+        with pending as run:
+            return self._result_of_logits(run, options)
 
     def score(
         self,
@@ -783,35 +790,27 @@ class Perplexity:
                 scorer, all_texts, contexts, all_groups, batch_size, processes
             )
 
-    def _compute_logits(
-        self, batch: Batch, options: Options, processes: Processes | None
-    ) -> Result | None:
-        sync = processes is not None
-        self._check_one_protocol(sync)
-        is_added = sync or self.num_process > 1
-        with self._pending.all_batches(
-            batch, options, processes, counted_here=is_added
-        ) as local_run:
-            run = self._over_files(local_run)
-            if run is None:
+    def _result_of_logits(self, run: Run, options: Options) -> Result | None:
+        """The result of all batches; the user is warned of what is odd in it."""
+        if self.num_process > 1:
+            run_of_all = self._over_files(run.to_sync)
+            if run_of_all is None:
                 return None
-            if run.num_batches == 0:
-                raise ValueError(
-                    "Nothing to compute: pass predictions and references, or call add_batch first."
-                )
-            if (remark := run.remark()) is not None:
-                warn_user(remark)
-            return {**run.result(), "signature": options.signature_of(run.dtypes)}
+            run = run_of_all
+        if run.num_batches == 0:
+            raise ValueError(
+                "Nothing to compute: pass predictions and references, or call add_batch first."
+            )
+        if (remark := run.remark()) is not None:
+            warn_user(remark)
+        return {**run.result(), "signature": options.signature_of(run.dtypes)}
 
-    def _options_of_logits(self, options: dict, **of_texts) -> Options:
+    def _options_of_logits(self, options: dict, contexts, batch_size: int | None) -> Options:
         """The options of this metric with those of a call for logits."""
-        _refuse_those_of(TextOptions, Options, options, where := "texts and model_id= or model=")
-        source, options = split_names(options, ModelSource)
-        source.pop("trust_remote_code", None)  # may stand in every call
-        for name, value in (source | of_texts).items():
-            if value is not None:
-                raise ValueError(f"{name}= goes with {where}.")
-        return self._options.replace(**options)
+        options.pop("trust_remote_code", None)  # may stand in every call
+        if contexts is not None or batch_size is not None or not options.keys() <= LOGIT_OPTIONS:
+            _refuse_those_of_texts(options, contexts=contexts, batch_size=batch_size)
+        return replace(self._options, **options) if options else self._options
 
     def _source_and_options(self, options: dict) -> tuple[ModelSource, TextOptions]:
         """The model of a call, and the options of its texts, checked; nothing is loaded."""
@@ -886,8 +885,8 @@ class Perplexity:
             warn_user(remark)
         return result
 
-    def _check_one_protocol(self, sync: bool) -> None:
-        if sync and self.num_process > 1:
+    def _check_one_protocol(self) -> None:
+        if self.num_process > 1:
             raise ValueError("sync goes by torch.distributed, and num_process by files; use one.")
 
     # What evaluate's metric, which is made of this class, does in its own way.
@@ -896,7 +895,7 @@ class Perplexity:
 
     def _over_files(self, run: Run) -> Run | None:
         """The runs of all these processes, added up, on the first; None on the others."""
-        return run
+        raise NotImplementedError
 
     def _shows_progress(self) -> bool:
         """Whether progress bars are wanted; transformers and huggingface_hub have a switch each."""
@@ -908,6 +907,14 @@ def _refuse_those_of(kind: type, other: type, options: dict, where: str) -> None
     own = {field.name for field in fields(kind)} - {field.name for field in fields(other)}
     for name in options:
         if name in own:
+            raise ValueError(f"{name}= goes with {where}.")
+
+
+def _refuse_those_of_texts(options: dict, **others) -> None:
+    """Raises ValueError for what a call for logits was given that goes with texts and a model."""
+    _refuse_those_of(TextOptions, Options, options, where := "texts and model_id= or model=")
+    for name, value in (options | others).items():
+        if name not in LOGIT_OPTIONS and value is not None:
             raise ValueError(f"{name}= goes with {where}.")
 
 

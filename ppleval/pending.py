@@ -8,18 +8,15 @@ under the lock, because another thread may have added something in between.
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
-
-from ppleval.distributed import ALONE, Attempt, Processes
+from ppleval.distributed import Attempt, Processes
 from ppleval.logits.inputs import reduce_batch
 from ppleval.logits.options import Options
 from ppleval.logits.tensors import is_dtensor
 from ppleval.stats.groups import add_groups, check_number, checked_groups
-from ppleval.stats.runs import Run
+from ppleval.stats.runs import Run, SequenceSums
 from ppleval.texts.inputs import are_texts, is_conversation
 from ppleval.user_warnings import warn_user
 
@@ -41,27 +38,12 @@ class Batch(NamedTuple):
     def is_shared(self) -> bool:
         """Whether several processes share the logits, so that all have to meet where they are
         reduced, whatever else is wrong on one of them."""
-        return isinstance(self.predictions, torch.Tensor) and is_dtensor(self.predictions)
+        return is_dtensor(self.predictions)
 
     @property
     def holds_texts(self) -> bool:
         """Whether the predictions are texts, which have no references."""
         return self.references is None and are_texts(self.predictions)
-
-
-@dataclass(frozen=True)
-class Held:
-    """The run of some batches, and of those among them that this process counts where processes are
-    added up: of logits that processes share, each has the sums of the whole, and one counts them.
-    """
-
-    run: Run = field(default_factory=Run)
-    counted_here: Run = field(default_factory=Run)
-
-    def __add__(self, other: "Held") -> "Held":
-        if not isinstance(other, Held):
-            return NotImplemented
-        return Held(self.run + other.run, self.counted_here + other.counted_here)
 
 
 class Pending:
@@ -94,13 +76,9 @@ class Pending:
         with self._lock:
             self._texts: list[str] = []
             self._groups: list[str] = []  # none, or one for each text
-            self._held = Held()
-            self._is_synced = False  # whether `_held` is that of all processes
+            self._run = Run()  # of the batches
+            self._is_synced = False  # whether it is that of all processes
             self._warned_of_nan = False
-
-    @property
-    def _run(self) -> Run:
-        return self._held.run
 
     def __len__(self) -> int:
         """Number of sequences and texts."""
@@ -134,9 +112,11 @@ class Pending:
         self._check_not_computing()
         if not batch.is_shared:
             self._check_takes_batches()
-        held = self._reduce(batch, self._options)
-        self._add_held(held)
-        return held.run
+        # First, because processes that share the logits meet there.
+        sums = reduce_batch(batch.predictions, batch.references, batch.sample_weight, self._options)
+        run = self._run_of(sums, batch.groups)
+        self._add_run(run)
+        return run
 
     def merge(self, other: "Pending") -> None:
         """Add what `other` holds, and leave it there.
@@ -155,13 +135,13 @@ class Pending:
         # One lock after the other: held at once, they would be held in two orders.
         with other._lock:
             other._check_not_synced()
-            held, texts, groups = other._held, list(other._texts), list(other._groups)
+            run, texts, groups = other._run, list(other._texts), list(other._groups)
         with self._lock:
             self._check_not_synced()
             if texts:
                 self.add_texts(texts, groups or None)
-            if held.run.num_batches > 0:
-                self._add_held(held)
+            if run.num_batches > 0:
+                self._add_run(run)
 
     def sync(self, processes: Processes) -> None:
         """Replace the sums by those of all these processes.
@@ -172,8 +152,7 @@ class Pending:
         """
         with self._lock:
             mine = processes.attempt(self._run_to_sync)
-            run = _sum_over(processes, mine, self._options)
-            self._held = Held(run, run)
+            self._run = _sum_over(processes, mine, self._options)
             self._is_synced = True
 
     @contextmanager
@@ -200,59 +179,71 @@ class Pending:
             self.clear()
 
     @contextmanager
-    def all_batches(
-        self, batch: Batch, options: Options, processes: Processes | None, *, counted_here: bool
-    ) -> Iterator[Run]:
+    def all_batches(self, batch: Batch, options: Options) -> Iterator[Run]:
         """The run of all batches, and of this one. A block that ends without an error uses it up.
 
         Args:
             batch: reduced here; its fields are None where there is none.
             options: those of the batch; they have to be those of the batches added.
-            processes: those whose run it is together, with `sync`; None without.
-            counted_here: whether it is added to that of other processes, so that of logits that
-                processes share one counts.
 
         Raises:
-            TypeError, ValueError, ConnectionError: as `add_batch` and `sync`, or the options
-                differ.
+            TypeError, ValueError, ConnectionError: as `add_batch`, or the options differ.
         """
-        sync = processes is not None
-        processes = processes or ALONE
-        with ExitStack() as locked:
-            mine = processes.attempt(self._held_with, batch, options, sync, locked)
-            runs = mine.then(lambda held: held.counted_here if counted_here else held.run)
+        run = self._reduced(batch, options, sync=False)
+        with self._lock:
+            yield self._with_run(run, batch, options, sync=False)
+            self.clear()
+
+    @contextmanager
+    def all_batches_of(self, processes: Processes, batch: Batch, options: Options) -> Iterator[Run]:
+        """The run of all batches of these processes; on each of them as `all_batches`.
+
+        Raises:
+            TypeError, ValueError, ConnectionError: as `all_batches` and `sync`.
+        """
+        mine = processes.attempt(self._reduced, batch, options, True)
+        with self._lock:
+            runs = processes.attempt(
+                lambda: self._with_run(mine.value, batch, options, sync=True).to_sync
+            )
             yield _sum_over(processes, runs, options)
             self.clear()
 
-    def _held_with(self, batch: Batch, options: Options, sync: bool, locked: ExitStack) -> Held:
-        """What is held and a batch; `locked` then holds the lock, so that nothing is added."""
+    def _reduced(self, batch: Batch, options: Options, sync: bool) -> Run:
+        """The run of a batch that is given to `compute`; an empty one where none is."""
         self._check_not_computing()
         if not batch.is_shared:
             self._check_computes(batch, options, sync)
+        if not batch.is_given:
+            return Run()
         with self._reading():
-            held = self._reduce(batch, options) if batch.is_given else Held()
-        locked.enter_context(self._lock)
+            # First, because processes that share the logits meet there.
+            sums = reduce_batch(batch.predictions, batch.references, batch.sample_weight, options)
+            return self._run_of(sums, batch.groups)
+
+    def _with_run(self, run: Run, batch: Batch, options: Options, sync: bool) -> Run:
+        """The run of what was added and of a batch, which still fits."""
         self._check_computes(batch, options, sync)
-        _check_all_or_none(self._run.is_grouped, held.run.is_grouped)
-        return self._held + held
+        if self._run.num_batches == 0:
+            return run
+        _check_all_or_none(self._run.is_grouped, run.is_grouped)
+        return self._run + run
 
     def _run_to_sync(self) -> Run:
         self._check_not_computing()
         self._check_takes_batches()
-        return self._held.counted_here
+        return self._run.to_sync
 
-    def _add_held(self, held: Held) -> None:
+    def _add_run(self, run: Run) -> None:
         with self._lock:
             self._check_takes_batches()
-            _check_all_or_none(self._run.is_grouped, held.run.is_grouped)
-            self._held += held
+            _check_all_or_none(self._run.is_grouped, run.is_grouped)
+            self._run += run
 
-    def _reduce(self, batch: Batch, options: Options) -> Held:
-        """What is held of one batch."""
-        # First, because processes that share the logits meet there.
-        sums = reduce_batch(batch.predictions, batch.references, batch.sample_weight, options)
-        groups = None if batch.groups is None else checked_groups(batch.groups)
+    def _run_of(self, sums: SequenceSums, groups: Iterable | None) -> Run:
+        """The run of a batch; the user is warned of the first NaN."""
         if groups is not None:
+            groups = checked_groups(groups)
             check_number(groups, len(sums.nll_sums))
         if sums.nan_place is not None and not self._warned_of_nan:
             self._warned_of_nan = True
@@ -261,15 +252,7 @@ class Pending:
                 f"predictions[{sequence}, {position}] holds NaN or +inf, or no probability at all: "
                 "its nll is NaN, and so is the perplexity."
             )
-        run = Run.from_sequences(
-            sums.nll_sums,
-            sums.weight_sums,
-            sums.num_tokens,
-            groups,
-            sums.guess_nll_sum,
-            sums.dtypes,
-        )
-        return Held(run, run if sums.is_counted_here else Run())
+        return Run.of_batch(sums, groups)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -323,7 +306,7 @@ class Pending:
                 f"before it ({self._options.signature}). Give the options to evaluate.load, or "
                 "call reset() first."
             )
-        if sync or batch.is_given:
+        if self._is_synced and (sync or batch.is_given):
             self._check_not_synced()
 
 

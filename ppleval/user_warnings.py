@@ -2,9 +2,12 @@
 
 import sys
 import warnings
-from types import FrameType
 
 from ppleval.shown import shown_message
+
+# Where the user's line is not: contextlib stands between a context manager of this package and the
+# `with` of another module.
+INSIDE = ("ppleval", "contextlib")
 
 
 class PerplexityWarning(UserWarning):
@@ -14,12 +17,6 @@ class PerplexityWarning(UserWarning):
 def warn_user(message: str) -> None:
     """Warn, as `warnings.warn` does, at the line that called into this package."""
     frame, level = sys._getframe(1), 2
-    while frame is not None and _is_inside(frame):
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(shown_message(message), PerplexityWarning, stacklevel=level)
-
-
-def _is_inside(frame: FrameType) -> bool:
-    # contextlib stands between a context manager of this package and the `with` of another module.
-    name = frame.f_globals.get("__name__", "")
-    return name.partition(".")[0] == "ppleval" or name == "contextlib"

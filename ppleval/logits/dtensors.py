@@ -91,7 +91,7 @@ def part_of(
             "vocab_start, the id of the first column here, and process_group, the processes that "
             "have the others, go together."
         )
-    if isinstance(value, torch.Tensor) and is_dtensor(value):
+    if is_dtensor(value):
         if vocab_start is not None:
             raise ValueError(
                 f"{name} is a DTensor, which knows its place: leave out vocab_start and "
@@ -157,5 +157,4 @@ def _chunk(extent: slice, num_parts: int, number: int) -> slice:
 
 def whole_of(value):
     """A DTensor as a plain tensor of the whole, gathered; anything else as it is."""
-    is_spread = isinstance(value, torch.Tensor) and is_dtensor(value)
-    return value.full_tensor() if is_spread else value  # pyright: ignore[reportAttributeAccessIssue]
+    return value.full_tensor() if is_dtensor(value) else value

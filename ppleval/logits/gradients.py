@@ -13,7 +13,7 @@ import torch
 
 from ppleval.logits.outputs import IDENTITY, LogitTransform
 from ppleval.logits.product import UPCAST_AT_ONCE
-from ppleval.logits.threads import share
+from ppleval.logits.threads import over_threads
 from ppleval.logits.tiles import Tiles
 from ppleval.logits.torch_kernel import over_blocks
 
@@ -270,4 +270,4 @@ def _add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> 
             _, columns, rows = tiles.place(number)
             out[rows, columns].addmm_(left[rows], right[:, columns])
 
-    share(work, tiles.count)
+    over_threads(work, tiles.count)

@@ -4,13 +4,13 @@ This file tells the kinds of input apart and checks their shapes; `nll.py` does 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ppleval.logits.dtensors import Part, part_of, whole_of
+from ppleval.logits.dtensors import part_of, whole_of
 from ppleval.logits.kernels import Reduction, TargetOutOfRangeError, launch
 from ppleval.logits.options import Options
 from ppleval.logits.outputs import ROW_SUM_TOLERANCE
@@ -25,6 +25,7 @@ from ppleval.logits.tensors import (
 )
 from ppleval.logits.threads import use_one_thread_after_fork
 from ppleval.logits.vocab_parallel import PartWork, reduce_part, with_all_rows, work_on_logits
+from ppleval.stats.runs import SequenceSums
 from ppleval.user_warnings import warn_user
 
 # Short sequences are copied together and reduced at once, up to this many logits: 4 MB of float32.
@@ -34,22 +35,8 @@ TOGETHER = 2**20
 LARGEST_WEIGHT = 1e100
 
 
-@dataclass(frozen=True)
-class SequenceSums:
-    """Per sequence d of a batch: S_d = sum_t w_t nll_t in nats and W_d = sum_t w_t, float64."""
-
-    nll_sums: np.ndarray  # (batch,)
-    weight_sums: np.ndarray  # (batch,)
-    num_tokens: np.ndarray  # (batch,) int64, scored tokens
-    guess_nll_sum: float  # nats, sum w_t log V: what a uniform guess over V ids would give
-    nan_place: tuple[int, int] | None  # the first (sequence, position) whose nll is NaN
-    # Whether this process counts them where processes are added up: one of those that share logits.
-    is_counted_here: bool = True
-    dtypes: frozenset[str] = frozenset()  # in which the logits were reduced
-
-
 @dataclass(slots=True)
-class _Part:
+class _Chunk:
     """Sequences whose logits are one tensor; it is reduced at once."""
 
     first_sequence: int  # its number in the batch
@@ -73,7 +60,7 @@ class _Part:
         lengths = np.array(self.lengths, dtype=np.int64)
         some = lengths > 0
         sums = np.zeros(len(lengths), dtype=values.numpy().dtype)
-        # subtle: for an empty part reduceat gives the value after it.
+        # subtle: for an empty sequence reduceat gives the value after it.
         sums[some] = np.add.reduceat(values.numpy(), (self.ends() - lengths)[some])
         return sums
 
@@ -93,25 +80,25 @@ def reduce_batch(predictions, references, sample_weight, options: Options) -> Se
         TypeError, ValueError: input of the wrong type, shape or range, named.
         ConnectionError: another process that shares a DTensor failed, or is gone.
     """
-    shared = part_of(predictions, "predictions", None, None)
-    if shared is not None:
-        launched = _launch_shared(shared, predictions, references, sample_weight, options)
-        return replace(_sums(*launched, options), is_counted_here=shared.is_first)
+    if is_dtensor(predictions):
+        return _reduce_shared(predictions, references, sample_weight, options)
     use_one_thread_after_fork()
     predictions = _listed(predictions, "predictions")
     references = _listed(references, "references")
     sample_weight = _listed(sample_weight, "sample_weight")
-    sums = [SequenceSums(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64), 0.0, None)]
-    parts = _parts(predictions, references, sample_weight, options)
-    sums += [_sums(part, *_launch(part, options), options) for part in parts]
-    return SequenceSums(
-        nll_sums=np.concatenate([part.nll_sums for part in sums]),
-        weight_sums=np.concatenate([part.weight_sums for part in sums]),
-        num_tokens=np.concatenate([part.num_tokens for part in sums]),
-        guess_nll_sum=sum(part.guess_nll_sum for part in sums),
-        nan_place=next((part.nan_place for part in sums if part.nan_place is not None), None),
-        dtypes=frozenset().union(*(part.dtypes for part in sums)),
-    )
+    sums = []
+    for chunk in _chunks(predictions, references, sample_weight, options):
+        targets, scored, weights = _aligned(chunk, options)
+        reduction = launch(
+            chunk.logits,
+            targets,
+            scored,
+            from_logits=options.from_logits,
+            dtype=options.dtype,
+            backend=options.backend,
+        )
+        sums.append(_sums(chunk, reduction, weights, options))
+    return sums[0] if len(sums) == 1 else _concatenated(sums)
 
 
 def _listed(value, name: str):
@@ -126,14 +113,14 @@ def _listed(value, name: str):
     )
 
 
-def _parts(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
+def _chunks(predictions, references, sample_weight, options: Options) -> Iterable[_Chunk]:
     """The input, checked: all of it if it is one tensor, else sequence by sequence or several."""
     _check_kinds(predictions, references, sample_weight)
     logits = _as_one_array(predictions)
     if logits is not None:
-        yield _part_of_tensor(as_tensor(logits, "predictions"), references, sample_weight, options)
-    else:
-        yield from _together(_sequences(predictions, references, sample_weight, options))
+        logits = as_tensor(logits, "predictions")
+        return [_chunk_of_tensor(logits, references, sample_weight, options)]
+    return _together(_sequences(predictions, references, sample_weight, options))
 
 
 def _check_kinds(predictions, references, sample_weight) -> None:
@@ -160,17 +147,19 @@ def _remedy(value: str | Mapping) -> str:
     return ""
 
 
-def _part_of_tensor(logits: torch.Tensor, references, sample_weight, options: Options) -> _Part:
+def _chunk_of_tensor(logits: torch.Tensor, references, sample_weight, options: Options) -> _Chunk:
     """All sequences, whose logits are one tensor."""
     targets = as_tensor(references, "references")
     _check_shapes(logits, targets, "", "B, ", options)
-    weights = _weights(sample_weight, targets.shape, "sample_weight")
-    weights = None if weights is None else weights.flatten()
+    weights = None
+    if sample_weight is not None:
+        weights = as_tensor(sample_weight, "sample_weight")
+        weights = _weights(weights, targets.shape, "sample_weight").flatten()
     batch, length = targets.shape
-    return _Part(0, [length] * batch, logits, targets.to(torch.int64).flatten(), weights)
+    return _Chunk(0, [length] * batch, logits, targets.to(torch.int64).flatten(), weights)
 
 
-def _sequences(predictions, references, sample_weight, options: Options) -> Iterator[_Part]:
+def _sequences(predictions, references, sample_weight, options: Options) -> Iterator[_Chunk]:
     """Each sequence of a list."""
     given = {"predictions": predictions, "references": references}
     if sample_weight is not None:
@@ -198,7 +187,7 @@ def _sequences(predictions, references, sample_weight, options: Options) -> Iter
             weights = _weights(entry, targets.shape, f"sample_weight{place}")
         if targets.dtype != torch.int64:
             targets = targets.to(torch.int64)
-        yield _Part(i, [targets.shape[0]], logits, targets, weights)
+        yield _Chunk(i, [targets.shape[0]], logits, targets, weights)
 
 
 def _hint_at_steps(predictions: list, references: list) -> str:
@@ -231,40 +220,40 @@ def _entries(values, name: str) -> list:
     return list(entries)
 
 
-def _together(sequences: Iterator[_Part]) -> Iterator[_Part]:
-    """The same sequences; neighbours that are short and alike are joined.
+def _together(sequences: Iterator[_Chunk]) -> Iterator[_Chunk]:
+    """The sequences; neighbours that are short and alike are joined.
 
     Each reduction costs some hundred microseconds, however few its rows.
     """
-    run, size, kind_of_run = [], 0, None
-    for part in sequences:
-        part_size, kind = part.logits.numel(), _kind(part)
-        if run and (size + part_size > TOGETHER or kind != kind_of_run):
-            yield _joined(run)
-            run, size = [], 0
-        run.append(part)
-        size, kind_of_run = size + part_size, kind
-    if run:
-        yield _joined(run)
+    near, size, kind_of_near = [], 0, None
+    for chunk in sequences:
+        size_of_chunk, kind = chunk.logits.numel(), _kind(chunk)
+        if near and (size + size_of_chunk > TOGETHER or kind != kind_of_near):
+            yield _joined(near)
+            near, size = [], 0
+        near.append(chunk)
+        size, kind_of_near = size + size_of_chunk, kind
+    if near:
+        yield _joined(near)
 
 
-def _kind(part: _Part) -> tuple:
-    """Parts of equal kind can be joined."""
-    logits, weights = part.logits, part.weights
+def _kind(chunk: _Chunk) -> tuple:
+    """Chunks of equal kind can be joined."""
+    logits, weights = chunk.logits, chunk.weights
     device_of_weights = None if weights is None else weights.device
-    return logits.dtype, logits.device, logits.shape[-1], part.targets.device, device_of_weights
+    return logits.dtype, logits.device, logits.shape[-1], chunk.targets.device, device_of_weights
 
 
-def _joined(parts: list[_Part]) -> _Part:
-    """The parts one after the other. A single part is not copied."""
-    if len(parts) == 1:
-        return parts[0]
-    weights = [part.weights for part in parts if part.weights is not None]  # of all, or of none
-    return _Part(
-        parts[0].first_sequence,
-        [length for part in parts for length in part.lengths],
-        torch.cat([part.logits for part in parts]),
-        torch.cat([part.targets for part in parts]),
+def _joined(chunks: list[_Chunk]) -> _Chunk:
+    """The chunks one after the other. A single chunk is not copied."""
+    if len(chunks) == 1:
+        return chunks[0]
+    weights = [chunk.weights for chunk in chunks if chunk.weights is not None]  # of all, or of none
+    return _Chunk(
+        chunks[0].first_sequence,
+        [length for chunk in chunks for length in chunk.lengths],
+        torch.cat([chunk.logits for chunk in chunks]),
+        torch.cat([chunk.targets for chunk in chunks]),
         torch.cat(weights) if weights else None,
     )
 
@@ -313,11 +302,8 @@ def _check_shapes(
     raise ValueError(message)
 
 
-def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None:
+def _weights(weights: torch.Tensor, shape: torch.Size, name: str) -> torch.Tensor:
     """Weights of the shape of the targets. One weight per sequence is spread over its tokens."""
-    if sample_weight is None:
-        return None
-    weights = as_tensor(sample_weight, name)
     if weights.is_complex():
         raise TypeError(f"{name} must hold real numbers, got {weights.dtype}.")
     # One type for all. MPS has no float64.
@@ -332,44 +318,9 @@ def _weights(sample_weight, shape: torch.Size, name: str) -> torch.Tensor | None
     return weights
 
 
-def _launch(part: _Part, options: Options) -> tuple[Reduction, torch.Tensor]:
-    """The reduction of each row, and the rows' weights."""
-    targets, scored, weights = _aligned(part, options)
-    return launch(part.logits, targets, scored, **_how(options)), weights
-
-
-def _launch_shared(
-    shared: Part, predictions, references, sample_weight, options: Options
-) -> tuple[_Part, Reduction, torch.Tensor]:
-    """All sequences of a DTensor, the reduction of each row, and the rows' weights.
-
-    Raises: as `reduce_part`.
-    """
-    references, sample_weight = whole_of(references), whole_of(sample_weight)
-
-    def checked() -> tuple[_Part, torch.Tensor, PartWork]:
-        _check_kinds(shared.local, references, sample_weight)
-        shared.check_shape("predictions")
-        part = _part_of_tensor(predictions, references, sample_weight, options)
-        *flat, weights = _aligned(part, options)
-        rows = (values.view(predictions.shape[:-1]) for values in flat)
-        work = work_on_logits(as_tensor(shared.local, "predictions"), *rows, **_how(options))
-        return part, weights, replace(work, weights=weights)
-
-    mine = shared.attempt(checked)
-    reduction = with_all_rows(reduce_part(shared, mine.then(lambda own: own[2])), shared)
-    part, weights, _ = mine.value
-    return part, reduction, weights
-
-
-def _how(options: Options) -> dict:
-    """How rows are reduced, for `launch` and `work_on_logits`."""
-    return {name: getattr(options, name) for name in ("from_logits", "dtype", "backend")}
-
-
-def _aligned(part: _Part, options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _aligned(chunk: _Chunk, options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of each row (N,): its target, whether it is scored, and its weight."""
-    targets, weights = part.targets, part.weights
+    targets, weights = chunk.targets, chunk.weights
     scored = is_scored(targets, options.unscored_ids)
     if weights is None:
         weights = torch.ones((), dtype=torch.float64, device="cpu").expand(targets.shape)
@@ -381,21 +332,21 @@ def _aligned(part: _Part, options: Options) -> tuple[torch.Tensor, torch.Tensor,
         # The targets move, so that the logits stay one block of memory. The last position of a
         # sequence has no next token; the target that rolls in from elsewhere is not scored.
         targets, weights, scored = (values.roll(-1) for values in (targets, weights, scored))
-        last = torch.from_numpy(part.ends()[np.array(part.lengths) > 0] - 1)
+        last = torch.from_numpy(chunk.ends()[np.array(chunk.lengths) > 0] - 1)
         scored.index_fill_(0, to_device(last, scored.device), False)
     return targets, scored, weights
 
 
 def _sums(
-    part: _Part, reduction: Reduction, weights: torch.Tensor, options: Options
+    chunk: _Chunk, reduction: Reduction, weights: torch.Tensor, options: Options
 ) -> SequenceSums:
-    """The sums of each sequence of a part."""
+    """The sums of each sequence of a chunk."""
     # The only wait for an accelerator.
     try:
         stats, weights, scored = reduction.on_host(weights, reduction.scored)
     except TargetOutOfRangeError as error:
         (row,) = error.place
-        message = error.message("references", part.place_of(row + options.shift))
+        message = error.message("references", chunk.place_of(row + options.shift))
         # Hidden states have a multiple of 8 numbers, and few vocabularies.
         if error.target >= error.vocab_size and error.vocab_size % 8 == 0:
             message += (
@@ -407,7 +358,7 @@ def _sums(
     bad_rows = (scored & ~((weights >= 0) & (weights <= LARGEST_WEIGHT))).nonzero()
     if len(bad_rows) > 0:
         row = int(bad_rows[0])
-        sequence, _ = part.place_of((row + options.shift) % len(weights))
+        sequence, _ = chunk.place_of((row + options.shift) % len(weights))
         raise ValueError(
             f"sample_weight[{sequence}] must be finite, not negative and at most "
             f"{LARGEST_WEIGHT:.0e}, got {weights[row]}. Only the ratios of weights matter: divide "
@@ -415,8 +366,8 @@ def _sums(
         )
     nll = stats.nll.double()
     # Rows of a DTensor are spread over processes.
-    can_judge = options.from_logits and not is_dtensor(part.logits)
-    if can_judge and _look_like_probabilities(part.logits, scored, nll):
+    can_judge = options.from_logits and not is_dtensor(chunk.logits)
+    if can_judge and _look_like_probabilities(chunk.logits, scored, nll):
         warn_user(
             "predictions look like probabilities: every value lies in [0, 1] and rows sum to 1. "
             "They were taken for logits, as asked; for probabilities pass from_logits=False."
@@ -425,12 +376,12 @@ def _sums(
     weights = weights.where(scored, 0)
     return SequenceSums(
         # An unscored nll is 0 and never inf, so that the product with weight 0 is 0.
-        nll_sums=part.sums(nll * weights),
-        weight_sums=part.sums(weights),
-        num_tokens=part.sums(scored.to(torch.int64)),
-        guess_nll_sum=weights.sum().item() * math.log(max(part.logits.shape[-1], 1)),
-        nan_place=part.place_of(int(nan_rows[0])) if len(nan_rows) > 0 else None,
-        dtypes=frozenset(["float64" if part.logits.dtype == torch.float64 else options.dtype]),
+        nll_sums=chunk.sums(nll * weights),
+        weight_sums=chunk.sums(weights),
+        num_tokens=chunk.sums(scored.to(torch.int64)),
+        guess_nll_sum=weights.sum().item() * math.log(max(chunk.logits.shape[-1], 1)),
+        nan_place=chunk.place_of(int(nan_rows[0])) if len(nan_rows) > 0 else None,
+        dtypes=frozenset(["float64" if chunk.logits.dtype == torch.float64 else options.dtype]),
     )
 
 
@@ -451,3 +402,49 @@ def _look_like_probabilities(logits: torch.Tensor, scored: torch.Tensor, nll: to
         row.min() >= 0 and row.max() <= 1 and abs(row.sum() - 1) <= ROW_SUM_TOLERANCE
         for row in rows
     )
+
+
+def _concatenated(sums: Sequence[SequenceSums]) -> SequenceSums:
+    """The sums of all sequences of chunks, which follow each other; there may be none."""
+    if not sums:
+        return SequenceSums(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64), 0.0)
+    return SequenceSums(
+        nll_sums=np.concatenate([each.nll_sums for each in sums]),
+        weight_sums=np.concatenate([each.weight_sums for each in sums]),
+        num_tokens=np.concatenate([each.num_tokens for each in sums]),
+        guess_nll_sum=sum(each.guess_nll_sum for each in sums),
+        nan_place=next((each.nan_place for each in sums if each.nan_place is not None), None),
+        dtypes=frozenset().union(*(each.dtypes for each in sums)),
+    )
+
+
+def _reduce_shared(predictions, references, sample_weight, options: Options) -> SequenceSums:
+    """The sums of all sequences of a DTensor, on every process that shares it.
+
+    Raises: as `reduce_part`.
+    """
+    shared = part_of(predictions, "predictions", None, None)
+    assert shared is not None  # because of a DTensor
+    references, sample_weight = whole_of(references), whole_of(sample_weight)
+
+    def checked() -> tuple[_Chunk, PartWork, torch.Tensor]:
+        _check_kinds(shared.local, references, sample_weight)
+        shared.check_shape("predictions")
+        chunk = _chunk_of_tensor(predictions, references, sample_weight, options)
+        *flat, weights = _aligned(chunk, options)
+        rows = (values.view(predictions.shape[:-1]) for values in flat)
+        logits = as_tensor(shared.local, "predictions")
+        work = work_on_logits(
+            logits,
+            *rows,
+            from_logits=options.from_logits,
+            dtype=options.dtype,
+            backend=options.backend,
+        )
+        return chunk, replace(work, weights=weights), weights
+
+    mine = shared.attempt(checked)
+    reduction = with_all_rows(reduce_part(shared, mine.then(lambda own: own[1])), shared)
+    chunk, _, weights = mine.value
+    sums = _sums(chunk, reduction, weights, options)
+    return replace(sums, is_counted_here=shared.is_first)

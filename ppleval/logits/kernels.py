@@ -65,7 +65,8 @@ class Reduction:
             TargetOutOfRangeError: a scored target outside [0, vocab_size).
             ValueError: probabilities, or their sum, that are negative or not finite.
         """
-        self._check(self.faults.tolist())
+        if any(faults := self.faults.tolist()):
+            self._tell(faults)
         return self.stats
 
     def on_host(self, *others: torch.Tensor) -> tuple[TokenStats, *tuple[torch.Tensor, ...]]:
@@ -74,23 +75,25 @@ class Reduction:
         Raises: as `result`.
         """
         faults, *copies = to_host(self.faults, *others, *self.stats.tensors)
-        self._check(faults.tolist())
+        if any(bits := faults.tolist()):
+            self._tell(bits)
         stats = self.stats.with_tensors(copies[len(others) :])
         return stats, *copies[: len(others)]
 
-    def _check(self, faults: list[int]) -> None:
-        found = functools.reduce(operator.or_, faults, 0)
-        if found & OUT_OF_RANGE:
+    def _tell(self, faults: list[int]) -> None:
+        """Raise, or warn of, what is wrong."""
+        bits = functools.reduce(operator.or_, faults, 0)
+        if bits & OUT_OF_RANGE:
             targets = self.targets.cpu()
             outside = self.scored.cpu() & ((targets < 0) | (targets >= self.vocab_size))
             place = tuple(outside.nonzero()[0].tolist())
             raise TargetOutOfRangeError(place, int(targets[place]), self.vocab_size)
-        if found & NO_PROBABILITY:
+        if bits & NO_PROBABILITY:
             raise ValueError(
                 "from_logits=False takes probabilities, got a negative or non-finite value, or a "
                 "row whose sum overflows. For logits or log-probabilities pass from_logits=True."
             )
-        if found & UNNORMALISED:
+        if bits & UNNORMALISED:
             warn_user(
                 "With from_logits=False, some rows of probabilities do not sum to 1; "
                 "each row is divided by its sum."
@@ -137,8 +140,10 @@ def launch(
         if _takes_triton(logits, dtype, backend):
             faults = _by_triton(*arguments, **options, may_fail=backend == "auto")
         if faults is None:
-            faults = torch_kernel.reduce(*arguments, **options)
-        stats = stats.view(targets.shape)
+            bits = torch_kernel.reduce(*arguments, **options)
+            faults = torch.tensor([bits], dtype=torch.int32, device="cpu")
+        if targets.dim() != 1:
+            stats = stats.view(targets.shape)
         if top_k > 0:
             assert stats.lse is not None  # because of with_all
             # A transform does not change the order.
@@ -149,13 +154,13 @@ def launch(
 
 
 def _takes_triton(logits: torch.Tensor, dtype: torch.dtype, backend: str) -> bool:
+    if backend == "auto":
+        may = logits.device.type == "cuda" and not triton_kernel.INTERPRETED and not _triton_failed
+        return may and triton_kernel.why_not(logits, dtype) is None
     check_backend(backend)
     if backend == "torch":
         return False
     reason = triton_kernel.why_not(logits, dtype)
-    if backend == "auto":
-        can = reason is None and not triton_kernel.INTERPRETED and not _triton_failed
-        return logits.device.type == "cuda" and can
     if reason is not None:
         raise ValueError(f'backend="triton" cannot run: {reason}. backend="auto" finds another.')
     return True

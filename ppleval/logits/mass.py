@@ -23,7 +23,7 @@ def share_nll(outputs: OutputRows, ids: torch.Tensor, dtype: str | torch.dtype) 
         (n,), on the device of the rows; inf where none of the ids can come, or there are none.
     """
     device, precision = outputs.rows.device, reduction_dtype(dtype)
-    found = []
+    blocks = []
     for block in outputs.positions.split(rows_at_once(outputs.vocab_size, device)):
         logits = outputs.to_logits(outputs.rows[block])
         logits = logits.to(torch.promote_types(logits.dtype, precision))
@@ -31,5 +31,5 @@ def share_nll(outputs: OutputRows, ids: torch.Tensor, dtype: str | torch.dtype) 
         # Both logarithms are then near 0, so that their difference has no more than their error.
         scores.sub_(scores.amax(1, keepdim=True))
         of_ids = scores.index_select(1, ids.to(scores.device))
-        found.append((scores.logsumexp(1) - of_ids.logsumexp(1)).to(device))
-    return torch.cat(found)
+        blocks.append((scores.logsumexp(1) - of_ids.logsumexp(1)).to(device))
+    return torch.cat(blocks)

@@ -1,7 +1,7 @@
 """The settings that change the number: their checks, and the signature that names them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,16 +55,7 @@ class Options:
     def signature_of(self, dtypes: Sequence[str]) -> str:
         """The signature of a run whose batches were reduced in these dtypes; without any, in that
         of the options. Logits in float64 always take float64."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        return signature(settings | {"dtype": tuple(dtypes) or self.dtype})
-
-    def replace(self, **changes) -> "Options":
-        """These options with some changed.
-
-        Raises:
-            TypeError: a name that is not an option.
-        """
-        return replace(self, **changes)
+        return signature(vars(self) | {"dtype": tuple(dtypes) or self.dtype})
 
 
 def dtype_name(dtype) -> str:

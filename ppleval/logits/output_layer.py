@@ -118,11 +118,11 @@ def linear_token_nll(
     with torch.no_grad():
         scored = is_scored(targets, ignore_index)
         outputs = _outputs(hidden, weight, targets, bias, scored, transform)
-        found = launch_rows(outputs, dtype=dtype, backend=backend)
-        nll = torch.zeros(targets.numel(), dtype=found.stats.nll.dtype, device=hidden.device)
-        nll[outputs.positions] = found.stats.nll
+        reduction = launch_rows(outputs, dtype=dtype, backend=backend)
+        nll = torch.zeros(targets.numel(), dtype=reduction.stats.nll.dtype, device=hidden.device)
+        nll[outputs.positions] = reduction.stats.nll
         stats = TokenStats(nll.view(targets.shape))
-    nll = Reduction(stats, found.faults, targets, scored, len(weight)).result().nll
+    nll = Reduction(stats, reduction.faults, targets, scored, len(weight)).result().nll
     sources = [attached(*pair) for pair in zip(given, (hidden, weight, bias), strict=True)]
     if need_gradient(*sources):
         return LinearNll.apply(*sources, nll, targets, scored, transform)
@@ -130,7 +130,7 @@ def linear_token_nll(
 
 
 def _checked(hidden, weight, targets, bias) -> tuple:
-    """The same as tensors."""
+    """All four as tensors, whose shapes and dtypes fit."""
     hidden, weight = as_tensor(hidden, "hidden"), as_tensor(weight, "weight")
     targets = as_tensor(targets, "targets")
     bias = None if bias is None else as_tensor(bias, "bias")
@@ -257,10 +257,10 @@ def launch_rows(
 
     Args:
         outputs: the rows.
-        dtype, backend, with_all, top_k: as for `nll.launch`.
+        dtype, backend, with_all, top_k: as for `kernels.launch`.
 
     Raises:
-        ValueError: as `nll.launch`.
+        ValueError: as `kernels.launch`.
     """
     check_backend(backend)
     tiled = None

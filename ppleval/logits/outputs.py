@@ -38,8 +38,11 @@ class TokenStats:
         cls, size: int, dtype: torch.dtype, device: torch.device, *, with_all: bool
     ) -> "TokenStats":
         """Memory for `size` tokens; `with_all` adds lse, entropy and rank."""
-        dtypes = [dtype, dtype, dtype, torch.int32] if with_all else [dtype]
-        return cls(*(torch.empty(size, dtype=dtype, device=device) for dtype in dtypes))
+        nll = torch.empty(size, dtype=dtype, device=device)
+        if not with_all:
+            return cls(nll)
+        rank = torch.empty(size, dtype=torch.int32, device=device)
+        return cls(nll, torch.empty_like(nll), torch.empty_like(nll), rank)
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -53,12 +56,12 @@ class TokenStats:
         return [value for value in vars(self).values() if value is not None]
 
     def with_tensors(self, tensors: Sequence[torch.Tensor]) -> Self:
-        """The same statistics, with these values in the order of `tensors`."""
+        """These statistics with other values, in the order of `tensors`."""
         names = [name for name, value in vars(self).items() if value is not None]
         return type(self)(**dict(zip(names, tensors, strict=True)))
 
     def view(self, shape: torch.Size) -> Self:
-        """The same for tokens of another shape."""
+        """The statistics with tokens of another shape."""
         return self.with_tensors([v.view((*shape, *v.shape[1:])) for v in self.tensors])
 
     def split(self, sizes: Sequence[int]) -> list[Self]:

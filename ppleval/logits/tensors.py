@@ -26,7 +26,8 @@ def as_tensor(value, name: str) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach()
     # NumPy may not be able to read the tensors, and would drop the masks.
-    if _holds(value, (torch.Tensor, np.ma.MaskedArray)):
+    is_list = isinstance(value, (list, tuple))
+    if is_list and _holds(value, (torch.Tensor, np.ma.MaskedArray)):
         parts = [as_tensor(part, name) for part in value]
         if len({part.shape for part in parts}) > 1:
             raise ValueError(f"{name} must be rectangular, got tensors of unequal shapes.")
@@ -37,7 +38,6 @@ def as_tensor(value, name: str) -> torch.Tensor:
         raise ValueError(
             f"{name} must be rectangular, got nested sequences of unequal lengths."
         ) from error
-    is_list = isinstance(value, (list, tuple))
     # An array or column of arrays, or of numbers as pandas has its Int64.
     if array.dtype == object and array.ndim > 0 and not is_list:
         return as_tensor(array.tolist(), name)
@@ -112,9 +112,10 @@ def check_kind(value, name: str) -> None:
         raise TypeError(f"{name} is {problem}.")
 
 
-def is_dtensor(tensor: torch.Tensor) -> bool:
-    """Whether it is spread over processes; told by its method, because torch may lack the class."""
-    return hasattr(tensor, "full_tensor")
+def is_dtensor(value: Any) -> bool:
+    """Whether it is a tensor that is spread over processes; told by its method, because torch may
+    lack the class."""
+    return isinstance(value, torch.Tensor) and hasattr(value, "full_tensor")
 
 
 def _problem_of_tensor(tensor: torch.Tensor) -> str | None:
@@ -139,15 +140,14 @@ def _problem_of_tensor(tensor: torch.Tensor) -> str | None:
     return None
 
 
-def _holds(value, kinds: tuple[type, ...]) -> bool:
-    """Whether nested lists hold anything of these types."""
-    if not isinstance(value, (list, tuple)):
-        return False
-    found = set(map(type, value))
-    if any(issubclass(kind, kinds) for kind in found):
+def _holds(value: Sequence, kinds: tuple[type, ...]) -> bool:
+    """Whether a nested list holds anything of these types."""
+    types = set(map(type, value))
+    if any(issubclass(kind, kinds) for kind in types):
         return True
-    nested = any(issubclass(kind, (list, tuple)) for kind in found)
-    return nested and any(_holds(part, kinds) for part in value)
+    if not any(issubclass(kind, (list, tuple)) for kind in types):
+        return False
+    return any(isinstance(part, (list, tuple)) and _holds(part, kinds) for part in value)
 
 
 def check_types(

@@ -19,7 +19,7 @@ _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 
 
-def share(work: Callable[[Iterator[int]], None], count: int) -> None:
+def over_threads(work: Callable[[Iterator[int]], None], count: int) -> None:
     """Do the parts 0 to count - 1 of a job on as many threads as torch would take.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 
 from ppleval.logits.outputs import LogitTransform
 from ppleval.logits.product import UPCAST_AT_ONCE, Product
-from ppleval.logits.threads import share
+from ppleval.logits.threads import over_threads
 
 # A tile of 2 MB of float32, about a core's cache. Half of it and 1024 rows took as long.
 TILE_ROWS = 512
@@ -62,7 +62,7 @@ def sums_of_rows(layer: "ProductScores") -> tuple[torch.Tensor, torch.Tensor]:
             peak = peak_of(scores, out=peaks[block, rows])
             torch.sum(scores.sub_(peak[:, None]).exp_(), 1, out=sums[block, rows])
 
-    share(work, tiles.count)
+    over_threads(work, tiles.count)
     peak = peaks.amax(0)
     total = sums.mul_(peaks.sub_(peak).exp_()).sum(0)
     return peak, total.log_()

@@ -20,7 +20,7 @@ from ppleval.logits.outputs import (
     LogitTransform,
     TokenStats,
 )
-from ppleval.logits.threads import share
+from ppleval.logits.threads import over_threads
 
 # Elements of a block, at most. On a CPU: 2 MB of float32 in each thread. Elsewhere a launch costs
 # more than a cache gives: 64 MB.
@@ -43,8 +43,8 @@ def reduce(
     *,
     from_logits: bool,
     transform: LogitTransform = IDENTITY,
-) -> torch.Tensor:
-    """Reduce logits (..., V) to `out`; the same as `triton_kernel.reduce`.
+) -> int:
+    """Reduce logits (..., V) to `out`, as `triton_kernel.reduce` does.
 
     Args:
         logits: (..., V) of any float dtype, device and strides.
@@ -54,32 +54,27 @@ def reduce(
         transform: what makes scores of the logits.
 
     Returns:
-        One int32 on the CPU: the bits of outputs.py that hold. If there is any but
-        UNNORMALISED, `out` is not complete.
+        The bits of outputs.py that hold. If there is any but UNNORMALISED, `out` is not complete.
     """
     vocab_size = logits.shape[-1]
     # Decided on the host, once for all blocks: which rows are read at all.
     host_targets, host_scored = targets.cpu(), scored.cpu()
     if (host_scored & ((host_targets < 0) | (host_targets >= vocab_size))).any():
-        return _bits(OUT_OF_RANGE)
+        return OUT_OF_RANGE
     everywhere = host_scored.nonzero().squeeze(1).to(logits.device)
     scored_targets = targets.to(logits.device)[everywhere]
-    found = TokenStats.empty(
-        len(everywhere), out.nll.dtype, logits.device, with_all=out.rank is not None
-    )
-    faults = []
-
-    def reduce_block(scores: torch.Tensor, here: slice, buffer: torch.Tensor) -> None:
-        part = (scores, scored_targets[here], found[here])
-        if from_logits:
-            _reduce_logits(*part, buffer)
-        else:
-            faults.append(_reduce_probabilities(*part))
-
-    over_blocks(logits, host_scored, len(everywhere), out.nll.dtype, transform, reduce_block)
-    for values, outputs in zip(found.tensors, out.tensors, strict=True):
+    with_all = out.rank is not None
+    stats = TokenStats.empty(len(everywhere), out.nll.dtype, logits.device, with_all=with_all)
+    faults: list[int] = []
+    if not from_logits:
+        do = functools.partial(_reduce_probabilities, faults=faults)
+    else:
+        do = _write_all if with_all else _write_nll
+    do = functools.partial(do, targets=scored_targets, out=stats)
+    over_blocks(logits, host_scored, len(everywhere), out.nll.dtype, transform, do)
+    for values, outputs in zip(stats.tensors, out.tensors, strict=True):
         outputs.zero_()[everywhere] = values
-    return _bits(functools.reduce(operator.or_, faults, 0))
+    return functools.reduce(operator.or_, faults, 0)
 
 
 def over_blocks(
@@ -88,7 +83,7 @@ def over_blocks(
     num_scored: int,
     dtype: torch.dtype,
     transform: LogitTransform,
-    do: Callable[[torch.Tensor, slice, torch.Tensor], None],
+    do: Callable[[torch.Tensor, slice, torch.Tensor], object],
 ) -> None:
     """Do something with each block of scored rows, in threads where they are on a CPU.
 
@@ -114,13 +109,9 @@ def over_blocks(
 
     on_threads = logits.device.type == "cpu" and num_scored * vocab_size > FEW_ELEMENTS
     if on_threads:
-        share(work, len(blocks))
+        over_threads(work, len(blocks))
     else:
         work(iter(range(len(blocks))))
-
-
-def _bits(faults: int) -> torch.Tensor:
-    return torch.tensor([faults], dtype=torch.int32, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -203,35 +194,55 @@ def _block_rows(logits: torch.Tensor, num_scored: int) -> int:
     return max(1, min(BLOCK_ON_CPU // vocab_size, max(share_of_thread, least), num_scored))
 
 
-def _reduce_logits(
-    scores: torch.Tensor, targets: torch.Tensor, out: TokenStats, buffer: torch.Tensor
+def _write_all(
+    scores: torch.Tensor,
+    here: slice,
+    buffer: torch.Tensor,
+    *,
+    targets: torch.Tensor,
+    out: TokenStats,
 ) -> None:
-    """Write the statistics of a block of rows; `buffer` may be the scores themselves."""
-    if out.lse is None or out.entropy is None or out.rank is None:
-        _write_nll(scores, targets, out.nll, buffer)
-        return
+    """Write all statistics of a block of rows; arguments as of `_write_nll`."""
+    assert out.lse is not None
+    assert out.entropy is not None
+    assert out.rank is not None
     # What needs the scores comes before the buffer is written.
-    target_scores = scores.gather(1, targets[:, None])
-    torch.sum(scores > target_scores, -1, dtype=torch.int32, out=out.rank).add_(1)
+    target_scores = scores.gather(1, targets[here, None])
+    torch.sum(scores > target_scores, -1, dtype=torch.int32, out=out.rank[here]).add_(1)
     peaks = scores.amax(-1)
-    log_probs, shifts = _write_nll(scores, targets, out.nll, buffer)
+    log_probs, shifts = _write_nll(scores, here, buffer, targets=targets, out=out)
     if shifts is not None:
         log_probs.view(*shifts.shape, -1).sub_(shifts[:, :, None])
     # Of a row of nothing but -inf, log_softmax is NaN.
-    torch.sub(peaks, log_probs.amax(-1).where(peaks > -torch.inf, 0), out=out.lse)
+    torch.sub(peaks, log_probs.amax(-1).where(peaks > -torch.inf, 0), out=out.lse[here])
     probabilities = log_probs.exp()
     # Their sum is 1 but for the error of all log_probs, which the entropy would have ten times.
     totals = probabilities.sum(-1)
     # 0 log 0 = 0, and not 0 * -inf.
     log_probs.clamp_(min=torch.finfo(log_probs.dtype).min)
     moments = probabilities.mul_(log_probs).sum(-1)
-    torch.sub(totals.log(), moments.div_(totals), out=out.entropy).clamp_(min=0)
+    torch.sub(totals.log(), moments.div_(totals), out=out.entropy[here]).clamp_(min=0)
 
 
 def _write_nll(
-    scores: torch.Tensor, targets: torch.Tensor, nll: torch.Tensor, buffer: torch.Tensor
+    scores: torch.Tensor,
+    here: slice,
+    buffer: torch.Tensor,
+    *,
+    targets: torch.Tensor,
+    out: TokenStats,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Write the nll of a block of rows; returns what `_log_softmax` does."""
+    """Write the nll of a block of rows.
+
+    Args:
+        scores: (n, V).
+        here: the block's place among the scored rows.
+        buffer: memory (n, V) to write to; may be the scores themselves.
+        targets, out: of all scored rows.
+
+    Returns: as `_log_softmax`.
+    """
+    targets, nll = targets[here], out.nll[here]
     log_probs, shifts = _log_softmax(scores, buffer)
     torch.gather(log_probs, 1, targets[:, None], out=nll[:, None])
     torch.sub(0, nll, out=nll)  # not neg(), which gives -0.0
@@ -275,13 +286,22 @@ def _piece_width(vocab_size: int) -> int | None:
 
 
 def _reduce_probabilities(
-    probabilities: torch.Tensor, targets: torch.Tensor, out: TokenStats
-) -> int:
-    """The same of probabilities; returns what is wrong with them."""
+    probabilities: torch.Tensor,
+    here: slice,
+    buffer: torch.Tensor,
+    *,
+    targets: torch.Tensor,
+    out: TokenStats,
+    faults: list[int],
+) -> None:
+    """Write the nll of a block of rows of probabilities, and add what is wrong with them to
+    `faults`; other arguments as of `_write_nll`."""
     row_sums = probabilities.sum(-1)
     # A sum that is not finite has a value that is not.
     if not (row_sums.isfinite() & (probabilities.amin(-1) >= 0)).all():
-        return NO_PROBABILITY
-    target_probabilities = probabilities.gather(1, targets[:, None]).squeeze(1)
-    torch.sub(row_sums.log(), target_probabilities.log(), out=out.nll)
-    return UNNORMALISED if ((row_sums - 1).abs() > ROW_SUM_TOLERANCE).any() else 0
+        faults.append(NO_PROBABILITY)
+        return
+    target_probabilities = probabilities.gather(1, targets[here, None]).squeeze(1)
+    torch.sub(row_sums.log(), target_probabilities.log(), out=out.nll[here])
+    if ((row_sums - 1).abs() > ROW_SUM_TOLERANCE).any():
+        faults.append(UNNORMALISED)

@@ -75,7 +75,7 @@ def reduce(
     from_logits: bool,
     transform: LogitTransform = IDENTITY,
 ) -> torch.Tensor:
-    """Reduce logits (..., V) to `out`; the same as `torch_kernel.reduce`, without waiting for it.
+    """Reduce logits (..., V) to `out`, as `torch_kernel.reduce` does, without waiting for it.
 
     Args:
         logits: (..., V), float32, float16 or bfloat16, of any strides.

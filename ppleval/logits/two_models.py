@@ -13,7 +13,7 @@ from ppleval.logits.output_layer import TILED_AT_ONCE, OutputRows, rows_at_once
 from ppleval.logits.outputs import TokenStats
 from ppleval.logits.product import Product
 from ppleval.logits.tensors import reduction_dtype
-from ppleval.logits.threads import share
+from ppleval.logits.threads import over_threads
 from ppleval.logits.tiles import LogitScores, ProductScores, Tiles, peak_of
 
 # Four tiles have to stay in the cache here, so they are smaller than those of one model.
@@ -113,11 +113,11 @@ class _Partials:
         # The distance between the two models' peaks is left out: it cancels, and may be large
         # enough for everything else to vanish beside it.
         means = (weights * (self.gaps + (heights - other_heights) * self.sums)).sum(0)
-        found = (means - log_total) + other_log_total
+        divergence = (means - log_total) + other_log_total
         # subtle: a weight may be too small for a float, and 0 inf is NaN.
         has_infinite = (self.gaps == torch.inf).any(0)
         # By rounding a hair below 0, for models that hardly differ.
-        return torch.where(has_infinite, torch.inf, found.clamp(min=0))
+        return torch.where(has_infinite, torch.inf, divergence.clamp(min=0))
 
 
 def _pair_stats(
@@ -152,7 +152,7 @@ def _pair_stats(
                 side.gaps[block, rows] = gaps
 
     if model.target_scores.device.type == "cpu":
-        share(work, tiles.count)
+        over_threads(work, tiles.count)
     else:
         work(iter(range(tiles.count)))
     side, base_side = sides

@@ -192,7 +192,7 @@ def _vocab_size(columns: set[tuple[int, int]]) -> int:
 def _over(
     groups: Sequence[Processes], values: torch.Tensor, kind: Literal["sum", "max"]
 ) -> torch.Tensor:
-    return functools.reduce(lambda found, group: group.all_reduce(found, kind), groups, values)
+    return functools.reduce(lambda so_far, group: group.all_reduce(so_far, kind), groups, values)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class LogitSums:
         backend: str,
         with_all: bool = False,
     ) -> "LogitSums":
-        """The sums of logits (..., num_columns); arguments as of `nll.launch` and `PartWork`."""
+        """The sums of logits (..., num_columns); arguments as of `launch` and `PartWork`."""
         dtype = torch.float64 if logits.dtype == torch.float64 else reduction_dtype(dtype)
         targets, scored = (to_device(values, logits.device) for values in (targets, scored))
         places = scored.flatten().nonzero().squeeze(1)
@@ -304,7 +304,8 @@ class LogitSums:
         )
 
     def merged(self, groups: Sequence[Processes]) -> tuple[TokenStats, torch.Tensor]:
-        """As `ColumnSums` says: 3 numbers of each row pass, and 5 with entropy and rank."""
+        """The statistics (n,) of whole rows, and their faults; 3 numbers of each row pass, and 5
+        with entropy and rank."""
         # Whether a backend takes NaN for the maximum does not matter: the sum of its row is NaN.
         peak = _over(groups, self.peaks, "max")
         gaps = self.peaks - peak
@@ -394,7 +395,7 @@ class ProbabilitySums:
         return cls(totals, of_targets)
 
     def merged(self, groups: Sequence[Processes]) -> tuple[TokenStats, torch.Tensor]:
-        """As `ColumnSums` says: 2 numbers of each row pass."""
+        """The statistics (n,) of whole rows, and their faults; 2 numbers of each row pass."""
         parts = torch.stack([self.totals, self.target_probabilities])
         total, target = _over(groups, parts, "sum")
         wrong = {

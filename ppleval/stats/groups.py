@@ -41,10 +41,10 @@ def check_number(groups: Sequence[str], count: int) -> None:
 
 def by_group(values: Sequence[T], groups: Sequence[str]) -> dict[str, list[T]]:
     """The values of each group, in the order in which the groups first appear."""
-    found: dict[str, list[T]] = {}
+    values_of: dict[str, list[T]] = {}
     for value, group in zip(values, groups, strict=True):
-        found.setdefault(group, []).append(value)
-    return found
+        values_of.setdefault(group, []).append(value)
+    return values_of
 
 
 def add_groups(groups: Mapping[str, NllTotals], others: Mapping[str, NllTotals]) -> dict:
@@ -63,12 +63,12 @@ def grouped(groups: Mapping[str, T], result_of: Callable[[T], Result]) -> Result
     Perplexities themselves are never averaged. With two models, base_macro_... are the base's.
     """
     results = {name: result_of(values) for name, values in groups.items()}
-    found: dict[str, Any] = {"groups": results}
+    added: dict[str, Any] = {"groups": results}
     scored = [result for result in results.values() if result["num_tokens"]]
     for side in ("", "base_"):
         means = [result[f"{side}mean_nll"] for result in scored if f"{side}mean_nll" in result]
         if side == "" or means:
             mean = sum(means) / len(means) if means else float("nan")
-            found[f"{side}macro_mean_nll"] = mean
-            found[f"{side}macro_perplexity"] = exp_or_inf(mean)
-    return found
+            added[f"{side}macro_mean_nll"] = mean
+            added[f"{side}macro_perplexity"] = exp_or_inf(mean)
+    return added

@@ -1,12 +1,26 @@
-"""What a metric has accumulated of batches: totals, also of each group. Runs merge by addition."""
+"""Sums of the sequences of a batch -> what a metric has accumulated of batches, also by group."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 
 import numpy as np
 
 from ppleval.stats.groups import add_groups, by_group, grouped
 from ppleval.stats.totals import REASONS_OF_LOGITS, NllTotals, Result, guessing_remark
+
+
+@dataclass(frozen=True)
+class SequenceSums:
+    """Per sequence d of a batch: S_d = sum_t w_t nll_t in nats and W_d = sum_t w_t, float64."""
+
+    nll_sums: np.ndarray  # (batch,)
+    weight_sums: np.ndarray  # (batch,)
+    num_tokens: np.ndarray  # (batch,) int64, scored tokens
+    guess_nll_sum: float  # nats, sum w_t log V: what a uniform guess over V ids would give
+    nan_place: tuple[int, int] | None = None  # the first (sequence, position) whose nll is NaN
+    # Whether this process counts them where processes are added up: one of those that share logits.
+    is_counted_here: bool = True
+    dtypes: frozenset[str] = frozenset()  # in which the logits were reduced
 
 
 @dataclass(frozen=True)
@@ -20,37 +34,29 @@ class Run:
     num_float32: int = 0  # batches with logits that were reduced in float32
     num_float64: int = 0
     groups: Mapping[str, NllTotals] = field(default_factory=dict)  # none, or of all sequences
+    # The part of it that this process counts where processes are added up: of logits that processes
+    # share, each has the sums of the whole, and one counts them. None for all of it.
+    counted_here: "Run | None" = None
 
     @classmethod
-    def from_sequences(
-        cls,
-        nll_sums: np.ndarray,
-        weight_sums: np.ndarray,
-        num_tokens: np.ndarray,
-        groups: Sequence[str] | None,
-        guess_nll_sum: float,
-        dtypes: Collection[str] = (),
-    ) -> "Run":
-        """The run of a batch, from the sums of its sequences, each (batch,), their groups, the sum
-        of a uniform guess, and the dtypes in which its logits were reduced."""
-        columns = nll_sums, weight_sums, num_tokens
-        parts = {} if groups is None else by_group(range(len(nll_sums)), groups)
+    def of_batch(cls, sums: SequenceSums, groups: Sequence[str] | None) -> "Run":
+        """The run of one batch, from the sums of its sequences and the group of each."""
+        columns = sums.nll_sums, sums.weight_sums, sums.num_tokens
         return cls(
             NllTotals.from_sequences(*columns),
             num_batches=1,
-            num_sequences=len(nll_sums),
-            guess_nll_sum=guess_nll_sum,
-            num_float32=int("float32" in dtypes),
-            num_float64=int("float64" in dtypes),
-            groups={
-                name: NllTotals.from_sequences(*(column[rows] for column in columns))
-                for name, rows in parts.items()
-            },
+            num_sequences=len(sums.nll_sums),
+            guess_nll_sum=sums.guess_nll_sum,
+            num_float32=int("float32" in sums.dtypes),
+            num_float64=int("float64" in sums.dtypes),
+            groups={} if groups is None else _totals_by_group(columns, groups),
+            counted_here=None if sums.is_counted_here else cls(),
         )
 
     def __add__(self, other: "Run") -> "Run":
         if not isinstance(other, Run):
             return NotImplemented
+        are_shared = self.counted_here is not None or other.counted_here is not None
         return Run(
             self.totals + other.totals,
             self.num_batches + other.num_batches,
@@ -59,7 +65,13 @@ class Run:
             self.num_float32 + other.num_float32,
             self.num_float64 + other.num_float64,
             add_groups(self.groups, other.groups),
+            self.to_sync + other.to_sync if are_shared else None,
         )
+
+    @property
+    def to_sync(self) -> "Run":
+        """What this process brings where processes are added up."""
+        return self if self.counted_here is None else self.counted_here
 
     @property
     def is_grouped(self) -> bool | None:
@@ -69,11 +81,11 @@ class Run:
     @property
     def dtypes(self) -> list[str]:
         """In which its logits were reduced."""
-        found = {"float32": self.num_float32, "float64": self.num_float64}
-        return [name for name, count in found.items() if count > 0]
+        counts = {"float32": self.num_float32, "float64": self.num_float64}
+        return [name for name, count in counts.items() if count > 0]
 
     def numbers(self) -> list[float | int]:
-        """All fields but the groups in one row, as it crosses processes."""
+        """The totals and counts in one row, as it crosses processes."""
         counts = self.num_batches, self.num_sequences
         dtypes = self.num_float32, self.num_float64
         return [*astuple(self.totals), *counts, self.guess_nll_sum, *dtypes]
@@ -103,3 +115,13 @@ class Run:
         """The result that users get, without the signature."""
         result: Result = self.totals.result()
         return result | grouped(self.groups, NllTotals.result) if self.groups else result
+
+
+def _totals_by_group(
+    columns: tuple[np.ndarray, ...], groups: Sequence[str]
+) -> dict[str, NllTotals]:
+    """The totals of each group, from columns of `SequenceSums` and the group of each sequence."""
+    return {
+        name: NllTotals.from_sequences(*(column[rows] for column in columns))
+        for name, rows in by_group(range(len(groups)), groups).items()
+    }

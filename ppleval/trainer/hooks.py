@@ -73,7 +73,7 @@ class TrainerHooks:
         if groups is not None:
             check_loggable(groups)
         ids = (*ignored_ids(options.ignore_index), IGNORE_INDEX)
-        self._options = options.replace(ignore_index=ids)
+        self._options = replace(options, ignore_index=ids)
         self._asks_model = asks_model
         self._groups = groups
         self._processes = processes
@@ -87,7 +87,7 @@ class TrainerHooks:
         if key not in self._evaluations:
             options, model = self._options, None if loop is None else loop.trainer.model
             if self._asks_model and model is not None:
-                options = options.replace(shift=labels_are_input_ids(model))
+                options = replace(options, shift=labels_are_input_ids(model))
             groups = None if self._groups is None else EvaluatedGroups(self._groups)
             vocab_size = None if model is None else vocab_size_of(model)
             logits = LogitsFinder(options.unscored_ids, vocab_size)

@@ -28,7 +28,7 @@ def num_threads():
 def test_every_part_is_done_once(threads, count, num_threads):
     num_threads(threads)
     done = []
-    nll_threads.share(done.extend, count)
+    nll_threads.over_threads(done.extend, count)
     assert sorted(done) == list(range(count))
 
 
@@ -48,7 +48,7 @@ def test_a_slow_thread_takes_fewer_parts(num_threads):
         by_thread.append(own)
         others_are_done.set()
 
-    nll_threads.share(work, 30)
+    nll_threads.over_threads(work, 30)
     assert sum(map(len, by_thread)) == 30
     assert len(by_thread[-1]) <= 1  # the slow one had one part, while the other did the rest
 
@@ -63,7 +63,7 @@ def test_threads_use_one_core_each_and_others_keep_theirs(threads, num_threads):
         barrier.wait(timeout=60)  # as many threads as torch would take
         seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled()))
 
-    nll_threads.share(work, 1)
+    nll_threads.over_threads(work, 1)
     assert seen == [(1, True)] * threads
     assert torch.get_num_threads() == threads
     thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
@@ -84,9 +84,9 @@ def test_an_error_stops_the_other_threads(num_threads):
             time.sleep(0.01)
 
     with pytest.raises(ValueError, match="three"):
-        nll_threads.share(work, 1000)
+        nll_threads.over_threads(work, 1000)
     assert len(done) < 100
-    nll_threads.share(done.extend, 10)
+    nll_threads.over_threads(done.extend, 10)
     assert done[-10:] == list(range(10))
 
 
@@ -183,7 +183,7 @@ def work(parts):
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 torch.set_num_threads(2)
-threads.share(work, 100_000)
+threads.over_threads(work, 100_000)
 """
 
 
