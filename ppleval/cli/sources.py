@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from ppleval.cli.messages import warn
 from ppleval.shown import listed, shown, without_secrets
 from ppleval.texts.inputs import num_characters
 
@@ -354,10 +355,9 @@ def _without_nul(text: str, place: str) -> str:
 def _warn_of_json_lines(text: str, name: str) -> None:
     """A warning, not an error: JSON Lines under another suffix may be meant as plain text."""
     if text.startswith('{"'):
-        print(
-            f"warning: {name} looks like JSON Lines and is scored as plain text; name it .jsonl to "
-            "read it as a table",
-            file=sys.stderr,
+        warn(
+            f"{name} looks like JSON Lines and is scored as plain text; name it .jsonl to read it "
+            "as a table"
         )
 
 

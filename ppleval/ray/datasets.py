@@ -16,7 +16,7 @@ import pyarrow as pa
 from ppleval.cli.per_text_parquet import sums_columns, sums_of
 from ppleval.ray import cluster as ray_cluster
 from ppleval.ray.files import settings_of
-from ppleval.ray.totals import Answer, Corpus
+from ppleval.ray.totals import Answer, CorpusTotals
 from ppleval.stats.totals import TextSums
 from ppleval.texts.inputs import is_conversation
 
@@ -104,7 +104,9 @@ def result_of(dataset: "Dataset", group_column: str | None = None) -> dict[str, 
         ValueError: the rows were scored with different settings.
     """
     count = partial(_answer, group_column=group_column)
-    return Corpus.of(dataset.map_batches(cast("Callable", count), batch_format="pyarrow")).result()
+    return CorpusTotals.of(
+        dataset.map_batches(cast("Callable", count), batch_format="pyarrow")
+    ).result()
 
 
 def _answer(batch: pa.Table, group_column: str | None) -> dict[str, list[bytes]]:

@@ -220,7 +220,7 @@ def test_a_cluster_that_is_gone_is_named(cluster, monkeypatch):
     def fail(answers):
         raise ray.exceptions.RayError("the node is dead\nwith details")
 
-    monkeypatch.setattr(ray_files.Corpus, "of", fail)
+    monkeypatch.setattr(ray_files.CorpusTotals, "of", fail)
     with pytest.raises(ConnectionError, match="could not finish the run: the node is dead$"):
         ray_files.score_files(make_job(), ["data.jsonl"], 1, None)
 
@@ -255,8 +255,8 @@ def test_a_local_cluster_listens_on_loopback_only(cluster):
 # --- without a cluster ----------------------------------------------------------------------------
 
 
-def corpus_of(found) -> ray_totals.Corpus:
-    total = ray_totals.Corpus(stats_texts.TextTotals())
+def corpus_of(found) -> ray_totals.CorpusTotals:
+    total = ray_totals.CorpusTotals(stats_texts.TextTotals())
     for answer in found:
         total.add(answer)
     return total
