@@ -41,15 +41,15 @@ class Answer:
         sums: "Sequence[TextSums]",
         groups: Sequence[str] | None,
         settings: dict,
-        place: tuple[int, int] = (0, 0),
-        num_finished: int = 0,
+        place: tuple[int, int],
+        num_finished: int,
     ) -> "Answer":
-        """The answer for texts with these sums and, if any, groups."""
-        parts = None
+        """The answer for texts with these sums and, if any, groups; the others are its fields."""
+        totals = None
         if groups is not None:
             by_name = by_group(sums, groups)
-            parts = {name: TextTotals.of(part) for name, part in by_name.items()}
-        return cls(place, TextTotals.of(sums), parts, settings, num_finished)
+            totals = {name: TextTotals.of(own) for name, own in by_name.items()}
+        return cls(place, TextTotals.of(sums), totals, settings, num_finished)
 
     def packed(self) -> dict[str, bytes]:
         """The answer as a row of a data set."""
