@@ -39,7 +39,7 @@ from ppleval import Perplexity
 from ppleval.cli import main as command
 from ppleval.cli import per_text, per_text_parquet
 from ppleval.cli.options import parse
-from ppleval.cli.sources import Row
+from ppleval.cli.rows import Row
 from ppleval.models import saved_base
 from ppleval.stats.totals import TextSums
 

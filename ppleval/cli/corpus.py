@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ppleval.cli.datasets import read_dataset_rows
 from ppleval.cli.options import sources
-from ppleval.cli.sources import Columns, Row, limited, read_rows
+from ppleval.cli.rows import Columns, Row, limited
+from ppleval.cli.sources import read_rows
 from ppleval.shown import listed, shown
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from ppleval import __version__
 from ppleval.cli import models as cli_models
-from ppleval.cli.sources import MAX_TEXT_BYTES
+from ppleval.cli.rows import MAX_TEXT_BYTES
 from ppleval.shown import shown_message
 
 DESCRIPTION = """\

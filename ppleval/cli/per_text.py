@@ -17,7 +17,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ppleval.cli.corpus import Corpus
-    from ppleval.cli.sources import Row
+    from ppleval.cli.rows import Row
     from ppleval.stats.totals import TextSums
 
 # The sums of a text take a few hundred bytes; those of a comparison 50 more for each token.

@@ -20,7 +20,7 @@ from ppleval.cli.models import (
 )
 from ppleval.cli.options import sources
 from ppleval.cli.outputs import check_results
-from ppleval.cli.sources import Row
+from ppleval.cli.rows import Row
 from ppleval.texts.inputs import is_conversation
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
-from ppleval.cli.sources import MAX_TEXT_BYTES, Row, read_rows
+from ppleval.cli.rows import MAX_TEXT_BYTES, Row
+from ppleval.cli.sources import read_rows
 from ppleval.ray import cluster as ray_cluster
 from ppleval.ray.totals import Answer, CorpusTotals
 from ppleval.stats.totals import TextSums

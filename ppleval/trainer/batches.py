@@ -115,11 +115,8 @@ class EvalBatch:
         active = gradient.active_dataloader
         num_kept = remainder = gradient.remainder if gradient.end_of_dataloader else -1
         if loop is None:
-            dataloader, is_last, is_prepared = (
-                active,
-                gradient.end_of_dataloader,
-                active is not None,
-            )
+            dataloader, is_prepared = active, active is not None
+            is_last = gradient.end_of_dataloader
         else:
             dataloader, is_last = loop.torch_dataloader, loop.is_last
             remainder = getattr(dataloader, "remainder", -1)

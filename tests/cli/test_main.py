@@ -540,7 +540,7 @@ def test_help_and_wrong_usage_wait_for_no_large_import(arguments):
     command = [sys.executable, "-X", "importtime", "-m", "ppleval", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "ppleval.cli.sources" in imported
+    assert "ppleval.cli.rows" in imported
     assert imported.isdisjoint({"evaluate", "torch", "transformers"})
 
 

@@ -27,7 +27,8 @@ from support import ROOT, flat, free_port, largest_file
 from ppleval import Perplexity
 from ppleval.cli.main import main
 from ppleval.cli.per_text_parquet import PerTextDirectory
-from ppleval.cli.sources import Row, file_system, files_in
+from ppleval.cli.rows import Row
+from ppleval.cli.sources import file_system, files_in
 from ppleval.ray import cluster as ray_cluster
 from ppleval.ray import files as ray_files
 from ppleval.ray import totals as ray_totals
