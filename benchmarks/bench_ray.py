@@ -169,7 +169,7 @@ def memory(directory: Path) -> str:
     """The driver's memory after each tenth of a million texts."""
     from ppleval.ray.cluster import cluster
     from ppleval.ray.files import Job, score_files
-    from ppleval.ray.totals import Corpus
+    from ppleval.ray.totals import CorpusTotals
 
     data = write_texts(directory / "million.parquet", MILLION, longest=24)
     job = Job(
@@ -184,26 +184,26 @@ def memory(directory: Path) -> str:
     )
     job.output().prepare(resume=False)
     seen: list[tuple[int, float]] = []
-    add = Corpus.add
+    add = CorpusTotals.add
 
-    def add_and_measure(corpus, answer):
-        add(corpus, answer)
-        if corpus.totals.num_texts >= (len(seen) + 1) * MILLION // 10:
+    def add_and_measure(totals, answer):
+        add(totals, answer)
+        if totals.texts.num_texts >= (len(seen) + 1) * MILLION // 10:
             held_mb = psutil.Process().memory_info().rss / 1e6
-            seen.append((corpus.totals.num_texts, held_mb))
+            seen.append((totals.texts.num_texts, held_mb))
 
-    Corpus.add = add_and_measure
+    CorpusTotals.add = add_and_measure
     start = time.perf_counter()
     with cluster(NUM_WORKERS):
         start_of_peak_mb()
-        corpus = score_files(job, [str(data)], NUM_WORKERS, device=None)
+        totals = score_files(job, [str(data)], NUM_WORKERS, device=None)
         peak = peak_mb_since_start()
     seconds = time.perf_counter() - start
     rows = [[f"{count:,}", f"{held_mb:.0f}"] for count, held_mb in seen]
     return (
-        f"{corpus.totals.num_texts:,} texts of 8 to 24 characters, "
-        f"{corpus.totals.nll.num_tokens:,} tokens, a random Llama of one layer, in {seconds:.0f} s "
-        f"and {corpus.num_answers} chunks. What the process of the command holds, most of it the "
+        f"{totals.texts.num_texts:,} texts of 8 to 24 characters, "
+        f"{totals.texts.nll.num_tokens:,} tokens, a random Llama of one layer, in {seconds:.0f} s "
+        f"and {totals.num_answers} chunks. What the process of the command holds, most of it the "
         f"code of torch and Ray:\n\n" + table(["texts", "MB"], rows) + f"\nPeak: {peak:.0f} MB.\n"
     )
 

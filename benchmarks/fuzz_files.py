@@ -38,7 +38,8 @@ from safetensors.torch import load_file, save_file
 from ppleval import Perplexity
 from ppleval.cli import main as command
 from ppleval.cli import per_text, per_text_parquet
-from ppleval.cli.sources import Row
+from ppleval.cli.options import parse
+from ppleval.cli.rows import Row
 from ppleval.models import saved_base
 from ppleval.stats.totals import TextSums
 
@@ -314,7 +315,7 @@ def run_command(kind: str, out: Path, resume: bool) -> dict:
     else:
         arguments = ["compute", *arguments, "--group-by", "kind", "--positions"]
     arguments += ["--resume"] if resume else []
-    result = command.run(command.build_parser().parse_args(arguments))
+    result = command.run(parse(arguments))
     assert result is not None  # of one process
     return result
 

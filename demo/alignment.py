@@ -26,7 +26,7 @@ WORD = regex.compile(r"\p{RI}{2}[\p{M}\p{Cf}]*|.+?\b", regex.DOTALL | regex.WORD
 
 @dataclass(frozen=True)
 class AlignedPiece:
-    """The same text on both sides, or what one side alone has."""
+    """A text that both sides have, or what one side alone has."""
 
     a: range | None  # numbers of tokens; None: only B has this
     b: range | None  # None: only A has this
@@ -54,24 +54,24 @@ def align(a: "TextScore", b: "TextScore") -> list[AlignedPiece] | None:
         ranges = [range(i, i + 1) for i in range(len(a.tokens))]
         pairs: Iterable[tuple[range | None, range | None]] = zip(ranges, ranges, strict=True)
     else:
-        pairs = _pairs(_Borders(a), _Borders(b), list(_common_parts(a.text, b.text)))
+        pairs = _pairs(_Borders(a), _Borders(b), list(_common_stretches(a.text, b.text)))
     return [AlignedPiece(own, other, _difference(a, own, b, other)) for own, other in pairs]
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A part that two texts have in common but for white space; places count letters, which are
-    all characters but white space."""
+class _Stretch:
+    """What two texts have in common but for white space; places count letters, which are all
+    characters but white space."""
 
     first_a: int
     first_b: int
     size: int
 
 
-def _common_parts(a: str, b: str) -> Iterator[_Part]:
-    """In order; all of the text if it is the same."""
+def _common_stretches(a: str, b: str) -> Iterator[_Stretch]:
+    """The stretches in order; one of all letters if the texts are the same."""
     if a == b:
-        yield _Part(0, 0, len(_letters(a)))
+        yield _Stretch(0, 0, len(_letters(a)))
         return
     words_a, words_b = _words(a), _words(b)
     # Numbers, because the library would take two words with the same hash for one.
@@ -83,11 +83,11 @@ def _common_parts(a: str, b: str) -> Iterator[_Part]:
     for step in found:
         if step.tag == "equal":
             first_a, stop_a = ends_a[step.src_start], ends_a[step.src_end]
-            yield _Part(first_a, ends_b[step.dest_start], stop_a - first_a)
+            yield _Stretch(first_a, ends_b[step.dest_start], stop_a - first_a)
 
 
 def _words(text: str) -> list[str]:
-    """Words and marks, without white space."""
+    """The words and marks, without white space."""
     words = map(_letters, WORD.findall(text))
     return [word for word in words if word]
 
@@ -119,16 +119,16 @@ class _Borders:
         self._letters = list(self._at)
 
     def at(self, letters: int, first: int) -> list["_Border"]:
-        """Those behind so many letters, from that of piece `first` on."""
+        """The borders behind this many letters, from the border of piece `first` on."""
         return [border for border in self._at.get(letters, []) if border.piece >= first]
 
     def within(self, first: int, last: int) -> list[int]:
-        """After how many letters there is a border, from `first` to `last`."""
+        """The numbers of letters, from `first` to `last`, behind which there is a border."""
         begin, end = bisect.bisect_left(self._letters, first), bisect.bisect(self._letters, last)
         return self._letters[begin:end]
 
     def tokens(self, first: int, stop: int) -> range:
-        """Those of the pieces [first, stop)."""
+        """The tokens of the pieces [first, stop)."""
         return range(self.pieces[first].start, self.pieces[stop - 1].stop)
 
 
@@ -140,18 +140,18 @@ class _Border(NamedTuple):
 class _Cut(NamedTuple):
     """A border that both sides have: the numbers of the pieces behind it."""
 
-    part: _Part | None  # that it is in, or the end of one; None: the end of both texts
+    stretch: _Stretch | None  # where it is, or the end of one; None: the end of both texts
     a: int
     b: int
 
 
-def _cuts(a: _Borders, b: _Borders, parts: Iterable[_Part]) -> Iterator[_Cut]:
-    """In order."""
+def _cuts(a: _Borders, b: _Borders, stretches: Iterable[_Stretch]) -> Iterator[_Cut]:
+    """The cuts in order."""
     last = _Cut(None, 0, 0)
-    for part in parts:
-        for letters in a.within(part.first_a, part.first_a + part.size):
+    for stretch in stretches:
+        for letters in a.within(stretch.first_a, stretch.first_a + stretch.size):
             own = a.at(letters, last.a)
-            other = b.at(letters - part.first_a + part.first_b, last.b)
+            other = b.at(letters - stretch.first_a + stretch.first_b, last.b)
             piece_of = {border.spaces: border.piece for border in other}
             same = [
                 (border.piece, piece_of[border.spaces])
@@ -161,17 +161,17 @@ def _cuts(a: _Borders, b: _Borders, parts: Iterable[_Part]) -> Iterator[_Cut]:
             if not same and own and other:  # of two that differ in white space only
                 same = [(own[0].piece, other[0].piece)]
             for pieces in same:
-                last = _Cut(part, *pieces)
+                last = _Cut(stretch, *pieces)
                 yield last
 
 
 def _pairs(
-    a: _Borders, b: _Borders, parts: Iterable[_Part]
+    a: _Borders, b: _Borders, stretches: Iterable[_Stretch]
 ) -> Iterator[tuple[range | None, range | None]]:
     """The tokens of each piece on both sides."""
     last = _Cut(None, 0, 0)
-    for cut in [*_cuts(a, b, parts), _Cut(None, len(a.pieces), len(b.pieces))]:
-        if cut.part is not None and cut.part is last.part:
+    for cut in [*_cuts(a, b, stretches), _Cut(None, len(a.pieces), len(b.pieces))]:
+        if cut.stretch is not None and cut.stretch is last.stretch:
             yield a.tokens(last.a, cut.a), b.tokens(last.b, cut.b)
         else:
             yield from ((tokens, None) for tokens in a.pieces[last.a : cut.a])
@@ -180,7 +180,7 @@ def _pairs(
 
 
 def _difference(a: "TextScore", of_a: range | None, b: "TextScore", of_b: range | None) -> float:
-    """Bits of B less those of A."""
+    """How many more bits the tokens of B have than those of A."""
     if of_a is None or of_b is None or _unscored(a, of_a) != _unscored(b, of_b):
         return math.nan
     nll_a, nll_b = heatmap.scored_sum(a.nll, of_a), heatmap.scored_sum(b.nll, of_b)

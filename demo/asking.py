@@ -90,7 +90,7 @@ class Links:
         )
 
     def keep_tab(self, tab: str, button: gr.Button) -> None:
-        """Keep of a tab, when its button is pressed, that it was that one."""
+        """Keep which tab was used, when its button is pressed."""
         self._others.append(tab)
         js = f"() => demo.keep('{tab}', [])"
         button.click(None, None, None, js=js, api_visibility="private")

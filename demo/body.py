@@ -32,7 +32,7 @@ PARTS = 4  # of an upload: its file, and what programs may add
 
 
 def most_bytes(limits: Limits) -> int:
-    """Of a request: two texts, with each character as \\uXXXX, and what is around them."""
+    """The most bytes of a request: two texts, each character as \\uXXXX, and what is around."""
     return 2 * 6 * limits.text_characters + FRAME_BYTES
 
 
@@ -54,7 +54,7 @@ class BoundedBody:
         self._uploading: list[str] = []  # the addresses
 
     async def __call__(self, scope, receive, send) -> None:
-        """ASGI."""
+        """Answer an ASGI request, or pass it on to the app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

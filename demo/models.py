@@ -60,7 +60,7 @@ class Models:
         self._closed.set()
 
     def scorer(self, label: str) -> "TextScorer":
-        """That of one model.
+        """The scorer of a listed model.
 
         Raises:
             Visible: the model is not listed, is being loaded, or cannot be loaded.

@@ -67,7 +67,7 @@ def keep_latest_results(queue: Queue, most: int) -> None:
 
 
 def wanted_here() -> Callable[[], bool]:
-    """Of the request that this thread answers: whether its visitor still waits for it.
+    """Whether a visitor still waits for what this thread answers.
 
     Stop and a lost connection mark it as not alive; Gradio's /cancel, which programs call, takes it
     from the queue's jobs. Gradio itself would let its thread run to the end.

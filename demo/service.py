@@ -283,7 +283,7 @@ def _score_of(
 
 
 def _positions(scorer: TextScorer, score: "TextScore") -> "Result":
-    """Its results by how many tokens the model could see, by their labels; none without tokens."""
+    """The results by tokens that the model could see, by their labels; none without tokens."""
     totals = TextTotals.of([score.sums])
     return position_results(totals.positions, scorer.edges, scorer.window)
 

@@ -49,7 +49,7 @@ class Model:
 
     @property
     def source(self) -> str:
-        """Its directory's path, or its name on the Hub."""
+        """The path of the model's directory, or its name on the Hub."""
         return str(ROOT / self.id) if self.is_local else self.id
 
 

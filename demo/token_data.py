@@ -113,5 +113,5 @@ def bits(nats: float) -> float | str | None:
 
 
 def rounded(value: float) -> float | str | None:
-    """As JSON, with as many digits as a model computes."""
+    """A number as JSON, with as many digits as a model computes."""
     return as_json(float(f"{value:.{DIGITS}g}"))

@@ -45,7 +45,7 @@ class Side:
 
     @property
     def bits_per_byte(self) -> float:
-        """Of the scored text; NaN if nothing was scored."""
+        """The bits per byte of the scored text; NaN if nothing was scored."""
         return TextTotals.of([self.score.sums]).result()["bits_per_byte"]
 
     @cached_property
@@ -223,7 +223,7 @@ class Difference:
 
 
 def difference(a: Side, b: Side) -> Difference:
-    """B less A.
+    """The difference of two sides, B less A.
 
     The same text under two models is compared part by part, which cancels what makes a part hard
     for both models. Different texts count as independent.
@@ -320,18 +320,18 @@ def _perplexity_range(side: Side) -> str:
 
 
 def _digits(value: float) -> str:
-    """Two significant digits, without an exponent."""
+    """The number with two significant digits, without an exponent."""
     return np.format_float_positional(value, precision=2, unique=False, fractional=False, trim="-")
 
 
 def _signed(value: float) -> str:
-    """Two significant digits with a sign, which zero lacks."""
+    """The number with two significant digits and a sign, which zero lacks."""
     sign = "−" if value < 0 else "+" if value > 0 else ""
     return sign + _digits(abs(value))
 
 
 def _fixed(value: float) -> str:
-    """Three decimals."""
+    """The number with three decimals."""
     return f"{value:.3f}" if math.isfinite(value) else number(value)
 
 

@@ -1,18 +1,20 @@
-"""A Ray Dataset of your own: the perplexity of each text beside its other columns, and of all.
+"""A corpus on a Ray cluster: the perplexity of all, and of each text beside your own columns.
 
     pip install ".[ray]"
     python examples/ray_corpus.py
 
-It runs on the cluster that RAY_ADDRESS names, or on this machine. Files are scored without a
-program: `ppleval compute --engine ray`, which can also be resumed (docs/scale.md).
+It runs on the cluster that RAY_ADDRESS names, or on this machine. The command scores the file and
+writes a table of sums, which has the file and the row of each text (docs/scale.md).
 """
 
 import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from ppleval.ray.cluster import cluster
-from ppleval.ray.datasets import result_of, with_sums
+import pyarrow as pa
+from pyarrow import parquet
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "tiny_model"
@@ -29,16 +31,22 @@ def held_out_texts() -> list[dict]:
     ]
 
 
+def score(data: Path, sums: Path) -> dict:
+    """The result of a Parquet file; the sums of its texts go to a directory."""
+    command = [sys.executable, "-m", "ppleval", "compute", "--engine", "ray", "--workers", "1"]
+    options = ["--model", MODEL, "--group-by", "domain", "--per-text", sums, "--json"]
+    done = subprocess.run([*command, *options, data], check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout)
+
+
 def main() -> int:
     """Print the result, and the most surprising texts."""
-    with cluster():
-        import ray
-
-        dataset = ray.data.from_items(held_out_texts())
-        scored = with_sums(dataset, model_id=str(MODEL), workers=1)
-        scored = scored.materialize()  # a large one: write_parquet, then read_parquet
-        result = result_of(scored, group_column="domain")
-        rows = scored.take_all()
+    texts = held_out_texts()
+    with tempfile.TemporaryDirectory() as folder:
+        data, sums = Path(folder, "texts.parquet"), Path(folder, "sums")
+        parquet.write_table(pa.Table.from_pylist(texts), data)
+        result = score(data, sums)
+        rows = [texts[of_text["row"]] | of_text for of_text in parquet.read_table(sums).to_pylist()]
     print(f"perplexity {result['perplexity']:.2f} over {result['num_tokens']} tokens")
     for name, part in sorted(result["groups"].items()):
         print(f"{name:10} {part['perplexity']:7.2f} over {part['num_tokens']} tokens")

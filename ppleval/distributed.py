@@ -57,7 +57,7 @@ class Processes:
 
     @classmethod
     def to_sync(cls, sync: bool, process_group: "dist.ProcessGroup | None" = None) -> "Processes":
-        """Those that share texts out, or add up their sums: with `sync` the group, or all.
+        """The processes that divide texts, or add up their sums: with `sync` the group, or all.
 
         Raises:
             TypeError: `sync` that is not True or False, or a group that is none.

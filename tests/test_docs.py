@@ -18,6 +18,7 @@ from support import ROOT
 from ppleval import Perplexity
 from ppleval.arguments import UNSET
 from ppleval.cli import main as cli_main
+from ppleval.cli.options import build_parser
 from ppleval.logits.options import Options
 from ppleval.stats.pairs import PairSums, pair_result
 from ppleval.texts.compare import TextComparison
@@ -170,9 +171,7 @@ def test_the_tables_have_no_option_that_is_gone():
 def subcommands():
     """The parser of each subcommand, by its name."""
     (action,) = (
-        action
-        for action in cli_main.build_parser()._actions
-        if isinstance(action, _SubParsersAction)
+        action for action in build_parser()._actions if isinstance(action, _SubParsersAction)
     )
     return action.choices
 

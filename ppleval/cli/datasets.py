@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppleval.cli.sources import Columns, Row
+from ppleval.cli.rows import Columns, Row
 from ppleval.shown import listed, shown
 
 if TYPE_CHECKING:

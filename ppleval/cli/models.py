@@ -1,15 +1,18 @@
-"""How the command loads a model: options for one that is too large for one card ->
-`model_kwargs`."""
+"""How the command loads models: its options -> the arguments of `Perplexity` -> a scorer."""
 
 import argparse
 import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+    from ppleval.texts.compare import ByteComparer, TextComparer
+    from ppleval.texts.engine import TextScorer
 # What --quantization takes, and the package that it needs.
 QUANTIZATIONS = {
     "bnb-8bit": "bitsandbytes",
@@ -116,3 +119,59 @@ def _quantization(name: str, dtype: str | None) -> Any:
     from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore[reportMissingImports]
 
     return TorchAoConfig(Int8WeightOnlyConfig())
+
+
+def model_options(
+    args: argparse.Namespace, placing: dict, device: "torch.device | None" = None
+) -> dict[str, Any]:
+    """The arguments of `Perplexity` that all commands give.
+
+    Args:
+        placing: those of `from_pretrained` that place the model.
+        device: where it is without --device.
+    """
+    named = {"dtype": args.dtype, "revision": args.revision}
+    model_kwargs = {name: value for name, value in named.items() if value is not None}
+    device = device if args.device is None else args.device
+    return {
+        "model_id": args.model,
+        "device": device,
+        "model_kwargs": model_kwargs | placing | quantization_kwargs(args, placing, device),
+        "trust_remote_code": args.trust_remote_code,
+        "preset": args.preset,
+        "window": args.window,
+        "stride": args.stride,
+        "max_length": args.max_length,
+        "add_start_token": not args.no_start_token,
+        "chat_template": None if args.chat_template is None else template(args.chat_template),
+    }
+
+
+def template(path: Path) -> str:
+    """The text of a chat template."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--chat-template {path} is not UTF-8 text: {error}.") from error
+
+
+def load_scorer(
+    args: argparse.Namespace, options: dict[str, Any], num_processes: int
+) -> "TextScorer":
+    """The scorer of `ppleval compute`."""
+    from ppleval.metric import Perplexity  # with torch
+
+    return Perplexity().text_scorer(sync=num_processes > 1, **options)
+
+
+def load_comparer(
+    args: argparse.Namespace, options: dict[str, Any], num_processes: int
+) -> "TextComparer | ByteComparer":
+    """The comparer of `ppleval compare`, with a base that is saved or loaded, too."""
+    from ppleval.metric import Perplexity
+    from ppleval.models.saved_base import SavedBase
+
+    base: dict[str, Any] = {"base": args.base}
+    if not SavedBase.is_at(args.base):
+        base = {"base_id": args.base, "base_kwargs": placing_kwargs(args, num_processes)}
+    return Perplexity().text_comparer(sync=num_processes > 1, **base, **options)

@@ -10,11 +10,12 @@ from ppleval.show import plots
 from ppleval.shown import shown
 
 
-def check_outputs(args: argparse.Namespace, sources: list[str]) -> None:
-    """Check the places of --per-text, --plot and --to; nothing is opened or made.
+def check_results(args: argparse.Namespace, sources: list[str], to_directory: bool = False) -> None:
+    """Check the places of --per-text and --plot; nothing is opened or made.
 
     Args:
         sources: the dataset or the files to read; "-" is the standard input.
+        to_directory: --per-text is one, which checks itself.
 
     Raises:
         ValueError: a place that is read, or named twice, under whatever name; one that exists, if
@@ -22,16 +23,44 @@ def check_outputs(args: argparse.Namespace, sources: list[str]) -> None:
             output; a picture of an unknown kind.
         ModuleNotFoundError: a picture without matplotlib.
     """
-    options = {"--per-text": args.per_text, "--plot": args.plot, "--to": args.to}
-    outputs = {option: str(name) for option, name in options.items() if name is not None}
-    taken = _inputs(args, sources)
+    _check_apart({"--per-text": args.per_text, "--plot": args.plot}, _inputs(args, sources))
+    if args.plot is not None:
+        plots.check_path(args.plot)
+        _check_file("--plot", args.plot, args.overwrite, "--overwrite")
+    if args.per_text is not None and not to_directory:
+        may_exist = args.resume or args.overwrite
+        _check_file(
+            "--per-text", args.per_text, may_exist, "--overwrite, or --resume to continue it"
+        )
+
+
+def check_base(args: argparse.Namespace, sources: list[str]) -> None:
+    """Check the place of --to; nothing is opened or made.
+
+    Raises:
+        ValueError: a place that is read, or that cannot be written; the standard output.
+    """
+    _check_apart({"--to": args.to}, _inputs(args, sources))
+    _check_directory("--to", args.to)
+
+
+def _check_apart(outputs: dict[str, str | Path | None], inputs: dict[str, str]) -> None:
+    """Raises ValueError if writing to a place would change another, or if none is named.
+
+    Args:
+        outputs: option -> the place that it names.
+        inputs: the place of what is read -> what errors call it.
+    """
+    taken = dict(inputs)
     for option, name in outputs.items():
-        if name == "-":
+        if name is None:
+            continue
+        if str(name) == "-":
             raise ValueError(
                 f"{option} - would write to the standard output, which is the result's. Name a "
                 "file, or ./- for one of this name."
             )
-        place = _place(name)
+        place = _place(str(name))
         if os.path.exists(place) and not (os.path.isfile(place) or os.path.isdir(place)):
             continue  # a device or a pipe, which keeps nothing
         for other, what in taken.items():
@@ -39,30 +68,20 @@ def check_outputs(args: argparse.Namespace, sources: list[str]) -> None:
             if conflict is not None:
                 raise ValueError(f"{option} {shown(name)} {conflict} {what}. Name another place.")
         taken[place] = f"{shown(name)}, the place of {option}"
-    if args.plot is not None:
-        plots.check_path(args.plot)
-        _check_file("--plot", args.plot, args.overwrite, "--overwrite")
-    if args.per_text is not None and args.engine is None:  # Ray's directory checks itself
-        may_exist = args.resume or args.overwrite
-        _check_file(
-            "--per-text", args.per_text, may_exist, "--overwrite, or --resume to continue it"
-        )
-    if args.to is not None:
-        _check_directory("--to", args.to)
 
 
 def _inputs(args: argparse.Namespace, sources: list[str]) -> dict[str, str]:
     """The place of each file or directory that is read -> what errors call it."""
     names = sources if args.dataset is None else [args.dataset.partition(":")[0]]
-    names = [*names, *(name for name in (args.model, args.base, args.chat_template) if name)]
-    found = {}
-    for name in map(str, names):
+    given = (vars(args).get(option) for option in ("model", "base", "chat_template"))
+    places = {}
+    for name in map(str, [*names, *filter(None, given)]):
         place, title = ("/dev/stdin", "the standard input") if name == "-" else (name, shown(name))
         place = _place(place)
         # A name on the Hub is no path, though an output may have the same.
         if "://" in name or os.path.exists(place):
-            found[place] = f"{title}, which is to be read"
-    return found
+            places[place] = f"{title}, which is to be read"
+    return places
 
 
 def _place(name: str) -> str:

@@ -11,18 +11,27 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, get_type_hints
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from ppleval.cli.sources import Row
+    from ppleval.cli.corpus import Corpus
+    from ppleval.cli.rows import Row
     from ppleval.stats.totals import TextSums
 
 # The sums of a text take a few hundred bytes; those of a comparison 50 more for each token.
 MOST_LINE_BYTES = 2**30
 # No nll is negative, but for rounding; nats per token.
 LEAST_MEAN = -1.0
+
+
+class Finished(NamedTuple):
+    """What a line holds of a text that was scored."""
+
+    sums: "TextSums"
+    fingerprint: str
+    group: str | None
 
 
 class PerTextFile:
@@ -52,8 +61,7 @@ class PerTextFile:
         num_buckets: int = 0,
     ):
         self.path, self._sums_type, self._num_buckets = path, sums_type, num_buckets
-        self.finished: list[TextSums] = []
-        self._known: list[tuple[str, str | None]] = []  # fingerprint and group of each
+        self.finished: list[Finished] = []
         if resume and path.exists() and not path.is_file():
             raise ValueError(
                 f"{path} is no regular file, so --resume cannot continue it. Name a file, or leave "
@@ -125,8 +133,7 @@ class PerTextFile:
             raise ValueError("no text has such sums")
         known = _from_json(row["fingerprint"], str)
         group = _from_json(row["group"], str) if "group" in row else None
-        self.finished.append(sums)
-        self._known.append((known, group))
+        self.finished.append(Finished(sums, known, group))
 
     @contextlib.contextmanager
     def _named_line(self, number: int) -> Iterator[None]:
@@ -144,19 +151,20 @@ class PerTextFile:
                 f"{self.path}: line {number} was not written by --per-text{rest}"
             ) from error
 
-    def without_finished(self, rows: "Iterator[Row]") -> "Iterator[Row]":
-        """The rows after the finished ones.
+    def without_finished(self, corpus: "Corpus") -> "Iterator[Row]":
+        """The rows after the finished ones, whose sums are added to the corpus.
 
         Raises:
             ValueError: the finished texts, or their groups, are not those of the interrupted run.
         """
-        for number, (known, group) in enumerate(self._known):
-            row = next(rows, None)
+        count = len(self.finished)
+        for number, (sums, known, group) in enumerate(self.finished):
+            row = next(corpus.rows, None)
             if row is None:
                 raise ValueError(
-                    f"{self.path} is of other texts: it has {len(self._known)}, and now there are "
-                    f"{number}. Name all files of the interrupted run, with a --limit of at least "
-                    f"{len(self._known)} or none, or begin anew."
+                    f"{self.path} is of other texts: it has {count}, and now there are {number}. "
+                    f"Name all files of the interrupted run, with a --limit of at least {count} or "
+                    "none, or begin anew."
                 )
             if fingerprint(row.text, row.context) != known:
                 raise ValueError(
@@ -168,7 +176,8 @@ class PerTextFile:
                     f"{self.path} is of other groups: text {number} was of {group!r} then, and is "
                     f"of {row.group!r} now. Group by what it was then, or begin anew."
                 )
-        return rows
+            corpus.add(sums, group)
+        return corpus.rows
 
     def write(self, number: int, row: "Row", sums: "TextSums") -> None:
         """Add the sums of a text, and its group if it has one."""

@@ -19,7 +19,8 @@ import pyarrow as pa
 from pyarrow import fs, parquet
 
 from ppleval.cli.per_text import are_possible, check_settings, fingerprint, lock
-from ppleval.cli.sources import Row, file_system
+from ppleval.cli.rows import Row
+from ppleval.cli.sources import file_system
 from ppleval.shown import without_secrets
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """`ppleval compute --engine ray`: the files of a corpus -> totals, by workers that may die.
 
-    files -> read_chunks: chunks of texts -> ChunkScorer: an answer for each chunk -> Corpus: totals
+    files -> read_chunks: chunks of texts -> ChunkScorer: an answer for each chunk -> CorpusTotals
 
 Ray Data runs the first two on the machines of a cluster, holds readers back where texts are not
 scored as fast, and gives the work of a worker that died to another. A text goes from a reader to a
@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
-from ppleval.cli.sources import MAX_TEXT_BYTES, Row, read_rows
+from ppleval.cli.rows import MAX_TEXT_BYTES, Row
+from ppleval.cli.sources import read_rows
 from ppleval.ray import cluster as ray_cluster
-from ppleval.ray.totals import Answer, Corpus
+from ppleval.ray.totals import Answer, CorpusTotals
 from ppleval.stats.totals import TextSums
 from ppleval.texts.inputs import plain
 from ppleval.texts.schedule import portions as cut
@@ -83,7 +84,7 @@ class Chunk:
 
     @property
     def rows(self) -> list[Row]:
-        """All of them."""
+        """The texts of all portions."""
         return [row for portion in self.portions for row in portion]
 
 
@@ -181,7 +182,7 @@ class ChunkScorer:
 
     @cached_property
     def _settings(self) -> dict:
-        """Those of the sums, with which --per-text has to agree."""
+        """What the sums depend on, with which --per-text has to agree."""
         settings = settings_of(self._scorer, self._job.context_column is not None)
         output, group_by = self._job.output(), self._job.group_by
         if output is not None:
@@ -216,16 +217,18 @@ class Attempts:
         self._counts: dict[tuple[int, int], int] = {}
 
     def begin(self, place: tuple[int, int]) -> int:
-        """How often it was begun, this time included."""
+        """How often a chunk was begun, this time included."""
         self._counts[place] = self._counts.get(place, 0) + 1
         return self._counts[place]
 
     def end(self, place: tuple[int, int]) -> None:
-        """Forget it."""
+        """Forget a chunk that was scored."""
         self._counts.pop(place, None)
 
 
-def score_files(job: Job, files: Sequence[str], workers: int | None, device: str | None) -> Corpus:
+def score_files(
+    job: Job, files: Sequence[str], workers: int | None, device: str | None
+) -> CorpusTotals:
     """Score the texts of the files on a Ray cluster that is connected.
 
     Raises:
@@ -253,7 +256,7 @@ def score_files(job: Job, files: Sequence[str], workers: int | None, device: str
             .map(cast("Callable", ChunkScorer), fn_constructor_args=(job, attempts), **pool)
         )
         try:
-            return Corpus.of(answers)
+            return CorpusTotals.of(answers)
         except RayTaskError:  # a fault of the program, with its traceback
             raise
         except RayError as error:

@@ -1,6 +1,6 @@
 """What the driver of a Ray run learns of each batch of texts, and keeps: a dozen numbers.
 
-An `Answer` crosses processes in a row of a data set; `Corpus` adds the answers up.
+An `Answer` crosses processes in a row of a data set; `CorpusTotals` adds the answers up.
 """
 
 import pickle
@@ -41,26 +41,26 @@ class Answer:
         sums: "Sequence[TextSums]",
         groups: Sequence[str] | None,
         settings: dict,
-        place: tuple[int, int] = (0, 0),
-        num_finished: int = 0,
+        place: tuple[int, int],
+        num_finished: int,
     ) -> "Answer":
-        """The answer for texts with these sums and, if any, groups."""
-        parts = None
+        """The answer for texts with these sums and, if any, groups; the others are its fields."""
+        totals = None
         if groups is not None:
             by_name = by_group(sums, groups)
-            parts = {name: TextTotals.of(part) for name, part in by_name.items()}
-        return cls(place, TextTotals.of(sums), parts, settings, num_finished)
+            totals = {name: TextTotals.of(own) for name, own in by_name.items()}
+        return cls(place, TextTotals.of(sums), totals, settings, num_finished)
 
     def packed(self) -> dict[str, bytes]:
-        """As a row of a data set."""
+        """The answer as a row of a data set."""
         return {"answer": pickle.dumps(self)}
 
 
 @dataclass
-class Corpus:
-    """Totals, those of each group, and the settings of all."""
+class CorpusTotals:
+    """The totals of all texts and of each group, and the settings that they were scored with."""
 
-    totals: "TextTotals"
+    texts: "TextTotals"
     groups: dict[str, TextTotals] | None = None
     settings: dict | None = None
     num_finished: int = 0
@@ -69,16 +69,16 @@ class Corpus:
     _first: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, answers: "Dataset") -> "Corpus":
+    def of(cls, answers: "Dataset") -> "CorpusTotals":
         """The sum of the answers of a data set, which is run.
 
         Raises:
             ValueError: the error of an answer, or answers of different settings.
         """
-        corpus = cls(TextTotals())
+        totals = cls(TextTotals())
         for row in answers.iter_rows():
-            corpus.add(pickle.loads(row["answer"]))
-        return corpus
+            totals.add(pickle.loads(row["answer"]))
+        return totals
 
     def add(self, answer: Answer) -> None:
         """Add an answer; they come in any order.
@@ -95,7 +95,7 @@ class Corpus:
         self.settings = answer.settings
         self.num_answers += 1
         self.num_finished += answer.num_finished
-        self.totals += answer.totals
+        self.texts += answer.totals
         if answer.groups is not None:
             self._add_groups(answer.groups, answer.place)
 
@@ -117,7 +117,7 @@ class Corpus:
         settings = dict(self.settings)
         signature = settings.pop("signature")
         report = TextReport(**settings)
-        result = report.result(self.totals)
+        result = report.result(self.texts)
         if self.groups is not None:
             names = sorted(self.groups, key=lambda name: self._first[name])
             groups = {name: self.groups[name] for name in names}

@@ -300,7 +300,7 @@ def difference_bits(comparison, tokens: Iterable[int]) -> float:
 
 
 def scored_sum(values: list[float], tokens: Iterable[int]) -> float:
-    """Of the tokens that are scored; NaN if none is."""
+    """The sum over the tokens that are scored; NaN if none is."""
     scored = [values[i] for i in tokens if not math.isnan(values[i])]
     return sum(scored) if scored else math.nan
 
@@ -352,5 +352,5 @@ def _difference_colour(bits: float) -> str:
 
 
 def _strength(bits: float, most: float) -> int:
-    """Of a colour, from 0 to 100."""
+    """The strength of a colour, from 0 to 100."""
     return round(100 * math.sqrt(min(bits / most, 1)))

@@ -35,7 +35,7 @@ def new_axes(width: float, height: float) -> "Axes":
 
 
 def styled(axes: "Axes") -> "Axes":
-    """For print: small letters, and no more lines than needed."""
+    """Style axes for print: small letters, and no more lines than needed."""
     axes.tick_params(labelsize=POINTS)
     for label in (axes.xaxis.label, axes.yaxis.label, axes.xaxis.offsetText, axes.yaxis.offsetText):
         label.set_fontsize(POINTS)
@@ -57,7 +57,8 @@ def figure_of(axes: "Axes") -> "Figure":
 
 
 def set_scale(axes: "Axes", which: str, values: np.ndarray) -> None:
-    """That of the axis "x" or "y": logarithmic beyond a factor of ten, with numbers written out."""
+    """Set the scale of the axis "x" or "y": logarithmic beyond a factor of ten, its numbers written
+    out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axis = getattr(axes, f"{which}axis")
@@ -74,7 +75,7 @@ def set_scale(axes: "Axes", which: str, values: np.ndarray) -> None:
 
 
 def set_context_scale(axes: "Axes", first: int, last: int) -> None:
-    """Logarithmic, with a place for 0, and ticks at powers of two."""
+    """Make the x axis logarithmic, with a place for 0, and ticks at powers of two."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("symlog", base=2, linthresh=1)
@@ -91,13 +92,13 @@ def _tokens(count: int) -> str:
 
 
 def above(axes: "Axes", place: float, text: str) -> None:
-    """Text over the axes."""
+    """Write a text over the axes."""
     where = axes.get_xaxis_transform()
     axes.text(place, 1.02, text, transform=where, ha="center", size=_letters(axes))
 
 
 def beside(axes: "Axes", height: float, text: str) -> None:
-    """Text at the right of the axes."""
+    """Write a text at the right of the axes."""
     where = axes.get_yaxis_transform()
     axes.text(1.02, height, text, transform=where, va="center_baseline", size=_letters(axes))
 
@@ -134,7 +135,7 @@ def labels_fit(axes: "Axes", count: int, down: bool = False) -> bool:
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """NaN in place of infinities, which break lines as NaN does."""
+    """The values with NaN in place of infinities, which break lines as NaN does."""
     return np.where(np.isfinite(values), values, math.nan)
 
 
@@ -146,7 +147,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def short(name: str, most: int = 22) -> str:
-    """Without its middle, if longer than `most`: what tells names apart is at the ends."""
+    """A name without its middle, if longer than `most`: the ends tell names apart."""
     name, half = shown(name), (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 

@@ -79,7 +79,7 @@ class EvalBatch:
 
     number: int  # how many batches this process has evaluated before
     dataloader: DataLoader | None  # the one in use; None if unknown
-    is_prepared: bool  # whether accelerate gives each process its share of it
+    is_prepared: bool  # whether accelerate divides it among the processes
     is_last: bool | None  # None if unknown
     remainder: int  # examples in the last batch, over all processes; -1 if unknown or not the last
     num_kept: int | None  # how many of all processes' rows Trainer keeps; None for all
@@ -101,21 +101,22 @@ class EvalBatch:
         # Every Trainer has accelerate; the rest of the metric does without.
         from accelerate.state import AcceleratorState, GradientState, PartialState
 
-        state, launch = GradientState(), PartialState()
+        gradient, ranks = GradientState(), PartialState()
         if processes is None:
             # Tensor and context parallelism, whose ranks stand side by side.
             parallel = AcceleratorState._shared_state.get("parallelism_config")
             copies = 1 if parallel is None else parallel.tp_size * parallel.cp_size
-            share = launch.num_processes // copies, launch.process_index // copies
-            is_counted = launch.process_index % copies == 0
+            num_processes, index = ranks.num_processes // copies, ranks.process_index // copies
+            is_counted = ranks.process_index % copies == 0
         else:
-            copies = launch.num_processes // processes.size
-            share = processes.size, processes.rank
+            copies = ranks.num_processes // processes.size
+            num_processes, index = processes.size, processes.rank
             is_counted = 0 in processes.members
-        active = state.active_dataloader
-        num_kept = remainder = state.remainder if state.end_of_dataloader else -1
+        active = gradient.active_dataloader
+        num_kept = remainder = gradient.remainder if gradient.end_of_dataloader else -1
         if loop is None:
-            dataloader, is_last, is_prepared = active, state.end_of_dataloader, active is not None
+            dataloader, is_prepared = active, active is not None
+            is_last = gradient.end_of_dataloader
         else:
             dataloader, is_last = loop.torch_dataloader, loop.is_last
             remainder = getattr(dataloader, "remainder", -1)
@@ -128,8 +129,8 @@ class EvalBatch:
             remainder=remainder if is_last else -1,
             num_kept=num_kept if num_kept > 0 else None,
             kept_for_another=dataloader is not active,
-            num_processes=share[0],
-            process_index=share[1],
+            num_processes=num_processes,
+            process_index=index,
             num_copies=copies,
             is_counted=is_counted,
         )
@@ -226,26 +227,26 @@ class EvalBatch:
         blanks = np.tile(blank, (len(rows), 1))
         if self.remainder <= 0:
             return rows if self.is_counted else blanks
-        launch = Processes.launched()
+        processes = Processes.launched()
         mine = (self.process_index, rows) if self.is_counted else None
-        shares = sorted(
-            (share for share in launch.gather(Attempt(mine)) if share is not None),
-            key=lambda share: share[0],
+        counted = sorted(
+            (one for one in processes.gather(Attempt(mine)) if one is not None),
+            key=lambda one: one[0],
         )
-        real = np.concatenate([rows for _, rows in shares])
-        here = real[launch.rank * len(rows) :][: len(rows)]
+        real = np.concatenate([rows for _, rows in counted])
+        here = real[processes.rank * len(rows) :][: len(rows)]
         return np.concatenate([here, blanks[len(here) :]])
 
     @property
-    def num_launched(self) -> int:
-        """Processes that Trainer gathers rows of."""
+    def num_ranks(self) -> int:
+        """How many processes Trainer gathers rows of."""
         return self.num_processes * self.num_copies
 
     def loses_rows(self, num_rows: int) -> bool:
         """Whether Trainer may drop rows of several processes that are no repeats."""
         if self.num_processes == 1 or self.num_kept is None or not self.kept_for_another:
             return False
-        return self.num_kept < num_rows * self.num_launched
+        return self.num_kept < num_rows * self.num_ranks
 
     def unseen_repeats(self) -> str | None:
         """Why several processes may count an example twice without a trace; None if they do not."""

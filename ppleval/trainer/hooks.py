@@ -134,7 +134,7 @@ class TrainerHooks:
         evaluation.vocab_size = max(evaluation.vocab_size, logits.shape[-1])
         evaluation.num_batches += 1
         evaluation.may_end = batch.is_last is not False
-        evaluation.num_reduced += len(totals) * batch.num_launched
+        evaluation.num_reduced += len(totals) * batch.num_ranks
         evaluation.loses_rows |= batch.loses_rows(len(totals))
         evaluation.repeats = evaluation.repeats or batch.unseen_repeats()
         sums = np.array([astuple(row) for row in totals], dtype=np.float64).reshape(-1, NUM_SUMS)
@@ -234,7 +234,7 @@ def _totals(nll_sums: np.ndarray, num_tokens: np.ndarray) -> NllTotals:
 
 
 def _without_interval(totals: NllTotals) -> NllTotals:
-    """The same perplexity; its interval, which needs the squares, is NaN."""
+    """The totals without their squares: the perplexity stays, its interval is NaN."""
     return replace(totals, nll_sum_sq=math.nan, weight_sum_sq=math.nan, nll_weight_sum=math.nan)
 
 

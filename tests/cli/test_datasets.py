@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from ppleval.cli.datasets import read_dataset_rows
-from ppleval.cli.sources import Columns
+from ppleval.cli.rows import Columns
 
 BODY = Columns("body")
 CONFIGS = """---

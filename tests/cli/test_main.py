@@ -18,7 +18,6 @@ from support import ROOT, flat, kill_when
 from transformers.utils.logging import is_progress_bar_enabled
 
 from ppleval import Perplexity
-from ppleval.cli import main as main_file
 from ppleval.cli import per_text as per_text_file
 from ppleval.cli.main import main
 from ppleval.cli.per_text import PerTextFile
@@ -261,7 +260,7 @@ def test_resume_refuses_an_odd_line(tmp_path, case):
     lines = [json.dumps({"signature": "s"}).encode(), sealed(GOOD)]
     path.write_bytes(b"\n".join([*lines, b""]))
     with PerTextFile(path, {"signature": "s"}, TextSums, resume=True) as log:
-        assert log.finished[0].perplexity == pytest.approx(math.exp(2))
+        assert log.finished[0].sums.perplexity == pytest.approx(math.exp(2))
     lines.append(odd if isinstance(odd, bytes) else sealed(GOOD | odd))
     path.write_bytes(b"\n".join([*lines, b""]))
     before = path.read_bytes()
@@ -302,7 +301,7 @@ def test_resume_takes_what_a_model_may_give(tmp_path):
     rows = [row | {"positions": [["nan", 1.0, 1.0], [0.0, 0.0, 0.0]]} for row in rows]
     path.write_bytes(b"\n".join([b'{"signature": "s"}', *map(sealed, rows), b""]))
     with PerTextFile(path, {"signature": "s"}, TextSums, resume=True, num_buckets=2) as log:
-        found = [sums.perplexity for sums in log.finished]
+        found = [text.sums.perplexity for text in log.finished]
     assert found == pytest.approx([math.nan, math.inf, math.nan], nan_ok=True)
 
 
@@ -315,7 +314,7 @@ def test_resume_refuses_pairs_that_do_not_fit(tmp_path):
     def read(row):
         path.write_bytes(b'{"signature": "s"}\n' + sealed(row) + b"\n")
         with PerTextFile(path, {"signature": "s"}, TokenPairSums, resume=True) as log:
-            return log.finished
+            return [text.sums for text in log.finished]
 
     assert read(pair)[0].kl.tolist() == [0.5, 0.5]
     for odd in (
@@ -541,7 +540,7 @@ def test_help_and_wrong_usage_wait_for_no_large_import(arguments):
     command = [sys.executable, "-X", "importtime", "-m", "ppleval", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "ppleval.cli.sources" in imported
+    assert "ppleval.cli.rows" in imported
     assert imported.isdisjoint({"evaluate", "torch", "transformers"})
 
 
@@ -880,7 +879,7 @@ def test_memory_that_runs_out_ends_in_a_sentence(tmp_path, monkeypatch):
     def no_memory(*args):
         raise MemoryError
 
-    monkeypatch.setattr(main_file, "read", no_memory)
+    monkeypatch.setattr("ppleval.cli.corpus.read_rows", no_memory)
     done = run(stdin=TEXTS[0])
     assert done.returncode == 1
     assert done.stderr.startswith("error: memory ran out. Pass a smaller --batch-size")

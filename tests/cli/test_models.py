@@ -8,8 +8,9 @@ from support import ROOT, environments
 from workers import rank as rank_worker
 
 from ppleval import Perplexity
-from ppleval.cli.main import build_parser, main, model_options
-from ppleval.cli.models import QUANTIZATIONS, placing_kwargs
+from ppleval.cli.main import main
+from ppleval.cli.models import QUANTIZATIONS, model_options, placing_kwargs
+from ppleval.cli.options import build_parser
 
 HELD_OUT = str(ROOT / "tiny_model" / "held_out.jsonl")
 COMMAND = ["-m", "ppleval"]

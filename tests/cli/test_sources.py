@@ -18,6 +18,7 @@ import pytest
 from pyarrow import parquet
 
 from ppleval.cli import sources as text_files
+from ppleval.cli.rows import CHUNK
 
 BOM = b"\xef\xbb\xbf"
 
@@ -124,7 +125,7 @@ def test_numbers_far_down_in_a_table_are_still_strings(tmp_path):
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 64])
 @pytest.mark.parametrize("name", [name for name in TABLES if "js" in name])
 def test_json_may_be_cut_anywhere(tmp_path, monkeypatch, name, chunk):
-    monkeypatch.setattr(text_files, "CHUNK", chunk)
+    monkeypatch.setattr("ppleval.cli.json_rows.CHUNK", chunk)
     assert read(tmp_path / name, BOM + b" \n" + TABLES[name] + b" \n") == TEXTS
 
 
@@ -468,12 +469,12 @@ ERRORS = {
     "cut json": ("a.jsonl", b'{"body": "x"}\n{"body": "y', r"row 1 \(line 2\) is no JSON: Untermi"),
     "cut list": ("a.json", b'[{"body": "x"},\n', r"row 1 \(line 2\) is no JSON: Expecting v"),
     "behind a list": ("a.json", b'[{"body": "x"}] []', "a.json: more follows its list of 1 rows"),
-    "far behind a list": ("a.json", b"[]" + b" " * text_files.CHUNK + b"1", "more follows its"),
+    "far behind a list": ("a.json", b"[]" + b" " * CHUNK + b"1", "more follows its"),
     "no comma": (
         "a.json", b'[{"body": "x"}\n{"body": "y"}]', r"row 1 \(line 2\) is no JSON: Expecting ','"
     ),
     "no comma far down": (
-        "a.json", b'[{"body": "x"}' + b"\n" * text_files.CHUNK + b'"y"]', "row 1 .* Expecting ','"
+        "a.json", b'[{"body": "x"}' + b"\n" * CHUNK + b'"y"]', "row 1 .* Expecting ','"
     ),
     "cut before a comma": ("a.json", b'["x"', r"row 1 \(line 1\) is no JSON: Expecting ','"),
     "first comma": ("a.json", b'[,{"body": "x"}]', r"row 0 \(line 1\) is no JSON: Expecting value"),

@@ -27,9 +27,9 @@ from support import ROOT, flat, free_port, largest_file
 from ppleval import Perplexity
 from ppleval.cli.main import main
 from ppleval.cli.per_text_parquet import PerTextDirectory
-from ppleval.cli.sources import Row, file_system, files_in
+from ppleval.cli.rows import Row
+from ppleval.cli.sources import file_system, files_in
 from ppleval.ray import cluster as ray_cluster
-from ppleval.ray import datasets as ray_datasets
 from ppleval.ray import files as ray_files
 from ppleval.ray import totals as ray_totals
 from ppleval.stats import texts as stats_texts
@@ -221,7 +221,7 @@ def test_a_cluster_that_is_gone_is_named(cluster, monkeypatch):
     def fail(answers):
         raise ray.exceptions.RayError("the node is dead\nwith details")
 
-    monkeypatch.setattr(ray_files.Corpus, "of", fail)
+    monkeypatch.setattr(ray_files.CorpusTotals, "of", fail)
     with pytest.raises(ConnectionError, match="could not finish the run: the node is dead$"):
         ray_files.score_files(make_job(), ["data.jsonl"], 1, None)
 
@@ -256,8 +256,8 @@ def test_a_local_cluster_listens_on_loopback_only(cluster):
 # --- without a cluster ----------------------------------------------------------------------------
 
 
-def corpus_of(found) -> ray_totals.Corpus:
-    total = ray_totals.Corpus(stats_texts.TextTotals())
+def corpus_of(found) -> ray_totals.CorpusTotals:
+    total = ray_totals.CorpusTotals(stats_texts.TextTotals())
     for answer in found:
         total.add(answer)
     return total
@@ -326,8 +326,6 @@ def test_what_arrow_adds_to_conversations(tmp_path):
     data = write_rows(tmp_path / "talks.parquet", rows)
     job = make_job(options=options | {"conversations": True}, column="messages")
     check_same(corpus_of(answers(job, data)).result(), expected)
-    scored = ray_datasets.AddSums("messages", None, options)(pa.Table.from_pylist(rows))
-    assert scored["perplexity"].to_pylist() == expected["perplexities"]
 
 
 def test_groups_come_in_the_order_of_the_texts_whatever_comes_first(tmp_path):
@@ -384,7 +382,7 @@ def test_what_is_counted_of_a_chunk_is_forgotten_when_it_is_done():
 
 def test_answers_of_different_settings_do_not_add_up():
     def answer(signature):
-        return ray_totals.Answer.of([], None, {"signature": signature})
+        return ray_totals.Answer.of([], None, {"signature": signature}, (0, 0), 0)
 
     total = corpus_of([answer("one"), answer("one")])
     with pytest.raises(ValueError, match="Texts were scored with different settings"):
@@ -650,31 +648,3 @@ def test_each_worker_gets_a_gpu_where_there_are_some(monkeypatch):
     assert pool(None, None, CPU=16.0) == (16, {"num_cpus": 1})
     with pytest.raises(ValueError, match="--workers 5 needs a GPU each, and the Ray cluster has 4"):
         pool(5, None, CPU=16.0, GPU=4.0)
-
-
-# --- data sets of one's own -----------------------------------------------------------------------
-
-
-def test_sums_are_added_to_a_batch(tmp_path):
-    texts = [row["text"] for row in pieces(5) if row["text"]]
-    batch = pa.table({"id": range(4), "text": texts, "prompt": ["Return "] * 4})
-    found = ray_datasets.AddSums("text", "prompt", {"model_id": TINY})(batch)
-    expected = Perplexity().compute(predictions=texts, contexts=["Return "] * 4, model_id=TINY)
-    assert found["id"].to_pylist() == list(range(4))
-    assert found["perplexity"].to_pylist() == pytest.approx(expected["perplexities"])
-    (packed,) = ray_datasets._answer(found, None)["answer"]
-    check_same(corpus_of([pickle.loads(packed)]).result(), expected)
-
-
-def test_what_a_batch_cannot_have():
-    batch = pa.table({"text": ["one", "two"], "perplexity": [1, 2]})
-    with pytest.raises(ValueError, match="has a column 'perplexity' already"):
-        ray_datasets.AddSums("text", None, {"model_id": TINY})(batch)
-    with pytest.raises(ValueError, match="joins all texts"):
-        ray_datasets.AddSums("text", None, {"model_id": TINY, "preset": "hf-docs"})(batch)
-    batch = batch.select(["text"])
-    found = ray_datasets.AddSums("text", None, {"model_id": TINY})(batch)
-    other = ray_datasets.AddSums("text", None, {"model_id": TINY, "stride": 7})(batch)
-    (packed,) = ray_datasets._answer(pa.concat_tables([found, other]), None)["answer"]
-    with pytest.raises(ValueError, match="batch were scored with different settings"):
-        corpus_of([pickle.loads(packed)])
