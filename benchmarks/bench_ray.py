@@ -182,7 +182,6 @@ def memory(directory: Path) -> str:
         per_text=str(directory / "out"),
         directory=str(directory),
     )
-    job.output().prepare(resume=False)
     seen: list[tuple[int, float]] = []
     add = CorpusTotals.add
 
@@ -194,7 +193,7 @@ def memory(directory: Path) -> str:
 
     CorpusTotals.add = add_and_measure
     start = time.perf_counter()
-    with cluster(NUM_WORKERS):
+    with cluster(NUM_WORKERS), job.output().prepared(resume=False):
         start_of_peak_mb()
         totals = score_files(job, [str(data)], NUM_WORKERS, device=None)
         peak = peak_mb_since_start()
