@@ -164,8 +164,7 @@ class Seq2SeqModel(LanguageModel):
                 "config.decoder_start_token_id."
             ) from error
 
-    @property
-    def num_embeddings(self) -> int:
+    def _count_embeddings(self) -> int:
         """How many ids the decoder reads."""
         of_decoder = getattr(self.model.get_decoder(), "get_input_embeddings", None)
         embeddings = None if of_decoder is None else of_decoder()

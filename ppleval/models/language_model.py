@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -97,6 +98,8 @@ class LanguageModel(ABC):
         self._lock = _LOCKS.setdefault(model, threading.RLock())
         with self.running():
             try:
+                self.num_embeddings = self._count_embeddings()
+                self.context_length = context_length(model, tokenizer)
                 self.vocab_size, self.takes_batches = self._probe_together()
             except (AttributeError, IndexError, KeyError, TypeError) as error:
                 raise ValueError(
@@ -176,17 +179,14 @@ class LanguageModel(ABC):
 
     def _state(self) -> tuple:
         ranks = ModelRanks.of(self.model)
-        return probed_state(self.model), ranks, modules_of(self.model) if ranks.is_alone else []
+        modules = modules_of(self.model) if ranks.is_alone else []
+        longest = getattr(self.tokenizer, "model_max_length", None)  # may be the context length
+        return probed_state(self.model), ranks, modules, longest
 
     @property
     def dtype(self) -> str:
         """The dtype of the parameters, such as "bfloat16"; "none" without any."""
         return dtype_of(self.model)
-
-    @property
-    def context_length(self) -> int:
-        """How many tokens the model reads at once, as its config or else its tokenizer says."""
-        return context_length(self.model, self.tokenizer)
 
     @property
     def tokens_per_batch(self) -> int:
@@ -196,20 +196,7 @@ class LanguageModel(ABC):
             budget = min(budget, LOGITS_PER_BATCH // self.vocab_size)
         return max(budget, 1)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Switch dropout off; modules that were training are set back to training afterwards."""
-        training = [module for module in self.model.modules() if module.training]
-        if training:
-            self.model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
-    @property
-    def num_embeddings(self) -> int:
+    def _count_embeddings(self) -> int:
         """How many ids the model reads."""
         return num_embeddings(self.embeddings, self.model.config)
 
@@ -223,11 +210,19 @@ class LanguageModel(ABC):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Where the model, and what `read` returns, may be used: by this thread alone."""
+        """Where the model, and what `read` returns, may be used: by this thread alone, and without
+        dropout. Modules that were training are set back to training afterwards."""
         # FSDP keeps tensors from one pass to the next, also to one with gradients.
         no_gradient = torch.inference_mode if self.ranks.layers_run_alone else torch.no_grad
-        with self._lock, self.evaluating(), no_gradient():
-            yield
+        with self._lock, no_gradient():
+            training = list(filter(attrgetter("training"), self.model.modules()))
+            if training:
+                self.model.eval()
+            try:
+                yield
+            finally:
+                for module in training:
+                    module.training = True
 
     def launch(
         self,

@@ -7,6 +7,7 @@ collects weights from the others in each forward pass, so all make equally many.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def _are_connected() -> bool:
 
 def class_names(part: Any) -> set[str]:
     """By which FSDP's modules are told, because torch may lack their classes."""
-    return {kind.__name__ for kind in type(part).__mro__}
+    return set(map(attrgetter("__name__"), type(part).__mro__))
 
 
 @dataclass(frozen=True)
