@@ -13,7 +13,6 @@ from ppleval.distributed import ALONE, Processes, num_launched
 from ppleval.logits.nll import token_nll, token_stats
 from ppleval.logits.options import Options
 from ppleval.logits.output_layer import linear_token_nll
-from ppleval.models.kinds import CausalModel, MaskedModel, Seq2SeqModel
 from ppleval.models.loading import BaseSource, Check, KeptModel, ModelSource, split_names
 from ppleval.models.pair import ModelPair, same_tokens
 from ppleval.models.saved_base import SavedBase, check_place
@@ -25,10 +24,8 @@ from ppleval.stats.totals import Result
 from ppleval.texts.checks import check_scores, checked_texts
 from ppleval.texts.compare import ByteComparer, TextComparer, TextComparison
 from ppleval.texts.corpus import corpus_result
-from ppleval.texts.encoder_decoder import Seq2SeqScorer
-from ppleval.texts.engine import TextScorer
+from ppleval.texts.engine import READERS, TextScorer, kinds_for
 from ppleval.texts.inputs import check_collection, check_texts, checked_pairs, with_kind
-from ppleval.texts.masked import MaskedScorer
 from ppleval.texts.options import TextOptions
 from ppleval.texts.saving import TextSaver
 from ppleval.texts.score import TextScore
@@ -38,9 +35,6 @@ from ppleval.user_warnings import warn_user
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# What scores texts with each kind of model.
-SCORERS = {CausalModel: TextScorer, MaskedModel: MaskedScorer, Seq2SeqModel: Seq2SeqScorer}
 
 
 class Perplexity:
@@ -838,11 +832,10 @@ class Perplexity:
         processes: Processes,
         with_contexts: bool | None = None,
     ) -> TextScorer:
-        kinds = (CausalModel, Seq2SeqModel) if options.pseudo is None else (MaskedModel,)
         check = _check(source, options, with_contexts)
-        model = self._kept.get(source, processes, check, kinds)
+        model = self._kept.get(source, processes, check, kinds_for(options))
         # A rank that refuses its options tells the others, which would wait for it.
-        return processes.require_all(processes.attempt(SCORERS[type(model)], model, options))
+        return processes.require_all(processes.attempt(TextScorer, model, options))
 
     def _comparer(
         self,
@@ -932,6 +925,6 @@ def _checked_early(processes: Processes, texts, contexts, *given, **options) -> 
 
 def _check(source: ModelSource, options: TextOptions, with_contexts: bool | None = None) -> Check:
     """What refuses a model for these texts before it is loaded."""
-    return lambda kind, tokenizer: SCORERS[kind].check_use(
+    return lambda kind, tokenizer: READERS[kind].check_use(
         source.name, tokenizer, options, with_contexts
     )

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any, Protocol
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from ppleval.logits.tensors import to_host
@@ -13,8 +15,36 @@ from ppleval.models.saved_base import SavedBase
 from ppleval.models.sharding import ModelRanks
 
 
+class ScoredModel(Protocol):
+    """What scores texts: a `LanguageModel`, or a `ModelPair`, whose methods say what each does."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int
+    num_embeddings: int
+    vocab_size: int
+    takes_batches: bool
+
+    @property
+    def tokens_per_batch(self) -> int: ...
+    @property
+    def ranks(self) -> ModelRanks: ...
+    def settings(self) -> dict[str, str | int | None]: ...
+    def check_ids(self, ids: Sequence[int]) -> None: ...
+    def batch_key(self, num_inputs: int) -> object: ...
+    def keep_step(self) -> None: ...
+    def launch(
+        self,
+        spans: Sequence[Span],
+        dtype: str,
+        backend: str,
+        top_k: int | None,
+        share_of: torch.Tensor | None,
+    ) -> Callable[[], Sequence[Any]]: ...
+
+
 class ModelPair:
-    """A model and the base that it is compared with; `TextScorer` runs it like one model.
+    """A model and the base that it is compared with, run like one model.
 
     Raises:
         ValueError: the two are one object, and its weights are whole in its own forward pass only,
@@ -56,7 +86,7 @@ class ModelPair:
         return self.model.ranks.beside(self.base.ranks)
 
     def keep_step(self) -> None:
-        """As that of both models."""
+        """Make a forward pass of both models, for processes that need these in theirs."""
         self.model.keep_step()
         self.base.keep_step()
 
@@ -88,8 +118,14 @@ class ModelPair:
         dtype: str = "float32",
         backend: str = "auto",
         top_k: int | None = None,
+        share_of: torch.Tensor | None = None,
     ) -> Callable[[], list[PairStats]]:
-        """Start to compare a batch of spans; as `LanguageModel.launch`, with other statistics."""
+        """Start to compare a batch of spans; calling what is returned gives the results.
+
+        Args:
+            spans, dtype: as for `LanguageModel.launch`.
+            backend, top_k, share_of: not used; the statistics are always `PairStats`.
+        """
         with ExitStack() as stack:
             # In one order, whichever is the base: another thread may compare them the other way.
             for each in sorted((self.model, self.base), key=id):

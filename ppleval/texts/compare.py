@@ -26,9 +26,8 @@ from ppleval.stats.pairs import (
 from ppleval.stats.positions import position_pair_results
 from ppleval.stats.totals import Result, TextSums, exp_or_inf
 from ppleval.texts.encoding import EncodedText
-from ppleval.texts.engine import TextScorer, encoder_of
+from ppleval.texts.engine import TextScorer
 from ppleval.texts.options import TextOptions
-from ppleval.texts.schedule import Portion
 from ppleval.texts.score import Draft
 
 
@@ -120,15 +119,10 @@ class TextComparer(TextScorer):
     """
 
     new_draft, sums_type = PairDraft, TokenPairSums
+    model: ModelPair
 
     def __init__(self, pair: ModelPair, options: TextOptions):
-        self._saved = pair.base if isinstance(pair.base, SavedBase) else None
-        if self._saved is not None and options.window is not None:
-            self._saved.check_reading(self._saved.stated["reading"] | {"window": options.window})
         super().__init__(pair, options)
-        self._base_encoder = (
-            None if pair.base_tokenizer is None else encoder_of(pair.base_tokenizer, options)
-        )
 
     @property
     def vocab_sizes(self) -> tuple[int, ...]:
@@ -156,51 +150,21 @@ class TextComparer(TextScorer):
         progress: bool | Callable[[int, int], None] = False,
     ) -> Iterator[TextComparison]:
         """The comparison of each text, in the order of the texts; arguments as for `score`."""
-        self._check_reading(contexts)
         decode = functools.cache(lambda token_id: str(self.model.tokenizer.decode([token_id])))
         for draft in self.drafts(texts, contexts, batch_size=batch_size, progress=progress):
             assert isinstance(draft, PairDraft)  # because of new_draft
             yield draft.comparison(decode)
 
-    def sums(self, texts, contexts=None, **options) -> Iterator[tuple[str, TextSums]]:
-        """Each text with its sums; as `TextScorer.sums`.
-
-        Raises:
-            ValueError: also a saved base of other texts or settings.
-        """
-        self._check_reading(contexts)
-        return super().sums(texts, contexts, **options)
+    def _new_draft(self, number: int, text: EncodedText, to_the_end: bool) -> Draft:
+        draft = super()._new_draft(number, text, to_the_end)
+        if isinstance(self.model.base, SavedBase):
+            self.model.base.check_text(number, text.ids)
+        return draft
 
     def check_number(self, num_texts: int) -> None:
         """Raises ValueError if a saved base has more texts than were compared with it."""
-        if self._saved is not None:
-            self._saved.check_number(num_texts)
-
-    def _check_reading(self, contexts: Iterable[str] | None) -> None:
-        if self._saved is not None:
-            self._saved.check_reading(self.reading_settings(contexts is not None))
-
-    def _drafts(self, portion: Portion, numbers: Sequence[int]) -> Iterator[Draft]:
-        for draft in super()._drafts(portion, numbers):
-            if self._saved is not None:
-                self._saved.check_text(draft.number, draft.encoded.ids)
-            yield draft
-
-    def _encoded(self, portion: Portion) -> Iterable[EncodedText]:
-        """Each text of a portion; both tokenizers have to give the same ids."""
-        encoded = super()._encoded(portion)
-        if self._base_encoder is None or not portion:
-            yield from encoded
-            return
-        texts, contexts = zip(*portion, strict=True)
-        others = self._base_encoder.encode(texts, None if contexts[0] is None else contexts)
-        for text, other in zip(encoded, others, strict=True):
-            if text.ids != other.ids:
-                raise ValueError(
-                    "The tokenizers of the two models share a vocabulary, but give other ids for "
-                    f"the text that begins {text.text[:40]!r}. Pass tokenizer= and base_tokenizer=."
-                )
-            yield text
+        if isinstance(self.model.base, SavedBase):
+            self.model.base.check_number(num_texts)
 
 
 class ByteComparer:
@@ -219,7 +183,6 @@ class ByteComparer:
             raise ValueError("positions= needs two models with the same tokens; these differ.")
         self.scorer, self.base = scorer, base
         self.options, self.window, self.edges = scorer.options, scorer.window, scorer.edges
-        self.joins_texts = scorer.joins_texts
         self.shortened_contexts = scorer.shortened_contexts
         self.vocab_sizes = scorer.vocab_sizes + base.vocab_sizes
 

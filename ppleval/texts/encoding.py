@@ -43,9 +43,9 @@ class EncodedText:
         """What the user passed."""
         return self.text
 
-    def windows(self, cut: CutIntoWindows) -> Iterable[Window]:
+    def windows(self, cut: CutIntoWindows, window: int, stride: int) -> Iterable[Window]:
         """Windows that score the text once."""
-        return cut(len(self.ids), max(1, self.num_prefix))
+        return cut(len(self.ids), window, stride, max(1, self.num_prefix))
 
     def offsets(self) -> list[tuple[int, int]] | None:
         """Characters [start, end) of each token of the text, without gaps; None without places."""
