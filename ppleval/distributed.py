@@ -195,7 +195,8 @@ class Processes:
         Raises:
             Exception, ConnectionError: as `gather`.
         """
-        self.gather(mine.then(lambda value: None))  # the value may be large
+        if self.size > 1:
+            self.gather(mine.then(lambda value: None))  # the value may be large
         return mine.value
 
     def require_equal(self, mine: "Attempt[T]", message: str) -> T:

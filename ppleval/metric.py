@@ -1,5 +1,6 @@
 """Perplexity: what users call. The arithmetic is in the rooms below."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -23,7 +24,7 @@ from ppleval.stats.runs import Run
 from ppleval.stats.totals import Result
 from ppleval.texts.checks import check_scores, checked_texts
 from ppleval.texts.compare import ByteComparer, TextComparer, TextComparison
-from ppleval.texts.corpus import corpus_result
+from ppleval.texts.corpus import Scorer, corpus_result
 from ppleval.texts.engine import READERS, TextScorer, kinds_for
 from ppleval.texts.inputs import check_collection, check_texts, checked_pairs, with_kind
 from ppleval.texts.options import TextOptions
@@ -858,7 +859,7 @@ class Perplexity:
 
     def _corpus_result(
         self,
-        scorer: TextScorer | ByteComparer,
+        scorer: Scorer,
         texts,
         contexts,
         groups,
@@ -911,16 +912,15 @@ def _with_kind_in(texts, options: dict) -> tuple[Any, dict]:
 
 
 def _checked_early(processes: Processes, texts, contexts, *given, **options) -> tuple[Any, Any]:
-    """As `checked_texts`, on all processes that share the texts; if one refuses, all do.
+    """The texts and contexts, checked on all processes that share them; if one refuses, all do.
 
     Where more run than these, they may hold the model together, and a rank that refuses its texts
     here would leave others waiting in it. The scorer, which knows them, refuses then.
     """
     if processes.size < num_launched():
         return texts, contexts
-    return processes.require_all(
-        processes.attempt(lambda: checked_texts(texts, contexts, *given, **options))
-    )
+    check = functools.partial(checked_texts, texts, contexts, *given, **options)
+    return processes.require_all(processes.attempt(check))
 
 
 def _check(source: ModelSource, options: TextOptions, with_contexts: bool | None = None) -> Check:

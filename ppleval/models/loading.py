@@ -25,7 +25,12 @@ from transformers.utils.hub import CHAT_TEMPLATE_DIR
 from ppleval.distributed import Processes
 from ppleval.logits.threads import use_one_thread_after_fork
 from ppleval.models.kinds import CausalModel, Seq2SeqModel
-from ppleval.models.language_model import LanguageModel, check_model, check_tokenizer
+from ppleval.models.language_model import (
+    LanguageModel,
+    check_model,
+    check_tokenizer,
+    tokenizer_errors,
+)
 from ppleval.models.places import (
     ADAPTER_CONFIG,
     base_of_adapter,
@@ -35,7 +40,6 @@ from ppleval.models.places import (
 )
 from ppleval.models.probe import HINT_AT_PSEUDO
 from ppleval.models.saved_base import check_saved
-from ppleval.models.tokenizer_errors import tokenizer_errors
 from ppleval.models.weights import load_whole, shards_of
 from ppleval.shown import listed, shown, shown_message
 

@@ -36,10 +36,10 @@ class ScoredModel(Protocol):
     def launch(
         self,
         spans: Sequence[Span],
-        dtype: str,
-        backend: str,
-        top_k: int | None,
-        share_of: torch.Tensor | None,
+        dtype: str = ...,
+        backend: str = ...,
+        top_k: int | None = ...,
+        share_of: torch.Tensor | None = ...,
     ) -> Callable[[], Sequence[Any]]: ...
 
 

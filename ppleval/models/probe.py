@@ -92,7 +92,7 @@ def probe_padding(
 
 
 def random_ids(length: int, num_embeddings: int, num_rows: int = 2) -> torch.Tensor:
-    """The same at each call: (num_rows, length) int64, on the CPU."""
+    """Ids (num_rows, length) int64 on the CPU, at each call the same."""
     generator = torch.Generator("cpu").manual_seed(0)
     return torch.randint(num_embeddings, (num_rows, length), generator=generator, device="cpu")
 

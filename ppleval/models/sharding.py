@@ -151,7 +151,7 @@ def _groups_of_work(model: Any) -> Iterator[Processes]:
 
 
 def _of_several(group: "dist.ProcessGroup | None") -> set[Processes]:
-    """Those of a group; none if there is no group, or a single process in it."""
+    """The processes of a group; none if there is no group, or a single process in it."""
     found = ALONE if group is None else Processes.of_group(group)
     return {found} if found.size > 1 else set()
 

@@ -20,8 +20,7 @@ from ppleval.models.kinds import CausalModel, MaskedModel, Seq2SeqModel
 from ppleval.models.language_model import LanguageModel, Span
 from ppleval.models.pair import ModelPair, ScoredModel
 from ppleval.stats.positions import bucket_edges
-from ppleval.stats.report import TextReport
-from ppleval.stats.texts import TextTotals
+from ppleval.stats.texts import TextReport, TextTotals
 from ppleval.stats.totals import Result, TextSums
 from ppleval.texts.checks import check_scores
 from ppleval.texts.encoder_decoder import Seq2SeqReader
@@ -33,7 +32,7 @@ from ppleval.texts.pairs import PairReader
 from ppleval.texts.progress import Progress
 from ppleval.texts.reading import TextReader
 from ppleval.texts.schedule import Job, Plan, Portion, batches, portions
-from ppleval.texts.score import Draft, TextScore, count_scored
+from ppleval.texts.score import Draft, TextScore, count_scored, decoder
 from ppleval.texts.sharing import drafts_in_step, shared_sums
 from ppleval.texts.windows import windows_to_the_end
 from ppleval.texts.words import word_start_ids
@@ -68,6 +67,8 @@ class TextScorer:
         self.reader = READERS[type(model)](model, options)
         self.encoder, self.window = self.reader.encoder, self.reader.window
         self.edges = bucket_edges(options.positions, self.window)
+        # Of each token its nll alone, unless more is asked for.
+        self.launch = functools.partial(model.launch, dtype=options.dtype, backend=options.backend)
 
     @property
     def shortened_contexts(self) -> str:
@@ -125,7 +126,7 @@ class TextScorer:
             contexts: one prompt for each text, which conditions it and is not scored.
             batch_size: the most windows at once; the number of their tokens is bounded anyway.
             top_k: also give the `top_k` likeliest tokens at each scored position.
-            corrected: also give the corrected nll of words, as `text_words.words_of` says.
+            corrected: also give the corrected nll of words, as `words.words_of` says.
             progress: True for a progress bar with tokens per second and the perplexity so far; or
                 a function, which is called with the number of tokens scored and their total, as
                 `Progress` estimates it.
@@ -136,7 +137,7 @@ class TextScorer:
                 that the model does not have, or a model or tokenizer that cannot be corrected for.
         """
         top_k = check_scores(self.options, top_k, corrected)
-        decode = functools.cache(lambda token_id: str(self.model.tokenizer.decode([token_id])))
+        decode = decoder(self.model.tokenizer)
         word_starts = word_start_ids(self.model) if corrected else None
         for draft in self.drafts(
             texts,
@@ -172,7 +173,7 @@ class TextScorer:
             TypeError, ValueError: as `score`.
         """
         found = portions(self._pairs(texts, contexts))
-        launch = functools.partial(self.launch, top_k=top_k, word_starts=word_starts)
+        launch = functools.partial(self.launch, top_k=top_k, share_of=word_starts)
         to_the_end = word_starts is not None
         with closing(Progress(progress, self._num_texts(texts))) as bar:
             if not self.model.ranks.is_alone:
@@ -330,14 +331,3 @@ class TextScorer:
                 yield batch, results()
         for batch, results in running:
             yield batch, results()
-
-    def launch(
-        self,
-        spans: Sequence[Span],
-        top_k: int | None = None,
-        word_starts: torch.Tensor | None = None,
-    ) -> Callable[[], Sequence[TokenStats]]:
-        """Start to score a batch of spans; a call of what it returns gives the results."""
-        return self.model.launch(
-            spans, self.options.dtype, self.options.backend, top_k, word_starts
-        )

@@ -70,7 +70,7 @@ def words(text: str) -> int:
 
 
 def words_of_lm_eval(text: str) -> int:
-    """As `words`, plus an empty word at a blank start and at a blank end."""
+    """The number of words, plus an empty word at a blank start and at a blank end."""
     return len(re.split(r"\s+", text))
 
 

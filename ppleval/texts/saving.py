@@ -33,9 +33,9 @@ class SavedDraft(Draft):
 
     def saved(self) -> tuple[Sequence[int], np.ndarray, torch.Tensor]:
         """What `BaseWriter.add` takes."""
-        found = self._in_order()
-        scored = [np.asarray(window.scored) for window, _ in found]
-        rows = [stats.rows for _, stats in found if isinstance(stats, SavedStats)]
+        found = sorted(self._found)
+        scored = [np.asarray(window.scored) for _, window, _ in found]
+        rows = [stats.rows for _, _, stats in found if isinstance(stats, SavedStats)]
         if not rows:  # no token to score
             return self.encoded.ids, np.zeros(0, dtype=np.int64), torch.zeros(0)
         return self.encoded.ids, np.concatenate(scored), torch.cat(rows)
