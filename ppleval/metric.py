@@ -24,7 +24,7 @@ from ppleval.stats.runs import Run
 from ppleval.stats.totals import Result
 from ppleval.texts.checks import check_scores, checked_texts
 from ppleval.texts.compare import ByteComparer, TextComparer, TextComparison
-from ppleval.texts.corpus import Scorer, corpus_result
+from ppleval.texts.corpus import corpus_result
 from ppleval.texts.engine import READERS, TextScorer, kinds_for
 from ppleval.texts.inputs import check_collection, check_texts, checked_pairs, with_kind
 from ppleval.texts.options import TextOptions
@@ -591,7 +591,15 @@ class Perplexity:
             processes, texts, contexts, text_options, groups=groups, batch_size=batch_size
         )
         comparer = self._comparer(*sources, text_options, processes)
-        return self._corpus_result(comparer, texts, contexts, groups, batch_size, processes)
+        return corpus_result(
+            comparer,
+            texts,
+            contexts,
+            groups,
+            batch_size=batch_size,
+            progress=self._shows_progress(),
+            processes=processes,
+        )
 
     def compare_tokens(
         self,
@@ -774,8 +782,14 @@ class Perplexity:
                 batch_size=batch_size,
             )
             scorer = self._scorer(source, text_options, processes, contexts is not None)
-            return self._corpus_result(
-                scorer, all_texts, contexts, all_groups, batch_size, processes
+            return corpus_result(
+                scorer,
+                all_texts,
+                contexts,
+                all_groups,
+                batch_size=batch_size,
+                progress=self._shows_progress(),
+                processes=processes,
             )
 
     def _compute_logits(
@@ -836,7 +850,7 @@ class Perplexity:
         check = _check(source, options, with_contexts)
         model = self._kept.get(source, processes, check, kinds_for(options))
         # A rank that refuses its options tells the others, which would wait for it.
-        return processes.require_all(processes.attempt(TextScorer, model, options))
+        return processes.call_together(TextScorer, model, options)
 
     def _comparer(
         self,
@@ -846,7 +860,7 @@ class Perplexity:
         processes: Processes,
     ) -> TextComparer | ByteComparer:
         # Before the model is loaded, whose own check follows.
-        processes.require_all(processes.attempt(base_source.check))
+        processes.call_together(base_source.check)
         one = self._kept.get(source, processes, _check(source, options))
         if base_source.saved is not None:
             other = SavedBase(base_source.saved, one.device)
@@ -856,29 +870,6 @@ class Perplexity:
         if same_tokens(one.tokenizer, other.tokenizer):
             return TextComparer(ModelPair(one, other), options)
         return ByteComparer(TextScorer(one, options), TextScorer(other, options))
-
-    def _corpus_result(
-        self,
-        scorer: Scorer,
-        texts,
-        contexts,
-        groups,
-        batch_size: int | None,
-        processes: Processes,
-    ) -> Result:
-        """The result of all texts; the user is warned of what is odd in them."""
-        result, remarks = corpus_result(
-            scorer,
-            texts,
-            contexts,
-            groups,
-            batch_size=batch_size,
-            progress=self._shows_progress(),
-            processes=processes,
-        )
-        for remark in remarks:
-            warn_user(remark)
-        return result
 
     def _check_one_protocol(self, sync: bool) -> None:
         if sync and self.num_process > 1:
@@ -920,7 +911,7 @@ def _checked_early(processes: Processes, texts, contexts, *given, **options) -> 
     if processes.size < num_launched():
         return texts, contexts
     check = functools.partial(checked_texts, texts, contexts, *given, **options)
-    return processes.require_all(processes.attempt(check))
+    return processes.call_together(check)
 
 
 def _check(source: ModelSource, options: TextOptions, with_contexts: bool | None = None) -> Check:

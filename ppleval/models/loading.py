@@ -444,7 +444,7 @@ class KeptModel:
         known = kept[1] if kept is not None and kept[0] == key else None
         known = known if isinstance(known, kinds) else None
         # Before the probe, which may run a model that these processes hold together.
-        loaded = processes.require_all(processes.attempt(self._loaded, source, kinds, known, check))
+        loaded = processes.call_together(self._loaded, source, kinds, known, check)
         if known is None or not known.is_current:
             kind, *parts = loaded
             known = kind(*parts)

@@ -10,6 +10,7 @@ from ppleval.stats.groups import by_group, check_number, grouped
 from ppleval.stats.pairs import PairSums
 from ppleval.stats.totals import Result, TextSums, guessing_remark
 from ppleval.texts.compare import TextComparer
+from ppleval.user_warnings import warn_user
 
 # Why a model may fit texts worse than guesses; what is scored of them is not the user's doing.
 REASONS_OF_TEXTS = (
@@ -48,8 +49,8 @@ def corpus_result(
     batch_size: int | None,
     progress: bool,
     processes: Processes,
-) -> tuple[Result, list[str]]:
-    """The result of all texts, and warnings.
+) -> Result:
+    """The result of all texts; the user is warned of what is odd in them.
 
     Args:
         groups: the name of each text's group, or None. The others are those of `TextScorer.sums`.
@@ -65,7 +66,9 @@ def corpus_result(
     )
     sums = list(map(itemgetter(1), scored))
     result = result_of(scorer, sums, groups, signature, with_contexts=contexts is not None)
-    return result, list(_warnings(result, sums, scorer, with_contexts=contexts is not None))
+    for remark in _warnings(result, sums, scorer, with_contexts=contexts is not None):
+        warn_user(remark)
+    return result
 
 
 def result_of(

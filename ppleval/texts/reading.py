@@ -30,7 +30,9 @@ class TextReader:
         self.encoder = self._new_encoder()
         self.start_id = self.encoder.start_id
         # Whether the start token takes the place of the first id of later windows.
-        self.starts_each_window = options.starts_each_window and self.start_id is not None
+        starts = options.start_each_window
+        starts = self.rules.starts_each_window if starts is None else starts
+        self.starts_each_window = starts and self.start_id is not None
         longest = min(model.context_length, self.rules.longest_window or model.context_length)
         self.window = longest if options.window is None else options.window
         if self.window > model.context_length:
