@@ -98,6 +98,16 @@ class Processes:
         except Exception as error:
             return Attempt(error=error)
 
+    def call_together(self, function: Callable[..., T], *args) -> T:
+        """What a function returns here, once it has returned on every rank.
+
+        Raises:
+            Exception, ConnectionError: as `gather`.
+        """
+        if self.size == 1:
+            return function(*args)
+        return self.require_all(self.attempt(function, *args))
+
     def sum(self, mine: "Attempt[Sequence[float]]", count: int, settings: str) -> list[float]:
         """The sums of all ranks' numbers in float64, equal on each rank.
 

@@ -1,5 +1,6 @@
 """Perplexity: what users call. The arithmetic is in the rooms below."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -13,7 +14,6 @@ from ppleval.distributed import ALONE, Processes, num_launched
 from ppleval.logits.nll import token_nll, token_stats
 from ppleval.logits.options import Options
 from ppleval.logits.output_layer import linear_token_nll
-from ppleval.models.kinds import CausalModel, MaskedModel, Seq2SeqModel
 from ppleval.models.loading import BaseSource, Check, KeptModel, ModelSource, split_names
 from ppleval.models.pair import ModelPair, same_tokens
 from ppleval.models.saved_base import SavedBase, check_place
@@ -25,10 +25,8 @@ from ppleval.stats.totals import Result
 from ppleval.texts.checks import check_scores, checked_texts
 from ppleval.texts.compare import ByteComparer, TextComparer, TextComparison
 from ppleval.texts.corpus import corpus_result
-from ppleval.texts.encoder_decoder import Seq2SeqScorer
-from ppleval.texts.engine import TextScorer
+from ppleval.texts.engine import READERS, TextScorer, kinds_for
 from ppleval.texts.inputs import check_collection, check_texts, checked_pairs, with_kind
-from ppleval.texts.masked import MaskedScorer
 from ppleval.texts.options import TextOptions
 from ppleval.texts.saving import TextSaver
 from ppleval.texts.score import TextScore
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# What scores texts with each kind of model.
-SCORERS = {CausalModel: TextScorer, MaskedModel: MaskedScorer, Seq2SeqModel: Seq2SeqScorer}
 LOGIT_OPTIONS = {field.name for field in fields(Options)}
 
 
@@ -603,7 +599,15 @@ class Perplexity:
             processes, texts, contexts, text_options, groups=groups, batch_size=batch_size
         )
         comparer = self._comparer(*sources, text_options, processes)
-        return self._corpus_result(comparer, texts, contexts, groups, batch_size, processes)
+        return corpus_result(
+            comparer,
+            texts,
+            contexts,
+            groups,
+            batch_size=batch_size,
+            progress=self._shows_progress(),
+            processes=processes,
+        )
 
     def compare_tokens(
         self,
@@ -786,8 +790,14 @@ class Perplexity:
                 batch_size=batch_size,
             )
             scorer = self._scorer(source, text_options, processes, contexts is not None)
-            return self._corpus_result(
-                scorer, all_texts, contexts, all_groups, batch_size, processes
+            return corpus_result(
+                scorer,
+                all_texts,
+                contexts,
+                all_groups,
+                batch_size=batch_size,
+                progress=self._shows_progress(),
+                processes=processes,
             )
 
     def _result_of_logits(self, run: Run, options: Options) -> Result | None:
@@ -837,11 +847,10 @@ class Perplexity:
         processes: Processes,
         with_contexts: bool | None = None,
     ) -> TextScorer:
-        kinds = (CausalModel, Seq2SeqModel) if options.pseudo is None else (MaskedModel,)
         check = _check(source, options, with_contexts)
-        model = self._kept.get(source, processes, check, kinds)
+        model = self._kept.get(source, processes, check, kinds_for(options))
         # A rank that refuses its options tells the others, which would wait for it.
-        return processes.require_all(processes.attempt(SCORERS[type(model)], model, options))
+        return processes.call_together(TextScorer, model, options)
 
     def _comparer(
         self,
@@ -851,7 +860,7 @@ class Perplexity:
         processes: Processes,
     ) -> TextComparer | ByteComparer:
         # Before the model is loaded, whose own check follows.
-        processes.require_all(processes.attempt(base_source.check))
+        processes.call_together(base_source.check)
         one = self._kept.get(source, processes, _check(source, options))
         if base_source.saved is not None:
             other = SavedBase(base_source.saved, one.device)
@@ -861,29 +870,6 @@ class Perplexity:
         if same_tokens(one.tokenizer, other.tokenizer):
             return TextComparer(ModelPair(one, other), options)
         return ByteComparer(TextScorer(one, options), TextScorer(other, options))
-
-    def _corpus_result(
-        self,
-        scorer: TextScorer | ByteComparer,
-        texts,
-        contexts,
-        groups,
-        batch_size: int | None,
-        processes: Processes,
-    ) -> Result:
-        """The result of all texts; the user is warned of what is odd in them."""
-        result, remarks = corpus_result(
-            scorer,
-            texts,
-            contexts,
-            groups,
-            batch_size=batch_size,
-            progress=self._shows_progress(),
-            processes=processes,
-        )
-        for remark in remarks:
-            warn_user(remark)
-        return result
 
     def _check_one_protocol(self) -> None:
         if self.num_process > 1:
@@ -925,20 +911,19 @@ def _with_kind_in(texts, options: dict) -> tuple[Any, dict]:
 
 
 def _checked_early(processes: Processes, texts, contexts, *given, **options) -> tuple[Any, Any]:
-    """As `checked_texts`, on all processes that share the texts; if one refuses, all do.
+    """The texts and contexts, checked on all processes that share them; if one refuses, all do.
 
     Where more run than these, they may hold the model together, and a rank that refuses its texts
     here would leave others waiting in it. The scorer, which knows them, refuses then.
     """
     if processes.size < num_launched():
         return texts, contexts
-    return processes.require_all(
-        processes.attempt(lambda: checked_texts(texts, contexts, *given, **options))
-    )
+    check = functools.partial(checked_texts, texts, contexts, *given, **options)
+    return processes.call_together(check)
 
 
 def _check(source: ModelSource, options: TextOptions, with_contexts: bool | None = None) -> Check:
     """What refuses a model for these texts before it is loaded."""
-    return lambda kind, tokenizer: SCORERS[kind].check_use(
+    return lambda kind, tokenizer: READERS[kind].check_use(
         source.name, tokenizer, options, with_contexts
     )

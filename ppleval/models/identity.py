@@ -7,6 +7,7 @@ switched off, but perhaps not a single changed weight.
 
 import hashlib
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -55,7 +56,8 @@ def weights_id(model: "PreTrainedModel") -> str:
         parts = _Parts(model)
         for name, tensor in _weights(model):
             shape = None if is_lazy(tensor) else tensor.shape
-            names.append(f"{parts.path(name)} {shape} {_context(tensor)}")
+            context = _context(tensor) if hasattr(tensor, "__tensor_flatten__") else ""
+            names.append(f"{parts.path(name)} {shape} {context}")
             samples += _samples(tensor)
     digest = hashlib.sha256("\n".join(names).encode())
     for sample in to_host(*samples):
@@ -65,11 +67,11 @@ def weights_id(model: "PreTrainedModel") -> str:
 
 def _plain_config(entries: dict) -> list:
     """The entries that may change a number, in an order of their own; those of parts as well."""
-    return sorted(
-        (str(name), _plain_config(value) if isinstance(value, dict) else value)
-        for name, value in entries.items()
-        if name not in NAMES
-    )
+    found = []
+    for name, value in entries.items():
+        if name not in NAMES:
+            found.append((str(name), _plain_config(value) if isinstance(value, dict) else value))
+    return sorted(found)
 
 
 def modules_of(model: nn.Module) -> list[str]:
@@ -97,10 +99,9 @@ class _Parts:
     """
 
     def __init__(self, model: Any):
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._base = next(path for path, module in model.named_modules() if module is base)
+        self._base = _path_of_base(model) if hasattr(model, "get_base_model") else ""
         adapters: Mapping[str, Any] = getattr(model, "peft_config", {})
-        self._numbers = {name: str(number) for number, name in enumerate(adapters)}
+        self._numbers = dict(zip(adapters, map(str, itertools.count()), strict=False))
 
     def is_around(self, path: str) -> bool:
         """Whether this is a module of PEFT around the base."""
@@ -109,6 +110,8 @@ class _Parts:
     def path(self, name: str) -> str:
         """The name of a module or a weight, in the base."""
         inside = name.removeprefix(self._base).removeprefix(".")
+        if not self._numbers:
+            return inside
         return ".".join(self._numbers.get(part, part) for part in inside.split("."))
 
     def attributes(self, module: nn.Module) -> Iterator[str]:
@@ -121,6 +124,12 @@ class _Parts:
             value = _plain(getattr(module, name, None), numbers)
             if value is not None and value != []:  # some caches are empty at first
                 yield f"{name}={json.dumps(value)}"
+
+
+def _path_of_base(model: Any) -> str:
+    """The name, in a model of PEFT, of the one that it wraps."""
+    base = model.get_base_model()
+    return next(path for path, module in model.named_modules() if module is base)
 
 
 def _plain(value: Any, numbers: Mapping[str, str]) -> Any:
@@ -136,9 +145,11 @@ def _plain(value: Any, numbers: Mapping[str, str]) -> Any:
         value = value.items()
     if not isinstance(value, (list, tuple, Set)):
         return None
-    items = [_plain(item, numbers) for item in value]
-    if None in items:
-        return None
+    items = []
+    for item in value:
+        items.append(_plain(item, numbers))
+        if items[-1] is None:
+            return None
     return sorted(items, key=repr) if isinstance(value, Set) else items
 
 
@@ -153,9 +164,15 @@ def _buffer_dtypes(module: nn.Module) -> Iterator[str]:
 def _calls(module: nn.Module) -> list[str]:
     """The hooks of a module that may change its output, and a `forward` that is not its class's."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    calls = [name for name in map(_name_of, hooks) if not name.startswith(RECORDERS)]
-    forward = _name_of(vars(module).get("forward", type(module).forward))
-    return calls if forward == _name_of(type(module).forward) else [*calls, forward]
+    calls = []
+    for hook in hooks:
+        name = _name_of(hook)
+        if not name.startswith(RECORDERS):
+            calls.append(name)
+    forward = vars(module).get("forward")
+    if forward is not None and _name_of(forward) != _name_of(type(module).forward):
+        calls.append(_name_of(forward))
+    return calls
 
 
 def _name_of(function: Callable) -> str:
@@ -183,7 +200,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _context(tensor: torch.Tensor) -> str:
     """What one of torchao's tensors says of itself, such as how it quantises activations."""
-    if is_dtensor(tensor) or not hasattr(tensor, "__tensor_flatten__"):
+    if is_dtensor(tensor):
         return ""
     _, context = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
     return PLACE.sub("", repr(context))

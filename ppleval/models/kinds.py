@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ppleval.logits.tensors import to_device
-from ppleval.models.language_model import LanguageModel, Span, check_range, num_embeddings, padded
+from ppleval.models.language_model import LanguageModel, Span, num_embeddings, padded
 from ppleval.models.output_head import are_close, run
 from ppleval.models.probe import (
     NUM_IDS,
@@ -164,8 +164,7 @@ class Seq2SeqModel(LanguageModel):
                 "config.decoder_start_token_id."
             ) from error
 
-    @property
-    def num_embeddings(self) -> int:
+    def _count_embeddings(self) -> int:
         """How many ids the decoder reads."""
         of_decoder = getattr(self.model.get_decoder(), "get_input_embeddings", None)
         embeddings = None if of_decoder is None else of_decoder()
@@ -185,7 +184,7 @@ class Seq2SeqModel(LanguageModel):
 
     def check_source(self, ids: Sequence[int]) -> None:
         """Raises ValueError for an id without an embedding in the encoder."""
-        check_range(ids, num_embeddings(self.embeddings, self.model.config), self.name)
+        self.check_ids(ids, num_embeddings(self.embeddings, self.model.config))
 
     def decoder_inputs(self, labels: list[int]) -> list[int]:
         """What the decoder reads to predict these labels, as many ids."""

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -39,7 +40,7 @@ from ppleval.models.probe import (
     weight_shape,
 )
 from ppleval.models.sharding import ModelRanks
-from ppleval.shown import shown
+from ppleval.shown import shown, shown_message
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ class LanguageModel(ABC):
         self._lock = _LOCKS.setdefault(model, threading.RLock())
         with self.running():
             try:
+                self.num_embeddings = self._count_embeddings()
+                self.context_length = context_length(model, tokenizer)
                 self.vocab_size, self.takes_batches = self._probe_together()
             except (AttributeError, IndexError, KeyError, TypeError) as error:
                 raise ValueError(
@@ -124,7 +127,7 @@ class LanguageModel(ABC):
             )
 
     def _probe_together(self) -> tuple[int, bool]:
-        """As `_probe`, of a model that several processes may hold together.
+        """What `_probe` finds of a model that several processes may hold together.
 
         Raises:
             ValueError: the processes cannot divide the work on a text among them.
@@ -163,7 +166,7 @@ class LanguageModel(ABC):
             return {
                 "model": self.name,
                 "weights": weights_id(self.model),
-                "model_dtype": self.dtype,
+                "model_dtype": dtype_of(self.model),
                 "quantization": quantization_name(self.model),
                 "tokenizer": tokenizer_id(self.tokenizer),
             }
@@ -176,17 +179,9 @@ class LanguageModel(ABC):
 
     def _state(self) -> tuple:
         ranks = ModelRanks.of(self.model)
-        return probed_state(self.model), ranks, modules_of(self.model) if ranks.is_alone else []
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of the parameters, such as "bfloat16"; "none" without any."""
-        return dtype_of(self.model)
-
-    @property
-    def context_length(self) -> int:
-        """How many tokens the model reads at once, as its config or else its tokenizer says."""
-        return context_length(self.model, self.tokenizer)
+        modules = modules_of(self.model) if ranks.is_alone else []
+        longest = getattr(self.tokenizer, "model_max_length", None)  # may be the context length
+        return probed_state(self.model), ranks, modules, longest
 
     @property
     def tokens_per_batch(self) -> int:
@@ -196,26 +191,18 @@ class LanguageModel(ABC):
             budget = min(budget, LOGITS_PER_BATCH // self.vocab_size)
         return max(budget, 1)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Switch dropout off; modules that were training are set back to training afterwards."""
-        training = [module for module in self.model.modules() if module.training]
-        if training:
-            self.model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
-    @property
-    def num_embeddings(self) -> int:
+    def _count_embeddings(self) -> int:
         """How many ids the model reads."""
         return num_embeddings(self.embeddings, self.model.config)
 
-    def check_ids(self, ids: Sequence[int]) -> None:
-        """Raises ValueError for an id without an embedding."""
-        check_range(ids, self.num_embeddings, self.name)
+    def check_ids(self, ids: Sequence[int], num_embeddings: int | None = None) -> None:
+        """Raises ValueError for an id without an embedding; by default of those of the targets."""
+        most = self.num_embeddings if num_embeddings is None else num_embeddings
+        if ids and max(ids) >= most:
+            raise ValueError(
+                f"The tokenizer gives id {max(ids)}, but the model {self.name} has {most} "
+                "embeddings: this tokenizer is not the model's."
+            )
 
     def batch_key(self, num_inputs: int) -> int:
         """Windows may share a batch only if their numbers of inputs have the same key."""
@@ -223,11 +210,19 @@ class LanguageModel(ABC):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Where the model, and what `read` returns, may be used: by this thread alone."""
+        """Where the model, and what `read` returns, may be used: by this thread alone, and without
+        dropout. Modules that were training are set back to training afterwards."""
         # FSDP keeps tensors from one pass to the next, also to one with gradients.
         no_gradient = torch.inference_mode if self.ranks.layers_run_alone else torch.no_grad
-        with self._lock, self.evaluating(), no_gradient():
-            yield
+        with self._lock, no_gradient():
+            training = list(filter(attrgetter("training"), self.model.modules()))
+            if training:
+                self.model.eval()
+            try:
+                yield
+            finally:
+                for module in training:
+                    module.training = True
 
     def launch(
         self,
@@ -417,6 +412,22 @@ def check_tokenizer(tokenizer, name: str = "tokenizer", model: nn.Module | None 
         )
 
 
+@contextmanager
+def tokenizer_errors() -> Iterator[None]:
+    """Raise ValueError where a tokenizer fails.
+
+    The package `tokenizers` raises bare Exceptions. Where its code panics, as a damaged
+    tokenizer.json can make it do, comes a BaseException, which passes by every `except Exception`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        reason = shown_message(error)
+        raise ValueError(f"The tokenizer fails, its files may be damaged: {reason}") from error
+
+
 def _check_has_weights(model: nn.Module, name: str) -> None:
     """Raises ValueError for weights on `meta` that no hook of accelerate brings from elsewhere."""
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
@@ -452,15 +463,6 @@ def _input_embeddings(model: PreTrainedModel, name: str, kind: str) -> nn.Module
     if not isinstance(embeddings, nn.Module):
         raise TypeError(f"{name} has no input embeddings; a {kind} is needed.")
     return embeddings
-
-
-def check_range(ids: Sequence[int], num_embeddings: int, name: str) -> None:
-    """Raises ValueError for an id without an embedding in the model of this name."""
-    if ids and max(ids) >= num_embeddings:
-        raise ValueError(
-            f"The tokenizer gives id {max(ids)}, but the model {name} has {num_embeddings} "
-            "embeddings: this tokenizer is not the model's."
-        )
 
 
 def num_embeddings(embeddings: nn.Module, config) -> int:

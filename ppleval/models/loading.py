@@ -25,11 +25,21 @@ from transformers.utils.hub import CHAT_TEMPLATE_DIR
 from ppleval.distributed import Processes
 from ppleval.logits.threads import use_one_thread_after_fork
 from ppleval.models.kinds import CausalModel, Seq2SeqModel
-from ppleval.models.language_model import LanguageModel, check_model, check_tokenizer
-from ppleval.models.places import base_of_adapter, check_place, has_tokenizer, no_directory
+from ppleval.models.language_model import (
+    LanguageModel,
+    check_model,
+    check_tokenizer,
+    tokenizer_errors,
+)
+from ppleval.models.places import (
+    ADAPTER_CONFIG,
+    base_of_adapter,
+    check_place,
+    has_tokenizer,
+    no_directory,
+)
 from ppleval.models.probe import HINT_AT_PSEUDO
 from ppleval.models.saved_base import check_saved
-from ppleval.models.tokenizer_errors import tokenizer_errors
 from ppleval.models.weights import load_whole, shards_of
 from ppleval.shown import listed, shown, shown_message
 
@@ -109,15 +119,18 @@ class ModelSource:
     def _directories(self) -> list[str]:
         """Where the files are that are loaded: in the named directory, and that of an adapter's
         base."""
-        subfolders = {kwargs.get("subfolder") or "" for kwargs in (self._kwargs, self._where())}
+        own = self._kwargs.get("subfolder")
+        of_adapter = (self._kwargs.get("adapter_kwargs") or {}).get("subfolder", own)
         found: list[str] = []
         roots: list[str | os.PathLike] = [self.model_id or ""]
         while roots:
             root = roots.pop()
-            for subfolder in sorted(subfolders):
+            for subfolder in sorted({own or "", of_adapter or ""}):
                 directory = os.path.realpath(os.path.join(root, subfolder))
-                if directory not in found:
-                    found.append(directory)
+                if directory in found:
+                    continue
+                found.append(directory)
+                if os.path.exists(os.path.join(directory, ADAPTER_CONFIG)):
                     roots += _local_base(directory)
         return found
 
@@ -356,10 +369,15 @@ class BaseSource:
 
 def split_names(arguments: dict, *kinds: type) -> tuple[dict, ...]:
     """The arguments that are fields of each dataclass, and the others."""
-    names = [[f.name for f in fields(kind)] for kind in kinds]
-    found = tuple({name: arguments[name] for name in own if name in arguments} for own in names)
-    known = set().union(*names)
-    return *found, {name: value for name, value in arguments.items() if name not in known}
+    found, others = [], dict(arguments)
+    for kind in kinds:
+        own = {}
+        for field in fields(kind):
+            if field.name in arguments:
+                own[field.name] = arguments[field.name]
+                others.pop(field.name, None)
+        found.append(own)
+    return *found, others
 
 
 def _files_of(directory: str) -> tuple:
@@ -367,12 +385,15 @@ def _files_of(directory: str) -> tuple:
     if not os.path.isdir(directory):
         return ()
     folders = {directory, os.path.join(directory, CHAT_TEMPLATE_DIR), *_shard_folders(directory)}
+    found = []
     try:
-        found = [entry for folder in filter(os.path.isdir, folders) for entry in os.scandir(folder)]
-        stats = [(entry.path, entry.stat()) for entry in found if entry.is_file()]
+        for folder in filter(os.path.isdir, folders):
+            for entry in filter(os.DirEntry.is_file, os.scandir(folder)):
+                stat = entry.stat()
+                found.append((entry.path, stat.st_size, stat.st_mtime_ns))
     except OSError:  # not readable, or rewritten at this moment
         return ()
-    return directory, *sorted((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+    return directory, *sorted(found)
 
 
 def _shard_folders(directory: str) -> Iterator[str]:
@@ -383,9 +404,7 @@ def _shard_folders(directory: str) -> Iterator[str]:
 
 
 def _local_base(directory: str) -> Iterator[str | os.PathLike]:
-    """The model that the adapter in a directory belongs to; nothing where there is none."""
-    if not os.path.isdir(directory):
-        return
+    """The model that the adapter in a directory belongs to; nothing where it names none."""
     with contextlib.suppress(OSError, ValueError):  # `load` tells what is wrong
         base = base_of_adapter(directory, {})
         if base is not None:
@@ -425,7 +444,7 @@ class KeptModel:
         known = kept[1] if kept is not None and kept[0] == key else None
         known = known if isinstance(known, kinds) else None
         # Before the probe, which may run a model that these processes hold together.
-        loaded = processes.require_all(processes.attempt(self._loaded, source, kinds, known, check))
+        loaded = processes.call_together(self._loaded, source, kinds, known, check)
         if known is None or not known.is_current:
             kind, *parts = loaded
             known = kind(*parts)

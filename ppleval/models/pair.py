@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any, Protocol
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from ppleval.logits.tensors import to_host
@@ -13,8 +15,36 @@ from ppleval.models.saved_base import SavedBase
 from ppleval.models.sharding import ModelRanks
 
 
+class ScoredModel(Protocol):
+    """What scores texts: a `LanguageModel`, or a `ModelPair`, whose methods say what each does."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int
+    num_embeddings: int
+    vocab_size: int
+    takes_batches: bool
+
+    @property
+    def tokens_per_batch(self) -> int: ...
+    @property
+    def ranks(self) -> ModelRanks: ...
+    def settings(self) -> dict[str, str | int | None]: ...
+    def check_ids(self, ids: Sequence[int]) -> None: ...
+    def batch_key(self, num_inputs: int) -> object: ...
+    def keep_step(self) -> None: ...
+    def launch(
+        self,
+        spans: Sequence[Span],
+        dtype: str = ...,
+        backend: str = ...,
+        top_k: int | None = ...,
+        share_of: torch.Tensor | None = ...,
+    ) -> Callable[[], Sequence[Any]]: ...
+
+
 class ModelPair:
-    """A model and the base that it is compared with; `TextScorer` runs it like one model.
+    """A model and the base that it is compared with, run like one model.
 
     Raises:
         ValueError: the two are one object, and its weights are whole in its own forward pass only,
@@ -29,36 +59,41 @@ class ModelPair:
                 "run inside of itself. Pass another model as base=."
             )
         self.model, self.base = model, base
+        # Those that run; a saved base did when it was saved.
+        self._running = [each for each in (model, base) if isinstance(each, LanguageModel)]
         self.name = f"{model.name} (base {base.name})"
         self.tokenizer = model.tokenizer
         self.context_length = min(model.context_length, base.context_length)
-        self.takes_batches = model.takes_batches and base.takes_batches
+        self.takes_batches = all(each.takes_batches for each in self._running)
         # A padded vocabulary has rows for which the other model has none.
         self.vocab_size = min(model.vocab_size, base.vocab_size)
-        self.num_embeddings = min(model.num_embeddings, base.num_embeddings, self.vocab_size)
+        most = min(each.num_embeddings for each in self._running)
+        self.num_embeddings = min(most, self.vocab_size)
 
     @property
     def base_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The base's tokenizer, if it may give other ids than the model's."""
-        other = self.base.tokenizer
-        if other is None or tokenizer_id(other) == tokenizer_id(self.tokenizer):
+        if not isinstance(self.base, LanguageModel):
             return None
-        return other
+        other = self.base.tokenizer
+        return None if tokenizer_id(other) == tokenizer_id(self.tokenizer) else other
 
     @property
     def tokens_per_batch(self) -> int:
         """How many tokens a batch may hold, padding included."""
-        return min(self.model.tokens_per_batch, self.base.tokens_per_batch)
+        return min(each.tokens_per_batch for each in self._running)
 
     @property
     def ranks(self) -> ModelRanks:
         """The processes that hold one of the two models together with this one."""
+        if not isinstance(self.base, LanguageModel):
+            return self.model.ranks
         return self.model.ranks.beside(self.base.ranks)
 
     def keep_step(self) -> None:
-        """As that of both models."""
-        self.model.keep_step()
-        self.base.keep_step()
+        """Make a forward pass of both models, for processes that need these in theirs."""
+        for each in self._running:
+            each.keep_step()
 
     def settings(self) -> dict[str, str | int | None]:
         """What a signature says of the two models, in their present state."""
@@ -70,17 +105,17 @@ class ModelPair:
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises ValueError for an id that one of the two models does not have."""
-        self.model.check_ids(ids)
-        self.base.check_ids(ids)
+        for each in self._running:
+            each.check_ids(ids)
         if ids and max(ids) >= self.vocab_size:
             raise ValueError(
                 f"The tokenizer gives id {max(ids)}, but the two models have only the ids below "
                 f"{self.vocab_size} in common."
             )
 
-    def batch_key(self, num_inputs: int) -> tuple[int, int]:
+    def batch_key(self, num_inputs: int) -> tuple[int, ...]:
         """Windows may share a batch only if their numbers of inputs have the same key."""
-        return self.model.batch_key(num_inputs), self.base.batch_key(num_inputs)
+        return tuple(each.batch_key(num_inputs) for each in self._running)
 
     def launch(
         self,
@@ -88,11 +123,17 @@ class ModelPair:
         dtype: str = "float32",
         backend: str = "auto",
         top_k: int | None = None,
+        share_of: torch.Tensor | None = None,
     ) -> Callable[[], list[PairStats]]:
-        """Start to compare a batch of spans; as `LanguageModel.launch`, with other statistics."""
+        """Start to compare a batch of spans; calling what is returned gives the results.
+
+        Args:
+            spans, dtype: as for `LanguageModel.launch`.
+            backend, top_k, share_of: not used; the statistics are always `PairStats`.
+        """
         with ExitStack() as stack:
             # In one order, whichever is the base: another thread may compare them the other way.
-            for each in sorted((self.model, self.base), key=id):
+            for each in sorted(self._running, key=id):
                 stack.enter_context(each.running())
             stats = self.model.with_rows(
                 spans,

@@ -92,7 +92,7 @@ def probe_padding(
 
 
 def random_ids(length: int, num_embeddings: int, num_rows: int = 2) -> torch.Tensor:
-    """The same at each call: (num_rows, length) int64, on the CPU."""
+    """Ids (num_rows, length) int64 on the CPU, at each call the same."""
     generator = torch.Generator("cpu").manual_seed(0)
     return torch.randint(num_embeddings, (num_rows, length), generator=generator, device="cpu")
 
@@ -190,8 +190,9 @@ def probed_state(model: "PreTrainedModel") -> tuple:
     return (
         dtype_of(model),
         repr(model.config.to_dict()),
-        [(id(end), type(end), weight_shape(end)) for end in (embeddings, head)],
-        [_call_of(module) for module in _path_to(model, head)],
+        (id(embeddings), type(embeddings), weight_shape(embeddings)),
+        (id(head), type(head), weight_shape(head)),
+        *map(_call_of, _path_to(model, head)),
     )
 
 
@@ -203,20 +204,22 @@ def weight_shape(layer: nn.Module | None) -> tuple[int, ...] | None:
 
 def _path_to(model: nn.Module, layer: nn.Module | None) -> list[nn.Module]:
     """The modules on the way from the model to one of its layers, both included."""
-    names = (name for name, module in model.named_modules() if module is layer)
-    parts = next(names, "").split(".")
-    paths = (".".join(parts[:depth]) for depth in range(len(parts) + 1))
-    return [model.get_submodule(path) for path in paths]
+    found = [model]
+    for name, module in model.named_modules():
+        if module is layer and name:
+            for part in name.split("."):
+                found.append(getattr(found[-1], part))
+            break
+    return found
 
 
 def _call_of(module: nn.Module) -> tuple:
     """What runs when the module is called."""
     # Cohere's forward, for one, has the scale of its logits from an attribute.
-    numbers = {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, (int, float, str)) and name != "training"
-    }
+    numbers = {}
+    for name, value in vars(module).items():
+        if isinstance(value, (int, float, str)) and name != "training":
+            numbers[name] = value
     return (
         id(module),
         type(module).forward,

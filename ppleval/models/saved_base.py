@@ -13,9 +13,7 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -30,7 +28,6 @@ from ppleval.logits.output_layer import OutputRows
 from ppleval.logits.outputs import LogitTransform
 from ppleval.logits.product import Product
 from ppleval.models.language_model import Span
-from ppleval.models.sharding import ModelRanks
 
 FORMAT = "perplexity base 2"
 SETTINGS_FILE, LAYER_FILE = "base.json", "output_layer.safetensors"
@@ -54,7 +51,7 @@ class _Place(NamedTuple):
 
 
 class SavedBase:
-    """A base that `BaseWriter` wrote. It is read as a `LanguageModel` is run.
+    """A base that `BaseWriter` wrote; `with_rows` gives what the model made of texts.
 
     Args:
         path: the directory.
@@ -64,10 +61,6 @@ class SavedBase:
         ValueError: no saved base, one that is not complete, or a damaged one. The rows of a file,
             which may be large, are checked when the first of them is read.
     """
-
-    tokenizer = None
-    takes_batches = True
-    tokens_per_batch = num_embeddings = sys.maxsize
 
     def __init__(self, path: str | os.PathLike, device: torch.device | str = "cpu"):
         self.path, self.device = Path(path), torch.device(device)
@@ -138,22 +131,6 @@ class SavedBase:
                 f"The base at {self.path} has {self.num_texts} texts, and {num_texts} were "
                 "compared with it. Pass the same texts, or save a base of these."
             )
-
-    def check_ids(self, ids: Sequence[int]) -> None:
-        """All ids were read when the base was saved."""
-
-    def batch_key(self, num_inputs: int) -> int:
-        """Nothing depends on a batch any more."""
-        return 0
-
-    ranks = ModelRanks()  # this process reads it alone
-
-    def keep_step(self) -> None:
-        """No other process waits for it."""
-
-    def running(self) -> AbstractContextManager:
-        """Where `read` may be called, as for a model: anywhere."""
-        return contextlib.nullcontext()
 
     def with_rows(self, spans: Sequence[Span], use: Callable[[OutputRows], T]) -> T:
         """What `use` makes of these rows, as for a model."""

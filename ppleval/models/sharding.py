@@ -7,6 +7,7 @@ collects weights from the others in each forward pass, so all make equally many.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def _are_connected() -> bool:
 
 def class_names(part: Any) -> set[str]:
     """By which FSDP's modules are told, because torch may lack their classes."""
-    return {kind.__name__ for kind in type(part).__mro__}
+    return set(map(attrgetter("__name__"), type(part).__mro__))
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _groups_of_work(model: Any) -> Iterator[Processes]:
 
 
 def _of_several(group: "dist.ProcessGroup | None") -> set[Processes]:
-    """Those of a group; none if there is no group, or a single process in it."""
+    """The processes of a group; none if there is no group, or a single process in it."""
     found = ALONE if group is None else Processes.of_group(group)
     return {found} if found.size > 1 else set()
 

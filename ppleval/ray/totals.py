@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ppleval.stats.groups import by_group, grouped
-from ppleval.stats.report import TextReport
-from ppleval.stats.texts import TextTotals
+from ppleval.stats.texts import TextReport, TextTotals
 from ppleval.stats.totals import TextSums
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ppleval.stats.positions import bucket_labels
 from ppleval.stats.texts import TextTotals
 from ppleval.stats.totals import NllTotals, Result, TextSums, exp_or_inf, student_t_95
 
@@ -249,3 +250,17 @@ def _error_of_mean(values: np.ndarray) -> float:
     if not np.isfinite(values).all():
         return math.nan
     return float(np.sqrt(max(np.square(values).mean() - values.mean() ** 2, 0) / (len(values) - 1)))
+
+
+def position_pair_results(texts: Sequence[PairSums], edges: Sequence[int], window: int) -> Result:
+    """The comparison of two models in each bucket, by its label."""
+    sums, base_sums = (
+        np.stack([each.positions for each in side], axis=2)
+        for side in (texts, [text.base for text in texts])
+    )
+    return {
+        label: paired_nll(part.T, base_part.T) | {"num_tokens": int(part[2].sum())}
+        for label, part, base_part in zip(
+            bucket_labels(edges, window), sums, base_sums, strict=True
+        )
+    }

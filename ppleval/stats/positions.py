@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ppleval.stats.pairs import PairSums, paired_nll
 from ppleval.stats.totals import NllTotals, Result
 
 
@@ -15,9 +14,10 @@ def bucket_edges(positions: bool | Sequence[int], window: int) -> list[int]:
         positions: True for 0, 1, 2-3, 4-7 and so on up to the window; or the edges themselves.
         window: tokens that the model reads at once, in tokens.
     """
-    if isinstance(positions, bool):
-        powers = [2**power for power in range(window.bit_length())]
-        return [0, *powers] if positions else []
+    if positions is False:
+        return []
+    if positions is True:
+        return [0, *(2**power for power in range(window.bit_length()))]
     return list(positions)
 
 
@@ -52,17 +52,3 @@ def position_results(buckets: Sequence[NllTotals], edges: Sequence[int], window:
     """The result of each bucket, by its label."""
     labels = bucket_labels(edges, window)
     return {label: totals.result() for label, totals in zip(labels, buckets, strict=True)}
-
-
-def position_pair_results(texts: Sequence[PairSums], edges: Sequence[int], window: int) -> Result:
-    """The comparison of two models in each bucket, by its label."""
-    sums, base_sums = (
-        np.stack([each.positions for each in side], axis=2)
-        for side in (texts, [text.base for text in texts])
-    )
-    return {
-        label: paired_nll(part.T, base_part.T) | {"num_tokens": int(part[2].sum())}
-        for label, part, base_part in zip(
-            bucket_labels(edges, window), sums, base_sums, strict=True
-        )
-    }

@@ -4,15 +4,14 @@ A `TextComparer` yields `TokenPairSums`, a `ByteComparer` `PairSums`; stats/pair
 results of them.
 """
 
-import functools
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ppleval.logits.options import signature
-from ppleval.logits.two_models import PairStats
 from ppleval.models.pair import ModelPair
 from ppleval.models.saved_base import SavedBase
 from ppleval.show.heatmap import difference_heatmap
@@ -20,16 +19,14 @@ from ppleval.stats.pairs import (
     PairSums,
     TokenPairSums,
     pair_result,
+    position_pair_results,
     token_pair_errors,
     token_pair_result,
 )
-from ppleval.stats.positions import position_pair_results
 from ppleval.stats.totals import Result, TextSums, exp_or_inf
 from ppleval.texts.encoding import EncodedText
-from ppleval.texts.engine import TextScorer, encoder_of
-from ppleval.texts.options import TextOptions
-from ppleval.texts.schedule import Portion
-from ppleval.texts.score import Draft
+from ppleval.texts.engine import TextScorer
+from ppleval.texts.score import Draft, decoder
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,11 @@ class TextComparison:
 
 
 class PairDraft(Draft):
-    """The comparison of a text, filled window by window with `PairStats`."""
+    """The comparison of a text, filled with the `PairStats` of its windows."""
 
-    def sums(self) -> TokenPairSums:
+    def sums(self, name: str = "nll") -> TokenPairSums:
         """The text's part in the result of a corpus."""
-        own, base = self._sums("nll"), self._sums("base_nll")
+        own, base = super().sums(name), super().sums("base_nll")
         nll, weights = self._scored("nll")
         base_nll, kl, reverse_kl, top, base_top = (
             self._scored(name)[0] for name in ("base_nll", "kl", "reverse_kl", "top", "base_top")
@@ -87,29 +84,23 @@ class PairDraft(Draft):
 
     def comparison(self, decode: Callable[[int], str]) -> TextComparison:
         """The comparison as callers get it; `decode` gives the string of an id."""
-        text, begin = self.encoded, self.encoded.num_prefix
-        size = len(text.ids)
-        nll, base_nll, kl = np.full((3, size), np.nan)
-        top, base_top = [""] * size, [""] * size
-        for window, found in self._found:
-            assert isinstance(found, PairStats)  # of a ModelPair
-            here = window.scored
-            nll[here], base_nll[here] = found.nll.numpy(), found.base_nll.numpy()
-            kl[here] = found.kl.numpy()
-            tops = zip(found.top.tolist(), found.base_top.tolist(), strict=True)
-            for place, (own, other) in zip(here, tops, strict=True):
-                top[place], base_top[place] = decode(own), decode(other)
+        text = self.encoded
         return TextComparison(
             text=text.text,
-            tokens=[decode(i) for i in text.ids[begin:]],
+            tokens=list(map(decode, text.ids[text.num_prefix :])),
             offsets=text.offsets(),
-            nll=nll[begin:].tolist(),
-            base_nll=base_nll[begin:].tolist(),
-            kl=kl[begin:].tolist(),
-            top=top[begin:],
-            base_top=base_top[begin:],
+            nll=self._column("nll").tolist(),
+            base_nll=self._column("base_nll").tolist(),
+            kl=self._column("kl").tolist(),
+            top=self._tokens("top", decode),
+            base_top=self._tokens("base_top", decode),
             sums=self.sums(),
         )
+
+    def _tokens(self, name: str, decode: Callable[[int], str]) -> list[str]:
+        """The tokens of the ids under this name in `PairStats`; empty where nothing was scored."""
+        ids = self._column(name).tolist()
+        return ["" if math.isnan(token_id) else decode(int(token_id)) for token_id in ids]
 
 
 class TextComparer(TextScorer):
@@ -120,15 +111,7 @@ class TextComparer(TextScorer):
     """
 
     new_draft, sums_type = PairDraft, TokenPairSums
-
-    def __init__(self, pair: ModelPair, options: TextOptions):
-        self._saved = pair.base if isinstance(pair.base, SavedBase) else None
-        if self._saved is not None and options.window is not None:
-            self._saved.check_reading(self._saved.stated["reading"] | {"window": options.window})
-        super().__init__(pair, options)
-        self._base_encoder = (
-            None if pair.base_tokenizer is None else encoder_of(pair.base_tokenizer, options)
-        )
+    model: ModelPair
 
     @property
     def vocab_sizes(self) -> tuple[int, ...]:
@@ -156,57 +139,27 @@ class TextComparer(TextScorer):
         progress: bool | Callable[[int, int], None] = False,
     ) -> Iterator[TextComparison]:
         """The comparison of each text, in the order of the texts; arguments as for `score`."""
-        self._check_reading(contexts)
-        decode = functools.cache(lambda token_id: str(self.model.tokenizer.decode([token_id])))
+        decode = decoder(self.model.tokenizer)
         for draft in self.drafts(texts, contexts, batch_size=batch_size, progress=progress):
             assert isinstance(draft, PairDraft)  # because of new_draft
             yield draft.comparison(decode)
 
-    def sums(self, texts, contexts=None, **options) -> Iterator[tuple[str, TextSums]]:
-        """Each text with its sums; as `TextScorer.sums`.
-
-        Raises:
-            ValueError: also a saved base of other texts or settings.
-        """
-        self._check_reading(contexts)
-        return super().sums(texts, contexts, **options)
+    def _new_draft(self, number: int, text: EncodedText, to_the_end: bool) -> Draft:
+        draft = super()._new_draft(number, text, to_the_end)
+        if isinstance(self.model.base, SavedBase):
+            self.model.base.check_text(number, text.ids)
+        return draft
 
     def check_number(self, num_texts: int) -> None:
         """Raises ValueError if a saved base has more texts than were compared with it."""
-        if self._saved is not None:
-            self._saved.check_number(num_texts)
-
-    def _check_reading(self, contexts: Iterable[str] | None) -> None:
-        if self._saved is not None:
-            self._saved.check_reading(self.reading_settings(contexts is not None))
-
-    def _drafts(self, portion: Portion, numbers: Sequence[int]) -> Iterator[Draft]:
-        for draft in super()._drafts(portion, numbers):
-            if self._saved is not None:
-                self._saved.check_text(draft.number, draft.encoded.ids)
-            yield draft
-
-    def _encoded(self, portion: Portion) -> Iterable[EncodedText]:
-        """Each text of a portion; both tokenizers have to give the same ids."""
-        encoded = super()._encoded(portion)
-        if self._base_encoder is None or not portion:
-            yield from encoded
-            return
-        texts, contexts = zip(*portion, strict=True)
-        others = self._base_encoder.encode(texts, None if contexts[0] is None else contexts)
-        for text, other in zip(encoded, others, strict=True):
-            if text.ids != other.ids:
-                raise ValueError(
-                    "The tokenizers of the two models share a vocabulary, but give other ids for "
-                    f"the text that begins {text.text[:40]!r}. Pass tokenizer= and base_tokenizer=."
-                )
-            yield text
+        if isinstance(self.model.base, SavedBase):
+            self.model.base.check_number(num_texts)
 
 
 class ByteComparer:
     """Compares two models with different tokens: bits per byte, paired text by text.
 
-    It has what `TextScorer` has for a corpus.
+    It is a `Scorer` of corpus.py.
 
     Raises:
         ValueError: results by position are asked for.
@@ -219,7 +172,6 @@ class ByteComparer:
             raise ValueError("positions= needs two models with the same tokens; these differ.")
         self.scorer, self.base = scorer, base
         self.options, self.window, self.edges = scorer.options, scorer.window, scorer.edges
-        self.joins_texts = scorer.joins_texts
         self.shortened_contexts = scorer.shortened_contexts
         self.vocab_sizes = scorer.vocab_sizes + base.vocab_sizes
 

@@ -54,14 +54,14 @@ class EncodedConversation(EncodedText):
                 places = list(run)
                 yield places[0], places[-1] + 1
 
-    def windows(self, cut: CutIntoWindows) -> Iterator[Window]:
+    def windows(self, cut: CutIntoWindows, window: int, stride: int) -> Iterator[Window]:
         """Windows that score what the speakers say; each lies in one of the texts."""
         for begin, end in self.parts:
             # Nothing stands in front of the first id.
             scored = [(max(a, begin + 1), b) for a, b in self.scored if begin <= a < end]
             scored = [(a, b) for a, b in scored if a < b]
             if scored:
-                windows = cut(scored[-1][1] - begin, scored[0][0] - begin)
+                windows = cut(scored[-1][1] - begin, window, stride, scored[0][0] - begin)
                 yield from only_scoring(scored, windows, begin)
 
 

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import Protocol
 
 from ppleval.distributed import Processes
 from ppleval.stats.groups import by_group, check_number, grouped
 from ppleval.stats.pairs import PairSums
 from ppleval.stats.totals import Result, TextSums, guessing_remark
-from ppleval.texts.compare import ByteComparer, TextComparer
-from ppleval.texts.engine import TextScorer
+from ppleval.texts.compare import TextComparer
+from ppleval.user_warnings import warn_user
 
 # Why a model may fit texts worse than guesses; what is scored of them is not the user's doing.
 REASONS_OF_TEXTS = (
@@ -17,8 +19,29 @@ REASONS_OF_TEXTS = (
 )
 
 
+class Scorer(Protocol):
+    """What makes a result of texts: a `TextScorer`, or a `ByteComparer` of two models."""
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def shortened_contexts(self) -> str: ...
+    def signature(self, with_contexts: bool) -> str: ...
+    def sums(
+        self,
+        texts: Iterable[str],
+        contexts: Iterable[str] | None = None,
+        *,
+        batch_size: int | None = ...,
+        progress: bool = ...,
+        num_before: int = ...,
+        processes: Processes = ...,
+    ) -> Iterator[tuple[str, TextSums]]: ...
+    def result(self, sums: Sequence[TextSums], with_contexts: bool) -> Result: ...
+
+
 def corpus_result(
-    scorer: TextScorer | ByteComparer,
+    scorer: Scorer,
     texts: Iterable[str],
     contexts: Iterable[str] | None,
     groups: Sequence[str] | None,
@@ -26,8 +49,8 @@ def corpus_result(
     batch_size: int | None,
     progress: bool,
     processes: Processes,
-) -> tuple[Result, list[str]]:
-    """The result of all texts, and warnings.
+) -> Result:
+    """The result of all texts; the user is warned of what is odd in them.
 
     Args:
         groups: the name of each text's group, or None. The others are those of `TextScorer.sums`.
@@ -41,13 +64,15 @@ def corpus_result(
     scored = scorer.sums(
         texts, contexts, batch_size=batch_size, progress=progress, processes=processes
     )
-    sums = [sums for _, sums in scored]
+    sums = list(map(itemgetter(1), scored))
     result = result_of(scorer, sums, groups, signature, with_contexts=contexts is not None)
-    return result, list(_warnings(result, sums, scorer, with_contexts=contexts is not None))
+    for remark in _warnings(result, sums, scorer, with_contexts=contexts is not None):
+        warn_user(remark)
+    return result
 
 
 def result_of(
-    scorer: TextScorer | ByteComparer,
+    scorer: Scorer,
     sums: Sequence[TextSums],
     groups: Sequence[str] | None,
     signature: str,
@@ -67,9 +92,7 @@ def result_of(
     return {**result, "signature": signature}
 
 
-def remarks(
-    result: Result, sums: Sequence[TextSums], scorer: TextScorer | ByteComparer, name: str
-) -> Iterator[str]:
+def remarks(result: Result, sums: Sequence[TextSums], scorer: Scorer, name: str) -> Iterator[str]:
     """What a user should be told of the numbers of each model, in sentences.
 
     Args:
@@ -77,7 +100,7 @@ def remarks(
         name: what the texts are called, such as "predictions".
     """
     sides = {"": sums}
-    if any(isinstance(text, PairSums) for text in sums):
+    if _are_pairs(sums):
         sides["base_"] = [text.base for text in sums if isinstance(text, PairSums)]
     for (side, texts), vocab_size in zip(sides.items(), scorer.vocab_sizes, strict=True):
         undefined = [i for i, text in enumerate(texts) if math.isnan(text.nll_sum)]
@@ -95,11 +118,10 @@ def remarks(
 def _warnings(
     result: Result,
     sums: Sequence[TextSums],
-    scorer: TextScorer | ByteComparer,
+    scorer: Scorer,
     with_contexts: bool,
 ) -> Iterator[str]:
-    are_pairs = any(isinstance(text, PairSums) for text in sums)
-    name = "texts" if are_pairs else "predictions"  # that of the argument
+    name = "texts" if _are_pairs(sums) else "predictions"  # that of the argument
     empty = [i for i, text in enumerate(sums) if text.num_tokens == 0]
     if empty:
         yield (
@@ -113,3 +135,8 @@ def _warnings(
             f"{len(truncated)} of {len(sums)} contexts {scorer.shortened_contexts}; the first of "
             f"them is contexts[{truncated[0]}]."
         )
+
+
+def _are_pairs(sums: Sequence[TextSums]) -> bool:
+    """Whether these are the sums of texts under two models."""
+    return len(sums) > 0 and isinstance(sums[0], PairSums)

@@ -6,7 +6,7 @@ The labels are the ids that the tokenizer gives a text as a target, with the spe
 adds, as `Seq2SeqTrainer` has them; all are scored.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from ppleval.models.kinds import Seq2SeqModel
 from ppleval.models.language_model import Span
 from ppleval.texts.encoding import EncodedText, Places, TextEncoder
-from ppleval.texts.engine import Job, TextScorer
 from ppleval.texts.options import TextOptions
+from ppleval.texts.reading import TextReader
+from ppleval.texts.windows import Window
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,12 @@ def _num_of_text(special_tokens_mask: list[int]) -> int:
     return int(np.flatnonzero([not special for special in special_tokens_mask]).max(initial=-1)) + 1
 
 
-class Seq2SeqScorer(TextScorer):
-    """Scores texts with one encoder-decoder under one set of options.
+class Seq2SeqReader(TextReader):
+    """Reads sources and texts for an encoder-decoder under one set of options.
 
     Raises:
-        ValueError: as `TextScorer`; an option that has no meaning for an encoder-decoder.
+        ValueError: a window that the model does not hold, or an option that has no meaning for an
+            encoder-decoder.
     """
 
     model: Seq2SeqModel
@@ -115,7 +117,7 @@ class Seq2SeqScorer(TextScorer):
         options: TextOptions,
         with_contexts: bool | None,
     ) -> None:
-        """Check what can be told before the model of this name is loaded, as `TextScorer` does."""
+        """Check what can be told before the model of this name is loaded, as `TextReader` does."""
         options.refuse(
             ("preset", "add_start_token", "start_each_window", "join_contexts", "conversations"),
             f"for {name}, which is an encoder-decoder",
@@ -126,11 +128,14 @@ class Seq2SeqScorer(TextScorer):
                 "a sentence for its translation. Its encoder reads them."
             )
 
+    def check_contexts(self, with_contexts: bool) -> None:
+        """Raises ValueError for texts without contexts."""
+        self.check_use(self.model.name, self.model.tokenizer, self.options, with_contexts)
+
     def _new_encoder(self) -> Seq2SeqEncoder:
-        assert isinstance(self.model, Seq2SeqModel)
         return Seq2SeqEncoder(self.model, self.options)
 
-    def reading_settings(self, with_contexts: bool) -> dict[str, str | int | bool | None]:
+    def settings(self, with_contexts: bool) -> dict[str, str | int | bool | None]:
         """The settings that decide which tokens are scored, and what the model sees of them."""
         return {
             "source_length": self.model.source_length,
@@ -147,19 +152,12 @@ class Seq2SeqScorer(TextScorer):
             f"{self.model.name} reads and were cut from the right"
         )
 
-    def _pairs(
-        self, texts: Iterable[str], contexts: Iterable[str] | None
-    ) -> Iterator[tuple[str, str | None]]:
-        model, with_contexts = self.model, contexts is not None
-        self.check_use(model.name, model.tokenizer, self.options, with_contexts)
-        return super()._pairs(texts, contexts)
-
-    def _num_inputs(self, job: Job) -> int:
-        source = job.draft.encoded
-        assert isinstance(source, TargetText)  # of the encoder
-        return job.window.num_inputs + len(source.source)
-
-    def _span(self, job: Job) -> Span:
-        text = job.draft.encoded
+    def num_inputs(self, text: EncodedText, window: Window) -> int:
+        """How many ids the model reads for a window, its source included."""
         assert isinstance(text, TargetText)  # of the encoder
-        return replace(super()._span(job), source=text.source)
+        return window.num_inputs + len(text.source)
+
+    def span(self, number: int, text: EncodedText, window: Window) -> Span:
+        """What the model reads for a window of the text of this number, and what is scored."""
+        assert isinstance(text, TargetText)  # of the encoder
+        return replace(super().span(number, text, window), source=text.source)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ppleval.models.tokenizer_errors import tokenizer_errors
+from ppleval.models.language_model import tokenizer_errors
 from ppleval.texts.options import TextOptions
 from ppleval.texts.windows import CutIntoWindows, Window
 
@@ -43,9 +43,9 @@ class EncodedText:
         """What the user passed."""
         return self.text
 
-    def windows(self, cut: CutIntoWindows) -> Iterable[Window]:
+    def windows(self, cut: CutIntoWindows, window: int, stride: int) -> Iterable[Window]:
         """Windows that score the text once."""
-        return cut(len(self.ids), max(1, self.num_prefix))
+        return cut(len(self.ids), window, stride, max(1, self.num_prefix))
 
     def offsets(self) -> list[tuple[int, int]] | None:
         """Characters [start, end) of each token of the text, without gaps; None without places."""
@@ -158,6 +158,7 @@ class TextEncoder:
     def __init__(self, tokenizer, options: TextOptions):
         self.tokenizer = tokenizer
         self.options, self.rules = options, options.rules
+        self._is_fast = getattr(tokenizer, "is_fast", False)
         self.start_id = self._start_id()
         self._lock = _LOCKS.setdefault(tokenizer, threading.Lock())
 
@@ -200,7 +201,11 @@ class TextEncoder:
             encoded = self._apart(texts, list(contexts))
         else:
             encoded = self._joined(texts, list(contexts))
-        return [self._cut(self._started(text)) for text in encoded]
+        if self.start_id is not None:
+            encoded = map(self._started, encoded)
+        if self.options.max_length is not None:
+            encoded = map(self._cut, encoded)
+        return list(encoded)
 
     def _without_contexts(self, texts: list[str]) -> Iterator[EncodedText]:
         ids, places = self._tokenize(texts, self.rules.tokenizer_adds)
@@ -243,9 +248,9 @@ class TextEncoder:
     def _started(self, text: EncodedText) -> EncodedText:
         """With the start token in front."""
         start = self.start_id
+        assert start is not None  # who calls it has one
         # Chat templates render the start token into the text.
-        has_it = text.ids[:1] == [start] and not self.rules.start_token_twice
-        if start is None or has_it:
+        if text.ids[:1] == [start] and not self.rules.start_token_twice:
             return text
         places = text.places and text.places.behind("", 1)
         return EncodedText(text.text, [start, *text.ids], 1 + text.num_prefix, places)
@@ -262,10 +267,6 @@ class TextEncoder:
             truncated=True,
         )
 
-    @property
-    def _is_fast(self) -> bool:
-        return getattr(self.tokenizer, "is_fast", False)
-
     def _tokenize(
         self, texts: list[str], special_tokens: bool = False
     ) -> tuple[list[list[int]], list[Places | None]]:
@@ -274,11 +275,8 @@ class TextEncoder:
         encoded = self._call_tokenizer(texts, add_special_tokens=special_tokens, **options)
         if not self._is_fast:
             return encoded["input_ids"], [None] * len(texts)
-        places: list[Places | None] = [
-            self._places(*columns)
-            for columns in zip(texts, encoded["offset_mapping"], encoded["input_ids"], strict=True)
-        ]
-        return encoded["input_ids"], places
+        ids = encoded["input_ids"]
+        return ids, list(map(self._places, texts, encoded["offset_mapping"], ids))
 
     def _places(self, text: str, offsets: list[tuple[int, int]], ids: Sequence[int]) -> Places:
         # An array: 16 bytes for each token, where a list of tuples has an object for each number.

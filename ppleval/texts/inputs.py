@@ -77,15 +77,11 @@ def check_collection(texts, name: str) -> None:
         raise TypeError(
             f"{name} must be a list of texts, got one string. Wrap it in a list: [text]."
         )
-    if _is_tokenized(texts):
-        raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}. {NO_IDS}")
-    column = _column_of(texts)
-    if column is not None:
-        raise TypeError(
-            f"{name} must be a list of texts, got a table ({type(texts).__name__}). Pass one of "
-            f"its columns: table{column}."
-        )
-    if texts is not None and not isinstance(texts, Iterable):
+    if texts is None:
+        return
+    if type(texts) is not list:
+        _check_no_table(texts, name)
+    if not isinstance(texts, Iterable):
         raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}.")
     first = texts[0] if isinstance(texts, Sequence) and len(texts) > 0 else ""
     if _is_message(first):
@@ -95,6 +91,18 @@ def check_collection(texts, name: str) -> None:
         )
     if not is_conversation(first):
         _checked(first, name, 0)
+
+
+def _check_no_table(texts, name: str) -> None:
+    """Raises TypeError for a table, for a dict of columns and for what a tokenizer returns."""
+    if _is_tokenized(texts):
+        raise TypeError(f"{name} must be a list of texts, got {type(texts).__name__}. {NO_IDS}")
+    column = _column_of(texts)
+    if column is not None:
+        raise TypeError(
+            f"{name} must be a list of texts, got a table ({type(texts).__name__}). Pass one of "
+            f"its columns: table{column}."
+        )
 
 
 def _is_message(entry) -> bool:
@@ -150,7 +158,7 @@ def checked_pairs(
         )
     missing = object()
     if contexts is None:
-        pairs = ((text, None) for text in texts)
+        pairs = zip(texts, itertools.repeat(None))
     else:
         pairs = itertools.zip_longest(texts, contexts, fillvalue=missing)
     check = _checked_conversation if conversations else _checked

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from ppleval.models.kinds import MaskedModel, check_has_mask
 from ppleval.models.language_model import Span
 from ppleval.texts.encoding import EncodedText, TextEncoder
-from ppleval.texts.engine import Job, TextScorer
 from ppleval.texts.options import TextOptions
-from ppleval.texts.windows import MaskedWindow, centred_windows
+from ppleval.texts.reading import TextReader
+from ppleval.texts.windows import MaskedWindow, Window, centred_windows
 
 
 @dataclass(frozen=True)
@@ -95,18 +95,19 @@ class MaskedEncoder(TextEncoder):
         return [encoding.word_ids for encoding in encodings]
 
 
-class MaskedScorer(TextScorer):
-    """Scores texts with one masked model under one set of options.
+class MaskedReader(TextReader):
+    """Reads texts for a masked model under one set of options.
 
     Raises:
-        ValueError: as `TextScorer`; a window that has no room beside the special tokens.
+        ValueError: a window that the model does not hold, or that has no room beside the special
+            tokens.
     """
 
     encoder: MaskedEncoder
 
     def __init__(self, model: MaskedModel, options: TextOptions):
         super().__init__(model, options)
-        self._masked_model = model
+        self._mask_id = model.mask_id
         head, tail = self.encoder.head, self.encoder.tail
         model.check_ids([*head, *tail, model.mask_id])
         self._num_special = len(head) + len(tail)
@@ -124,14 +125,14 @@ class MaskedScorer(TextScorer):
         options: TextOptions,
         with_contexts: bool | None,
     ) -> None:
-        """Check what can be told before the model of this name is loaded, as `TextScorer` does."""
+        """Check what can be told before the model of this name is loaded, as `TextReader` does."""
         check_has_mask(name, tokenizer)
         MaskedEncoder(tokenizer, options)
 
     def _new_encoder(self) -> MaskedEncoder:
         return MaskedEncoder(self.model.tokenizer, self.options)
 
-    def reading_settings(self, with_contexts: bool) -> dict[str, str | int | bool | None]:
+    def settings(self, with_contexts: bool) -> dict[str, str | int | bool | None]:
         """The settings that decide which tokens are scored, and what the model sees of them."""
         return {
             "pseudo": self.options.pseudo,
@@ -148,14 +149,16 @@ class MaskedScorer(TextScorer):
             "token of the text, does not reach back to their start"
         )
 
-    def _windows(self, text: EncodedText) -> Iterator[MaskedWindow]:
+    def windows(self, text: EncodedText) -> Iterator[MaskedWindow]:
+        """One window for each scored token."""
         return centred_windows(len(text.ids), self.window - self._num_special, text.num_prefix)
 
-    def _num_inputs(self, job: Job) -> int:
-        return job.window.num_inputs + self._num_special
+    def num_inputs(self, text: EncodedText, window: Window) -> int:
+        """How many ids the model reads for a window, special tokens included."""
+        return window.num_inputs + self._num_special
 
-    def _span(self, job: Job) -> Span:
-        (draft, window), text = job, job.draft.encoded
+    def span(self, number: int, text: EncodedText, window: Window) -> Span:
+        """What the model reads for a window of the text of this number, and what is scored."""
         assert isinstance(text, MaskedText)  # of the encoder
         at, stop = window.first, min(text.mask_ends[window.first], window.stop)
         head, tail = self.encoder.head, self.encoder.tail
@@ -163,11 +166,11 @@ class MaskedScorer(TextScorer):
             inputs=[
                 *head,
                 *text.ids[window.start : at],
-                *[self._masked_model.mask_id] * (stop - at),
+                *[self._mask_id] * (stop - at),
                 *text.ids[stop : window.stop],
                 *tail,
             ],
             rows=[len(head) + at - window.start],
             targets=[text.ids[at]],
-            place=(draft.number, at),
+            place=(number, at),
         )

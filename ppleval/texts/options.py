@@ -150,13 +150,6 @@ class TextOptions:
         """The conventions of the preset."""
         return PRESETS[self.preset]
 
-    @property
-    def starts_each_window(self) -> bool:
-        """Whether the start token takes the place of the first id of later windows."""
-        if self.start_each_window is None:
-            return self.rules.starts_each_window
-        return self.start_each_window
-
 
 def _edges(positions) -> tuple[int, ...]:
     """The edges of buckets by position.

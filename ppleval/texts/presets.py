@@ -7,10 +7,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ppleval.texts.windows import Window, chunk_windows, recipe_windows, sliding_windows
-
-# (ids of a text, window, stride, first id to score) -> windows
-Windows = Callable[[int, int, int, int], Iterator[Window]]
+from ppleval.texts.windows import (
+    CutIntoWindows,
+    Window,
+    chunk_windows,
+    recipe_windows,
+    sliding_windows,
+)
 
 
 def whole_texts(num_ids: int, window: int, stride: int, first: int) -> Iterator[Window]:
@@ -67,7 +70,7 @@ def words(text: str) -> int:
 
 
 def words_of_lm_eval(text: str) -> int:
-    """As `words`, plus an empty word at a blank start and at a blank end."""
+    """The number of words, plus an empty word at a blank start and at a blank end."""
     return len(re.split(r"\s+", text))
 
 
@@ -87,7 +90,7 @@ class Preset:
     tokenizer_adds: bool = False  # the tokenizer adds its special tokens, unless the text has them
     spelt_tokens_are_text: bool = False  # a text that spells a special token means the characters
     # Windows
-    windows: Windows = sliding_windows
+    windows: CutIntoWindows = sliding_windows
     longest_window: int | None = None  # the default window's bound; None for the model's context
     stride_is_window: bool = False  # the default stride is the window, not half of it
     drops_tail: bool = False  # tokens behind the last whole chunk are not scored

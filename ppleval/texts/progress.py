@@ -32,19 +32,19 @@ class Progress:
         self._shown = 0, 0  # done and total
         self._nll_sum, self._weight_sum = 0.0, 0.0
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *error) -> None:
+    def close(self) -> None:
+        """End the bar."""
         self._bar.close()
 
-    def begin(self, num_texts: int) -> None:
-        """Begin a portion of this many texts, also those that other processes score."""
+    def begin(self, num_texts: int, num_tokens: int) -> None:
+        """Begin a portion of texts.
+
+        Args:
+            num_texts: how many there are, also those that other processes score.
+            num_tokens: how many of their tokens are scored here.
+        """
         self._texts_before += self._texts
         self._texts = num_texts
-
-    def expect(self, num_tokens: int) -> None:
-        """Say how many tokens of the portion are scored here."""
         self._before, self._expected = self._done, num_tokens
 
     def add(self, nll: np.ndarray, weight: float) -> None:

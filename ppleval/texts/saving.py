@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +33,9 @@ class SavedDraft(Draft):
 
     def saved(self) -> tuple[Sequence[int], np.ndarray, torch.Tensor]:
         """What `BaseWriter.add` takes."""
-        found = self._in_order()
-        scored = [np.asarray(window.scored) for window, _ in found]
-        rows = [stats.rows for _, stats in found if isinstance(stats, SavedStats)]
+        found = sorted(self._found)
+        scored = [np.asarray(window.scored) for _, window, _ in found]
+        rows = [stats.rows for _, _, stats in found if isinstance(stats, SavedStats)]
         if not rows:  # no token to score
             return self.encoded.ids, np.zeros(0, dtype=np.int64), torch.zeros(0)
         return self.encoded.ids, np.concatenate(scored), torch.cat(rows)
@@ -80,16 +81,16 @@ class TextSaver(TextScorer):
         writer = self._writer(path, with_contexts=contexts is not None)
         head = self._language_model.head
         known, number = writer.known, 0
-        with Progress(progress, self._num_texts(texts)) as bar:
+        with closing(Progress(progress, self._num_texts(texts))) as bar:
             for portion in portions(self._pairs(texts, contexts)):
-                bar.begin(len(portion))
                 num_known = max(0, min(len(portion), writer.num_texts - number))
                 if known is not None:
-                    for i, text in enumerate(self._encoded(portion[:num_known])):
+                    for i, text in enumerate(self.reader.encode(portion[:num_known])):
                         known.check_text(number + i, text.ids)
                 numbers = range(number + num_known, number + len(portion))
-                plan = self._plan(portion[num_known:], numbers, batch_size)
-                for draft in self._complete_drafts(plan, 0, None, bar):
+                plan = self.plan(portion[num_known:], numbers, batch_size)
+                bar.begin(len(portion), plan.num_tokens)
+                for draft in self.score_plan(plan, self._launch, bar):
                     assert isinstance(draft, SavedDraft)  # because of new_draft
                     self._check_head(head, path)
                     writer.add(*draft.saved())
@@ -116,15 +117,14 @@ class TextSaver(TextScorer):
         return BaseWriter(
             path,
             model=self.model.settings(),
-            reading=self.reading_settings(with_contexts),
+            reading=self.reader.settings(with_contexts),
             layer=outputs.to_logits if isinstance(outputs.to_logits, Product) else None,
             transform=outputs.transform,
             vocab_size=outputs.vocab_size,
         )
 
-    def _launch(
-        self, spans: Sequence[Span], top_k: int | None
-    ) -> Callable[[], Sequence[SavedStats]]:
+    def _launch(self, spans: Sequence[Span]) -> Callable[[], Sequence[SavedStats]]:
+        """Start to score a batch of spans, and to read what is kept of them."""
         with self._language_model.running():
             outputs = self._language_model.read(spans)
             reduction = launch_rows(outputs, dtype=self.options.dtype, backend=self.options.backend)

@@ -2,9 +2,11 @@
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppleval.texts.inputs import num_characters
+from ppleval.texts.score import Draft
+from ppleval.texts.windows import Window
 
 # A process sorts and packs one portion at a time. It is large enough for batches of equal length,
 # and small enough to stream, and to lose when a run is interrupted. 2^18 characters are about
@@ -14,6 +16,22 @@ CHARACTERS_AT_ONCE = 2**18
 CHARACTERS_AT_FIRST = 2**12
 
 Portion = list[tuple[Any, str | None]]  # texts or conversations, each with its context
+
+
+class Job(NamedTuple):
+    """A window to score, and the draft that takes its result."""
+
+    draft: Draft
+    window: Window
+    num_inputs: int  # that the model reads
+
+
+class Plan(NamedTuple):
+    """Texts to score, and the batches of windows in which this is done."""
+
+    drafts: list[Draft]
+    batches: list[list[Job]]
+    num_tokens: int  # that are scored
 
 
 def portions(pairs: Iterator[tuple[Any, str | None]], num_processes: int = 1) -> Iterator[Portion]:
@@ -50,25 +68,25 @@ def shares(lengths: Sequence[int], num_processes: int) -> list[list[int]]:
 
 
 def batches(
-    lengths: Sequence[int],
+    jobs: list[Job],
     most_tokens: int,
     batch_size: int | None,
     key: Callable[[int], object],
-) -> Iterator[slice]:
+) -> Iterator[list[Job]]:
     """Batches of consecutive windows, at least one in each.
 
     Args:
-        lengths: tokens of the windows, the longest first.
+        jobs: the windows, the longest first.
         most_tokens: the most tokens of a batch, padding included.
         batch_size: the most windows of a batch; None for any number.
         key: windows whose lengths have different keys do not share a batch.
     """
     first = 0
-    for i, length in enumerate(lengths):
-        size, longest = i - first, lengths[first]
+    for i, (_, _, length) in enumerate(jobs):
+        size, longest = i - first, jobs[first].num_inputs
         full = (size + 1) * longest > most_tokens or size == batch_size
         if size > 0 and (full or key(length) != key(longest)):
-            yield slice(first, i)
+            yield jobs[first:i]
             first = i
-    if len(lengths) > 0:
-        yield slice(first, len(lengths))
+    if jobs:
+        yield jobs[first:]

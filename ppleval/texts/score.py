@@ -3,7 +3,7 @@
 engine.py scores many texts in batches; stats/totals.py adds up their sums.
 """
 
-import itertools
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -93,7 +93,8 @@ class Draft:
         self.num_bytes, self.num_words = num_bytes, num_words
         self.num_dropped_tokens = num_dropped_tokens
         self._edges = edges
-        self._found: list[tuple[Window, TokenStats]] = []
+        # In any order, each behind the number of its first scored id, which no other has.
+        self._found: list[tuple[int, Window, TokenStats]] = []
         self._end_share_nll = np.nan
 
     @property
@@ -106,27 +107,18 @@ class Draft:
         if window.reads_end and found.share_nll is not None:  # the end is no scored token
             self._end_share_nll = float(found.share_nll[-1])
             found = found[:-1]
-        self._found.append((window, found))
-
-    def _in_order(self) -> list[tuple[Window, TokenStats]]:
-        """The windows that are filled in, in the order of their ids, with their results."""
-        return sorted(self._found, key=lambda part: part[0].first)
+        self._found.append((window.first, window, found))
 
     def _scored(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(what `TokenStats` has under this name, weight) of each scored id, in order, float64."""
-        if not self._found:
-            return np.zeros(0), np.zeros(0)
-        found = self._in_order()
-        values = [getattr(stats, name).numpy() for _, stats in found]
-        weights = [np.full(len(stats.nll), window.weight) for window, stats in found]
+        values, weights = [np.zeros(0)], [np.zeros(0)]
+        for _, window, stats in sorted(self._found):
+            values.append(getattr(stats, name).numpy())
+            weights.append(np.full(len(stats.nll), window.weight))
         return np.concatenate(values).astype(np.float64), np.concatenate(weights)
 
-    def sums(self) -> TextSums:
-        """The text's part in the result of a corpus."""
-        return self._sums("nll")
-
-    def _sums(self, name: str) -> TextSums:
-        """The sums of the nll that `TokenStats` has under this name."""
+    def sums(self, name: str = "nll") -> TextSums:
+        """The text's part in the result of a corpus, of the nll under this name in `TokenStats`."""
         unweighted, weights = self._scored(name)
         has_weight = weights > 0  # a preset may give a scored token no weight
         return TextSums(
@@ -148,44 +140,54 @@ class Draft:
 
     def _contexts(self) -> np.ndarray:
         """How many ids the model could see before each scored id, in order."""
-        if not self._found:
-            return np.zeros(0, dtype=np.int64)
-        return np.concatenate(
-            [np.asarray(window.scored, np.int64) - window.start for window, _ in self._in_order()]
-        )
+        found = [np.zeros(0, dtype=np.int64)]
+        for _, window, _ in sorted(self._found):
+            found.append(np.asarray(window.scored, np.int64) - window.start)
+        return np.concatenate(found)
 
     def score(
         self, decode: Callable[[int], str], with_expected: bool, with_word_starts: bool = False
     ) -> TextScore:
         """The score as callers get it; `decode` gives the string of an id."""
-        text, begin = self.encoded, self.encoded.num_prefix
-        size = len(text.ids)
-        nll, entropy = np.full(size, np.nan), np.full(size, np.nan)
-        ranks = np.zeros(size, dtype=np.int64)
-        share_nll = np.append(np.full(size, np.nan), self._end_share_nll)
-        expected: list[list[tuple[str, float]]] = [[] for _ in range(size)]
-        for window, found in self._found:
-            here = window.scored
-            nll[here] = found.nll.numpy()
-            if found.entropy is not None and found.rank is not None:
-                entropy[here], ranks[here] = found.entropy.numpy(), found.rank.numpy()
-            if found.share_nll is not None:
-                share_nll[here] = found.share_nll.numpy()
-            if found.expected_ids is not None and found.expected_nll is not None:
-                rows = zip(found.expected_ids.tolist(), found.expected_nll.tolist(), strict=True)
-                for place, row in zip(here, rows, strict=True):
-                    expected[place] = [(decode(i), value) for i, value in zip(*row, strict=True)]
+        text = self.encoded
         return TextScore(
             text=text.text,
-            tokens=[decode(i) for i in text.ids[begin:]],
+            tokens=list(map(decode, text.ids[text.num_prefix :])),
             offsets=text.offsets(),
-            nll=nll[begin:].tolist(),
-            entropy=entropy[begin:].tolist(),
-            ranks=ranks[begin:].tolist(),
-            expected=expected[begin:] if with_expected else None,
+            nll=self._column("nll").tolist(),
+            entropy=self._column("entropy").tolist(),
+            ranks=np.nan_to_num(self._column("rank")).astype(np.int64).tolist(),
+            expected=self._expected(decode) if with_expected else None,
             sums=self.sums(),
-            word_start_nll=share_nll[begin:].tolist() if with_word_starts else None,
+            word_start_nll=[*self._column("share_nll").tolist(), self._end_share_nll]
+            if with_word_starts
+            else None,
         )
+
+    def _column(self, name: str) -> np.ndarray:
+        """What `TokenStats` has under this name of each id of the text; NaN where not scored."""
+        found = np.full(len(self.encoded.ids), np.nan)
+        for _, window, stats in self._found:
+            values = getattr(stats, name)
+            if values is not None:
+                found[window.scored] = values.numpy()
+        return found[self.encoded.num_prefix :]
+
+    def _expected(self, decode: Callable[[int], str]) -> list[list[tuple[str, float]]]:
+        """The likeliest tokens in place of each id of the text, with their nll."""
+        expected: list[list[tuple[str, float]]] = [[] for _ in self.encoded.ids]
+        for _, window, found in self._found:
+            if found.expected_ids is None or found.expected_nll is None:
+                continue
+            rows = zip(found.expected_ids.tolist(), found.expected_nll.tolist(), strict=True)
+            for place, (ids, nll) in zip(window.scored, rows, strict=True):
+                expected[place] = list(zip(map(decode, ids), nll, strict=True))
+        return expected[self.encoded.num_prefix :]
+
+
+def decoder(tokenizer) -> Callable[[int], str]:
+    """What gives the string of an id; each is decoded once."""
+    return functools.cache(lambda token_id: str(tokenizer.decode([token_id])))
 
 
 def count_scored(
@@ -211,8 +213,9 @@ def count_scored(
 def _scored_ranges(windows: list[Window]) -> list[tuple[int, int]]:
     """The ids [first, stop) that the windows score; adjacent ranges are joined."""
     ranges: list[tuple[int, int]] = []
-    for first, stop in itertools.chain(*(window.ranges for window in windows)):
-        if ranges and ranges[-1][1] == first:
-            first, _ = ranges.pop()
-        ranges.append((first, stop))
+    for window in windows:
+        for first, stop in window.ranges:
+            if ranges and ranges[-1][1] == first:
+                first, _ = ranges.pop()
+            ranges.append((first, stop))
     return ranges

@@ -8,8 +8,8 @@ before it in the window. A masked model reads all, and one of them is scored.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-# (ids of a text, first id to score) -> windows
-CutIntoWindows = Callable[[int, int], Iterable["Window"]]
+# (ids of a text, window, stride, first id to score) -> windows
+CutIntoWindows = Callable[[int, int, int, int], Iterable["Window"]]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def test_parts_add_up_to_the_result_of_compute(options):
     scorer = metric.text_scorer(model_id=TINY, **options)
     whole = metric.compute(predictions=texts, model_id=TINY, **options)
     sums = [sums for _, sums in scorer.sums(texts)]
-    assert len(sums) == (1 if scorer.joins_texts else len(texts))
+    assert len(sums) == (1 if scorer.rules.joint is not None else len(texts))
     totals = TextTotals()
     for first in range(0, len(sums), 5):
         totals += TextTotals.of(sums[first : first + 5])

@@ -22,7 +22,6 @@ from text_oracles import grown, make_models
 
 from ppleval import Perplexity
 from ppleval.cli.main import main
-from ppleval.texts.engine import Job
 
 CONTEXTS = ["Sleep. ", "", "The letter ", "The dog reads it. " * 4, "un"]
 
@@ -78,7 +77,7 @@ def test_the_scorer_runs_the_output_layer_on_the_masked_positions_alone(ppl, mas
     assert scorer.model.takes_batches
     assert scorer.model.head.layer is model.get_output_embeddings()
     (draft,) = scorer.drafts(TEXTS[:1])
-    spans = [scorer._span(Job(draft, window)) for window in draft.windows]
+    spans = [scorer.reader.span(0, draft.encoded, window) for window in draft.windows]
     assert [span.targets for span in spans] == [[i] for i in draft.encoded.ids]
     assert [span.inputs.count(tokenizer.mask_token_id) for span in spans] == [1] * len(spans)
 
@@ -94,7 +93,7 @@ def test_the_later_tokens_of_a_word_are_masked_by_hand(ppl, masked):
     assert stop - begin >= 2
     for at, window in enumerate(draft.windows):
         end = stop if begin <= at < stop else at + 1 if at >= stop else begins[begins.index(at) + 1]
-        read = tokenizer.convert_ids_to_tokens(scorer._span(Job(draft, window)).inputs)
+        read = tokenizer.convert_ids_to_tokens(scorer.reader.span(0, draft.encoded, window).inputs)
         masks = ["[MASK]"] * (end - at)
         assert read == ["[CLS]", *tokens[:at], *masks, *tokens[end:], "[SEP]"]
 
@@ -108,7 +107,9 @@ def test_a_long_text_is_read_around_each_token(ppl, masked):
     assert [window.start for window in draft.windows] == [
         min(max(at - 3, 0), num_ids - size) for at in range(num_ids)
     ]
-    assert {len(scorer._span(Job(draft, window)).inputs) for window in draft.windows} == {9}
+    assert {
+        len(scorer.reader.span(0, draft.encoded, window).inputs) for window in draft.windows
+    } == {9}
     (score,) = scorer.score(TEXTS[:1])
     expected = expected_nll(model, tokenizer, TEXTS[0], "original", window=9)
     assert score.nll == pytest.approx(expected, rel=2e-5)

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import closing
 from fractions import Fraction
 
 import numpy as np
@@ -40,9 +41,8 @@ def shown(monkeypatch):
 def test_a_first_batch_without_a_token_that_is_scored():
     """As of the word that would follow a text, which is read by itself."""
     told = []
-    with texts_progress.Progress(lambda *numbers: told.append(numbers), 2) as progress:
-        progress.begin(2)
-        progress.expect(5)
+    with closing(texts_progress.Progress(lambda *numbers: told.append(numbers), 2)) as progress:
+        progress.begin(2, 5)
         progress.show()
         progress.add(np.ones(5), 1.0)
         progress.show()
@@ -98,10 +98,9 @@ def test_texts_of_unknown_number_have_no_total(ppl, shown):
 
 def test_a_process_that_scores_a_share(shown):
     """Its part of the portion stands for the portion, also where it has no share of one."""
-    with texts_progress.Progress(True, num_texts=12) as progress:
+    with closing(texts_progress.Progress(True, num_texts=12)) as progress:
         for num_texts, num_tokens in [(3, 10), (6, 0), (3, 7)]:
-            progress.begin(num_texts)
-            progress.expect(num_tokens)
+            progress.begin(num_texts, num_tokens)
             for _ in range(num_tokens):
                 progress.add(np.ones(1), 1.0)
                 progress.show()
@@ -147,8 +146,8 @@ def test_progress_follows_the_switch_of_tqdm():
     """Which tqdm reads where it is imported."""
     program = (
         "from ppleval.texts.progress import Progress\n"
-        "with Progress(True, 1) as bar:\n"
-        "    bar.begin(1), bar.expect(1), bar.show()"
+        "bar = Progress(True, 1)\n"
+        "bar.begin(1, 1), bar.show(), bar.close()"
     )
 
     def shown(value):

@@ -84,7 +84,7 @@ def test_presets_have_their_own_way(ppl, preset):
     ):
         ppl.compute(predictions=TEXTS, model_id=TINY, preset=preset, start_each_window=True)
     scorer = ppl.text_scorer(model_id=TINY, preset=preset)
-    assert scorer.starts_each_window == (preset == "llama.cpp")
+    assert scorer.reader.starts_each_window == (preset == "llama.cpp")
 
 
 def test_no_boolean(ppl):

@@ -272,7 +272,10 @@ def other_cases(rank: int) -> dict:
         found["group of others"] = attempt(ppl.sync, process_group=groups[rank // 2 - 1])
     for name, model in mixed().items():
         scorer = ppl.text_scorer(model=model, tokenizer=tokenizer())
-        found[f"mixed, {name}"] = [scorer.model.dtype, scorer.model.takes_batches]
+        found[f"mixed, {name}"] = [
+            scorer.model.settings()["model_dtype"],
+            scorer.model.takes_batches,
+        ]
     part = tensor_parallel("llama", all_ranks())
     named = {"predictions": TEXTS, "model": part, "tokenizer": tokenizer()}
     found["part of the logits"] = attempt(ppl.compute, **named)
