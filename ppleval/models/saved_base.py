@@ -480,7 +480,8 @@ def _checksum(tensors: Mapping[str, torch.Tensor], name: str, stated: dict) -> s
     digest = hashlib.sha256(f"{name} {_settings_checksum(stated | {'num_texts': None})}".encode())
     for key, tensor in sorted(tensors.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        if tensor.numel() > 0:  # an empty one has no bytes to view
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

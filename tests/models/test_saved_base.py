@@ -453,6 +453,15 @@ def test_planted_links_are_not_followed(ppl, pair, tmp_path):
     assert not (path / LAYER).is_symlink()
 
 
+@pytest.mark.filterwarnings("ignore:.*have no token to score:UserWarning")
+def test_a_base_of_an_empty_text(ppl, pair, tmp_path):
+    names, base = pair
+    path = tmp_path / "base"
+    ppl.save_base([""], path, add_start_token=False, model=base, tokenizer=names["tokenizer"])
+    found = ppl.compare([""], base=path, add_start_token=False, **names)
+    assert (found["num_tokens"], found["num_sequences"]) == (0, 0)
+
+
 def failing(texts):
     yield from texts
     raise RuntimeError
