@@ -271,7 +271,7 @@ LOADING = {
     ),
     "a dtype that there is not": (
         lambda: load(TINY, model_kwargs={"dtype": "float12"}),
-        ["could not be loaded", "float12"],
+        ["could not be loaded", "there is no dtype float12", "bfloat16"],
     ),
     "device= beside model=": (
         lambda: load(None, model=empty_model(), tokenizer=1, device="cpu"),

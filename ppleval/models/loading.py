@@ -143,7 +143,7 @@ class ModelSource:
 
         Raises:
             TypeError: an object that is no model or no tokenizer.
-            ValueError: there is no model at that place, or no such device.
+            ValueError: there is no model at that place, or no such device or dtype.
         """
         if self.model is not None:
             check_model(self.model)
@@ -156,6 +156,7 @@ class ModelSource:
                 check_place(self.model_id, self._where())
             if not PLACING_KWARGS & set(self._kwargs):
                 torch.empty(0, device=self._placed_on)
+            _check_dtype(self._kwargs.get("dtype"))
 
     @property
     def _placed_on(self) -> str | torch.device:
@@ -365,6 +366,12 @@ class BaseSource:
             model_kwargs=self.base_kwargs,
             trust_remote_code=model.trust_remote_code,
         )
+
+
+def _check_dtype(dtype) -> None:
+    """Raises ValueError for the name of a dtype that torch does not have."""
+    if isinstance(dtype, str) and dtype != "auto" and not hasattr(torch, dtype):
+        raise ValueError(f"there is no dtype {dtype}. Pass one of torch's, such as bfloat16.")
 
 
 def split_names(arguments: dict, *kinds: type) -> tuple[dict, ...]:
